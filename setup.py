@@ -1,0 +1,64 @@
+"""The package stepdistill-jax. Tool settings live in pyproject.toml."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+
+# gin files ship inside the package as `stepdistill_jax/_gin`: a top-level `gin` folder in
+# site-packages would be gin-config's own.
+GIN_FOLDERS = ["gin", *(str(p.relative_to(ROOT)) for p in (ROOT / "gin").rglob("*") if p.is_dir())]
+GIN_PACKAGES = {f.replace("gin", "stepdistill_jax._gin", 1).replace("/", "."): f for f in GIN_FOLDERS}
+
+setup(
+    name="stepdistill-jax",
+    version="0.1.0",
+    description="Distilling Step-by-Step (Hsieh et al. 2023) as a JAX/Flax T5 trainer for TPUs",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=[
+        *find_packages(include=["stepdistill_jax*", "tasks*", "launch*"]),
+        *GIN_PACKAGES,
+    ],
+    package_dir=GIN_PACKAGES,
+    package_data={package: ["*.gin"] for package in GIN_PACKAGES},
+    install_requires=[
+        "absl-py>=2.1",
+        "array-record>=0.8",
+        "clu>=0.0.12",
+        "datasets>=4,<6",
+        "etils[epath]>=1.9",
+        "flax>=0.12,<0.13",
+        "gin-config>=0.5",
+        "grain>=0.2.16,<0.3",
+        "jax>=0.10,<0.11",
+        "msgpack>=1.0",
+        "numpy>=2",
+        "optax>=0.2.5,<0.3",
+        "orbax-checkpoint>=0.11.30,<0.13",
+        "safetensors>=0.5",
+        "sentencepiece>=0.2",
+        "seqio>=0.0.20,<0.1",
+        "tensorboard>=2.19",
+        "tqdm>=4.66",
+        "transformers>=5,<6",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+        "test": [
+            "build>=1.2",
+            "hypothesis>=6.100",
+            "import-linter>=2.1",
+            "mypy>=1.15",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.12",
+        ],
+    },
+)

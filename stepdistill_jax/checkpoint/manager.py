@@ -1,0 +1,122 @@
+"""Orbax checkpoints of a training run: state, data position and run identity, all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from stepdistill_jax.spec import InputError
+
+CHECKPOINTS = "checkpoints"
+METRIC = "validation_accuracy"
+
+PyTree = Any
+
+
+def best_key(metrics: dict[str, float]) -> tuple[float, float]:
+    """Sort key under which the largest is the best: accuracy, then the earlier step."""
+    return metrics[METRIC], -metrics["step"]
+
+
+def manager(
+    model_dir: epath.PathLike, *, keep: int = 2, read_only: bool = False
+) -> ocp.CheckpointManager:
+    """Orbax manager of ``MODEL_DIR/checkpoints``: the latest `keep` and the best on validation.
+
+    Args:
+        model_dir: local or ``gs://`` folder of the run.
+        keep: how many of the latest steps survive, besides the best one.
+        read_only: for readers beside a running trainer: nothing is created or deleted.
+    """
+    policy = ocp.checkpoint_managers.AnyPreservationPolicy(
+        [
+            ocp.checkpoint_managers.LatestN(keep),
+            ocp.checkpoint_managers.BestN(
+                get_metric_fn=best_key,  # type: ignore[arg-type]  # any sortable will do
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+    )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy,
+        # Orbax writes and reads metrics only where a best_fn is named.
+        best_fn=best_key,  # type: ignore[arg-type]
+        create=not read_only,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+    )
+    folder = epath.Path(model_dir) / CHECKPOINTS
+    return ocp.CheckpointManager(
+        folder, item_names=("state", "data", "identity"), options=options
+    )
+
+
+def save(
+    checkpoints: ocp.CheckpointManager,
+    step: int,
+    state: PyTree,
+    data_state: dict[str, Any],
+    identity: dict[str, Any],
+    accuracy: float | None = None,
+) -> None:
+    """Starts writing step `step`; training goes on while Orbax writes.
+
+    Args:
+        checkpoints: from `manager`.
+        step: optimizer steps done.
+        state: sharded train state.
+        data_state: the Grain iterator's state after the batch of `step`.
+        identity: what run this is, as JSON.
+        accuracy: label accuracy on validation at this step, where it was measured.
+    """
+    checkpoints.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave(data_state),
+            identity=ocp.args.JsonSave(identity),
+        ),
+        metrics=None if accuracy is None else {METRIC: accuracy, "step": step},
+        # A step that was saved by CHECKPOINT_PERIOD may be saved once more by a preemption.
+        force=True,
+    )
+
+
+def restore(
+    checkpoints: ocp.CheckpointManager, step: int, abstract_state: PyTree
+) -> tuple[PyTree, dict[str, Any]]:
+    """Reads the whole of one step back, onto the shardings of `abstract_state`.
+
+    Returns:
+        The train state and the data iterator's state.
+
+    Raises:
+        InputError: a file of the step is missing or damaged, or the shapes differ.
+    """
+    folder = epath.Path(checkpoints.directory) / str(step)
+    with readable(folder):
+        restored = checkpoints.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
+            ),
+        )
+    return restored["state"], restored["data"]
+
+
+@contextlib.contextmanager
+def readable(folder: epath.Path) -> Iterator[None]:
+    """Turns whatever Orbax and tensorstore raise on a damaged step into one clear error."""
+    try:
+        yield
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{folder}: this checkpoint cannot be read: {reason}; copy the step's folder back from "
+            "a backup, or delete it so that the run continues from the step before"
+        ) from error

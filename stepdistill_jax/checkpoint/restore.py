@@ -1,0 +1,90 @@
+"""What evaluation needs of a checkpoint: which steps there are, and the parameters alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from stepdistill_jax.checkpoint import manager
+from stepdistill_jax.spec import InputError
+
+PyTree = Any
+
+
+def available_steps(model_dir: epath.PathLike) -> list[int]:
+    """Steps with a finished checkpoint, ascending; [] where there is none yet."""
+    folder = epath.Path(model_dir) / manager.CHECKPOINTS
+    if not folder.exists():
+        return []
+    return sorted(ocp.utils.checkpoint_steps(folder))
+
+
+def best_step(model_dir: epath.PathLike) -> int | None:
+    """The kept step of the highest validation accuracy, the earlier on a tie; None if none."""
+    folder = epath.Path(model_dir) / manager.CHECKPOINTS
+    measured = []
+    with manager.manager(model_dir, read_only=True) as checkpoints:
+        for step in available_steps(model_dir):
+            if (folder / str(step) / "metrics").exists():
+                metrics = checkpoints.metrics(step)
+                assert metrics is not None
+                measured.append((manager.best_key(metrics), step))
+    return max(measured)[1] if measured else None
+
+
+def restore_params(model_dir: epath.PathLike, step: int, abstract_params: PyTree) -> PyTree:
+    """Reads the parameters of one step, and no optimizer state, onto any mesh.
+
+    Args:
+        model_dir: the run's folder.
+        step: one of `available_steps`.
+        abstract_params: tree of `jax.ShapeDtypeStruct` with shardings.
+
+    Raises:
+        InputError: no such step, a file missing or damaged, or another model's shapes.
+    """
+    steps = available_steps(model_dir)
+    folder = epath.Path(model_dir) / manager.CHECKPOINTS / str(step)
+    if step not in steps:
+        raise InputError(f"{folder}: no checkpoint of step {step}; there are {steps}")
+    _check_shapes(folder, abstract_params)
+    with manager.readable(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        restored = reader.restore(
+            folder / "state",
+            args=ocp.args.PyTreeRestore(
+                item={"params": abstract_params},
+                restore_args=ocp.checkpoint_utils.construct_restore_args(
+                    {"params": abstract_params}
+                ),
+                partial_restore=True,
+            ),
+        )
+    return restored["params"]
+
+
+def _check_shapes(folder: epath.Path, abstract_params: PyTree) -> None:
+    """Collects every parameter that is missing or of another shape, and raises once."""
+    with manager.readable(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        metadata = reader.metadata(folder / "state").item_metadata
+        if metadata is None:
+            raise ValueError("its index of arrays is missing")
+        stored = metadata.tree["params"]
+    shapes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(stored)
+    }
+    problems = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if shapes.get(name) != tuple(leaf.shape):
+            found = shapes.get(name, "nothing")
+            problems.append(f"{name}: checkpoint has {found}, the model wants {tuple(leaf.shape)}")
+    if problems:
+        raise InputError(
+            f"{folder}: the checkpoint is of another model: {'; '.join(problems[:5])}"
+            f"{f' and {len(problems) - 5} more' if len(problems) > 5 else ''}; "
+            "use the config.gin beside it"
+        )

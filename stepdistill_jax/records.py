@@ -1,0 +1,130 @@
+"""The plain data that modules hand to each other, and strict JSONL in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from etils import epath
+
+from stepdistill_jax.spec import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One row of a data set, before any teacher.
+
+    Attributes:
+        id: unique within the data set's split; the release's own where it has one, else the row
+            number as text.
+        input: the text without a task prefix.
+        label: gold label; None in unlabelled data.
+        explanation: a human's rationale, where the data set has one.
+        choices: the closed set that the label is from; empty where labels are free text.
+        where: ``file:line``, for error messages.
+    """
+
+    id: str
+    input: str
+    label: str | None
+    explanation: str | None = None
+    choices: tuple[str, ...] = ()
+    where: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """What a teacher wrote for one example.
+
+    Attributes:
+        id: the `Example.id` that it belongs to.
+        rationale: may be empty only where the teacher wrote none.
+        label: the teacher's label, in the data set's label space where the parser could tell.
+        repaired: the label was not given in the agreed format, and was certain all the same.
+    """
+
+    id: str
+    rationale: str
+    label: str
+    repaired: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ParseFailure:
+    """A teacher output that yields no usable label.
+
+    Attributes:
+        reason: a short constant, for counting (`no answer marker`, `label not in set`, ...).
+        rationale: the text before the answer where that much is certain, else "".
+        raw: the output as it came.
+    """
+
+    id: str
+    reason: str
+    rationale: str
+    raw: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One training or evaluation row: an input with its label and rationale targets.
+
+    Attributes:
+        label: the training target (gold or the teacher's); "" with `label_weight` 0 if unknown.
+        gold: the gold label that evaluation scores against; None in unlabelled data.
+        rationale: the rationale target; None where there is none (its weight is then 0).
+        label_weight, rationale_weight: factors on every token of the target in the loss, >= 0.
+    """
+
+    id: str
+    input: str
+    label: str
+    gold: str | None
+    rationale: str | None
+    choices: tuple[str, ...] = ()
+    label_weight: float = 1.0
+    rationale_weight: float = 1.0
+
+
+def read_jsonl(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields ``("file:line", object)`` for every line of a JSON-lines file.
+
+    Raises:
+        InputError: the file is missing, or a line is not one JSON object (naming the line).
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    with path.open("r", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{path.name}:{number}"
+            if not line.strip():
+                raise InputError(f"{where}: empty line where a JSON object was expected; remove it")
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"{where}: not a JSON object ({error.msg} at column {error.colno} of "
+                    f"{len(line)}); the line is damaged or the file was cut short: fetch it again"
+                ) from error
+            if not isinstance(row, dict):
+                raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
+            yield where, row
+
+
+def write_atomic(path: epath.PathLike, text: str) -> None:
+    """Writes `text` under a temporary name and renames: readers see all of it or nothing."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}"
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def write_jsonl(path: epath.PathLike, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes one JSON object a line, atomically."""
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,82 @@
+"""Names shared by every module: streams, batch keys, prefixes, mesh axes.
+
+Dimension legend (a one-letter suffix on locals in ``model/``, ``decode/`` and ``objective``):
+
+    B rows   L input positions   T target positions   P label targets   R rationale targets
+    D embed  H heads  K head dim  F mlp  V vocab  N layers  S cached positions
+"""
+
+from __future__ import annotations
+
+# The two tasks of Distilling Step-by-Step. Order matters: the encoder runs once over the streams
+# concatenated along rows in this order.
+LABEL = "label"
+RATIONALE = "rationale"
+STREAMS = (LABEL, RATIONALE)
+
+# The four rank-1 int32 features of every SeqIO task, each ending in EOS.
+FEATURES = ("label_inputs", "label_targets", "rationale_inputs", "rationale_targets")
+
+# Method -> the streams that it trains. Every method is a configuration of the one train step.
+METHOD_STREAMS = {"standard": (LABEL,), "step_by_step": STREAMS}
+
+# Prefix style -> (label prefix, rationale prefix). "release" is what the published code uses,
+# "paper" what Section 3.2 of the paper prints.
+PREFIXES = {"release": ("predict: ", "explain: "), "paper": ("[label] ", "[rationale] ")}
+
+# T5's fixed ids, true of its SentencePiece model, of the byte vocabulary and of the demo's.
+PAD_ID = 0
+EOS_ID = 1
+UNK_ID = 2
+
+# Joins premise and hypothesis in an input text; tokenised as EOS, as in the release.
+SEPARATOR = "</s>"
+
+# Mesh axes, outermost first: between slices (DCN), fully sharded parameters, tensor parallel.
+MESH_AXES = ("replica", "fsdp", "tensor")
+# Rows of a batch are split over these.
+BATCH_AXES = ("replica", "fsdp")
+
+# Logical axes that a parameter or an activation may carry; `parallel/rules.py` maps each to the
+# mesh. The model knows only these names.
+LOGICAL_AXES = (
+    "batch",
+    "length",
+    "embed",
+    "joined_kv",
+    "heads",
+    "kv",
+    "mlp",
+    "vocab",
+    "relpos_buckets",
+    "layers",
+)
+
+# Batch key -> position of each pair's row in the token cache plus one, 0 where nothing lies.
+# Host only: it names the examples of a batch and is never sent to a device.
+EXAMPLE_INDEX = "example_index"
+
+
+def batch_keys(streams: tuple[str, ...]) -> tuple[str, ...]:
+    """Device keys of a train batch: five int32 or float32 arrays for each stream.
+
+    For each stream ``s``: ``s_inputs [B,L]``, ``s_inputs_segment_ids [B,L]``,
+    ``s_targets [B,T]``, ``s_targets_segment_ids [B,T]``, ``s_weights [B,T]`` (float32).
+    Segment ids count from 1 within a row; 0 is padding.
+    """
+    suffixes = ("inputs", "inputs_segment_ids", "targets", "targets_segment_ids", "weights")
+    return tuple(f"{stream}_{suffix}" for stream in streams for suffix in suffixes)
+
+
+class InputError(ValueError):
+    """The user's input is wrong: data, configuration or folder.
+
+    The message says what, where (``file:line`` or gin name), both values and the remedy. The
+    binaries print it without a stack trace and exit with `EXIT_INPUT_ERROR`.
+    """
+
+
+EXIT_INPUT_ERROR = 2
+EXIT_NON_FINITE = 3
+# sysexits.h EX_TEMPFAIL: run the same command again and it continues.
+EXIT_PREEMPTED = 75

@@ -1,0 +1,36 @@
+"""Eight fake CPU devices, set before jax is imported, so that sharding is exercised everywhere."""
+
+import os
+import pathlib
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+# A silent change of rank is a shape bug that numpy hides.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = pathlib.Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """`../shared` with the public data; required in CI, skipped with a word elsewhere."""
+    if not SHARED.exists():
+        message = f"the public data sets are not at {SHARED}"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def spiece(shared: pathlib.Path) -> pathlib.Path:
+    """T5's public SentencePiece model."""
+    return shared / "tokenizer" / "spiece.model"
