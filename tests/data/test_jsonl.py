@@ -1,0 +1,198 @@
+import json
+
+import pytest
+from etils import epath
+
+from stepdistill_jax.data.sources import SOURCES, ColumnConfig, Options
+from stepdistill_jax.data.sources.jsonl import render
+from stepdistill_jax.spec import InputError
+
+ROWS = [
+    {
+        "uid": "a",
+        "premise": "It rains.",
+        "hypothesis": "It is wet.",
+        "gold": 0,
+        "why": "Rain wets.",
+    },
+    {"uid": "b", "premise": "It rains.", "hypothesis": "It is dry.", "gold": 2, "why": None},
+]
+NLI = ColumnConfig(
+    train_file="train.jsonl",
+    id_column="uid",
+    input_template="{premise}</s>{hypothesis}",
+    label_column="gold",
+    rationale_column="why",
+    label_set=((0, "entailment"), (1, "neutral"), (2, "contradiction")),
+)
+
+
+def write(folder, *lines, name="train.jsonl"):
+    path = folder / name
+    path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))
+    return path
+
+
+def load(folder, columns=NLI, split="train", skipped=None):
+    options = Options(columns=columns, skipped=skipped)
+    return SOURCES["jsonl"].load(epath.Path(folder), split, options)
+
+
+def changed(**changes):
+    return {key: value for key, value in {**ROWS[0], **changes}.items() if value != "DROP"}
+
+
+def test_rows_become_examples_by_the_columns_named(tmp_path):
+    write(tmp_path, *ROWS)
+    first, second = load(tmp_path)
+    assert (first.id, first.input) == ("a", "It rains.</s>It is wet.")
+    assert (first.label, first.explanation) == ("entailment", "Rain wets.")
+    assert first.choices == ("entailment", "neutral", "contradiction")
+    assert first.where == "train.jsonl:1"
+    assert (second.label, second.explanation) == ("contradiction", None)
+
+
+def test_an_absolute_file_needs_no_data_dir_and_rows_without_ids_are_numbered(tmp_path):
+    path = write(tmp_path, {"q": "2 + 2", "a": "4"}, {"q": "{q} {0}", "a": "5"}, name="own.jsonl")
+    columns = ColumnConfig(
+        test_file=str(path), input_template="Q{{1}}: {q}", label_column="a", metric="equation"
+    )
+    examples = load("/nowhere", columns, "test")
+    assert [e.id for e in examples] == ["0", "1"]
+    # Braces in the data are data.
+    assert [e.input for e in examples] == ["Q{1}: 2 + 2", "Q{1}: {q} {0}"]
+    assert [e.choices for e in examples] == [(), ()]
+
+
+def test_the_fingerprint_is_over_the_file_read(tmp_path):
+    path = write(tmp_path, *ROWS)
+    options = Options(columns=NLI)
+    assert SOURCES["jsonl"].files(epath.Path(tmp_path), "train", options) == [epath.Path(path)]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            changed(hypothesis="DROP", hypotheses="x"),
+            r"train.jsonl:2: no column 'hypothesis', found .*; the nearest is 'hypotheses'; "
+            "set INPUT_TEMPLATE",
+        ),
+        (changed(gold="DROP"), r"train.jsonl:2: no column 'gold', .*; set LABEL_COLUMN"),
+        (changed(why="DROP"), r"train.jsonl:2: no column 'why', .*; set RATIONALE_COLUMN"),
+        (changed(uid="DROP"), r"train.jsonl:2: no column 'uid', .*; set ID_COLUMN"),
+        (changed(gold=3), r"train.jsonl:2: label 3 is not one of 0, 1, 2; .*LABEL_SET"),
+        (changed(gold="entailment"), r"train.jsonl:2: label 'entailment' is not one of 0, 1, 2"),
+        (changed(gold=False), r"train.jsonl:2: label False is not one of 0, 1, 2"),
+        (changed(gold=[0]), r"train.jsonl:2: label \[0\] is not one of"),
+        (changed(premise=" ", hypothesis=""), r"train.jsonl:2: the input is empty, premise, hyp"),
+        (changed(premise=7), r"train.jsonl:2: column 'premise' is int 7, expected str"),
+        (changed(why=""), r"train.jsonl:2: rationale column 'why' is empty; write null"),
+        (changed(why=["x"]), r"train.jsonl:2: column 'why' is list \['x'\], expected str"),
+        (changed(uid=None), r"train.jsonl:2: id column 'uid' is None"),
+        (changed(uid="b"), r"train.jsonl:2: id b was already used at train.jsonl:1"),
+    ],
+)
+def test_a_bad_row_is_named_with_file_line_and_remedy_and_can_be_skipped(tmp_path, row, message):
+    write(tmp_path, ROWS[1], row)
+    with pytest.raises(InputError, match=message):
+        load(tmp_path)
+    skipped = []
+    assert [e.id for e in load(tmp_path, skipped=skipped)] == ["b"]
+    assert len(skipped) == 1
+
+
+def test_a_free_label_must_be_a_text(tmp_path):
+    columns = ColumnConfig(train_file="train.jsonl", input_template="{q}", label_column="a")
+    write(tmp_path, {"q": "2 + 2", "a": 4})
+    with pytest.raises(InputError, match=r"label column 'a' is int 4, expected str.*LABEL_SET"):
+        load(tmp_path, columns)
+    write(tmp_path, {"q": "2 + 2", "a": "  "})
+    with pytest.raises(InputError, match=r"train.jsonl:1: label column 'a' is empty"):
+        load(tmp_path, columns)
+
+
+def test_a_line_cut_short_is_an_error_even_when_bad_rows_are_skipped(tmp_path):
+    write(tmp_path, ROWS[0], '{"uid": "b", "premi')
+    with pytest.raises(InputError, match=r"train.jsonl:2: not a JSON object"):
+        load(tmp_path, skipped=[])
+
+
+def test_what_is_missing_in_the_configuration_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no split 'test', only train; set TEST_FILE"):
+        load(tmp_path, split="test")
+    with pytest.raises(InputError, match="DATASET jsonl has no columns; set TRAIN_FILE"):
+        load(tmp_path, columns=None)
+    with pytest.raises(InputError, match="no such file"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("template", ["{a.b}", "{a[0]}", "{a!r}", "{a:>9}", "{}", "{a", "no field"])
+def test_a_template_reaches_nothing_but_columns(template):
+    with pytest.raises(InputError, match="INPUT_TEMPLATE"):
+        ColumnConfig(input_template=template)
+
+
+def test_rendering_takes_any_column_name_literally():
+    assert render("{0}|{my col}|{a-b}", {"0": "x", "my col": "y", "a-b": "z"}) == "x|y|z"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A data set as the hub keeps it: a folder of parquet files, with a class-label column."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    rows = {"text": ["one", "two"], "label": [1, 0]}
+    folder = tmp_path / "hub" / "mine"
+    folder.mkdir(parents=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+def hub_columns(hub, **changes):
+    given = {
+        "hf_name": hub,
+        "train_file": "train",
+        "input_template": "{text} ?",
+        "label_column": "label",
+    }
+    return ColumnConfig(**{**given, **changes})
+
+
+def test_a_hugging_face_data_set_reads_by_its_class_names(hub):
+    source = SOURCES["hf"]
+    options = Options(columns=hub_columns(hub))
+    examples = source.load(epath.Path(""), "train", options)
+    assert [(e.id, e.input, e.label) for e in examples] == [
+        ("0", "one ?", "yes"),
+        ("1", "two ?", "no"),
+    ]
+    assert examples[0].choices == ("no", "yes")
+    assert all(path.exists() for path in source.files(epath.Path(""), "train", options))
+    assert source.files(epath.Path(""), "train", options)
+
+
+def test_a_label_set_renames_hugging_face_classes_by_number_or_name(hub):
+    for label_set in (((0, "false"), (1, "true")), (("no", "false"), ("yes", "true"))):
+        options = Options(columns=hub_columns(hub, label_set=label_set))
+        examples = SOURCES["hf"].load(epath.Path(""), "train", options)
+        assert [e.label for e in examples] == ["true", "false"]
+
+
+def test_hugging_face_errors_name_what_to_set(hub):
+    def load_hub(**changes):
+        options = Options(columns=hub_columns(hub, **changes))
+        return SOURCES["hf"].load(epath.Path(""), "train", options)
+
+    with pytest.raises(InputError, match=r"train:1: no column 'txt', .*nearest is 'text'"):
+        load_hub(input_template="{txt}")
+    with pytest.raises(InputError, match=r"split 'dev'.* could not be loaded: .*TRAIN_FILE"):
+        load_hub(train_file="dev")
+    with pytest.raises(InputError, match="HF_NAME is empty"):
+        load_hub(hf_name="")
+    with pytest.raises(InputError, match=r"'no-one/nothing' .*could not be loaded.*HF_HOME"):
+        load_hub(hf_name="no-one/nothing")
