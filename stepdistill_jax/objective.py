@@ -1,0 +1,256 @@
+"""Distilling Step-by-Step's loss: per-stream sums over target tokens and their combination.
+
+Sums, never means, leave this module's first half: a sum over a microbatch or a device's rows adds
+up to the sum over the global batch, a mean does not. `combine` divides, once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from stepdistill_jax.spec import LABEL, RATIONALE, InputError
+
+# Logits of one stream held at once, per device, before the sums are taken in chunks: 2**26 float32
+# are 256 MiB, about 16 rows of 128 targets over T5's vocabulary.
+LOGITS_BUDGET = 2**26
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is minimised.
+
+    Attributes:
+        alpha: ALPHA, weight of the label stream in [0, 1]; the rationale stream has 1 - alpha. The
+            released code's form of the paper's Eq. 3, with 0.5 its default. Unused where only the
+            label stream is trained.
+        z_loss: Z_LOSS, >= 0; adds ``z_loss * logsumexp(logits)**2`` to every token's loss, as T5X
+            does (1e-4 there in pretraining, 0 in fine-tuning with the paper's settings).
+        label_smoothing: LABEL_SMOOTHING in [0, 1); T5X's convention: the target's probability is
+            1 - s, every other id's s / (V - 1), and the entropy of that distribution is subtracted
+            so that a perfect model still has loss 0.
+        logits_chunk: LOGITS_CHUNK, target positions whose logits are held at once; 0 = all of them
+            unless they exceed `LOGITS_BUDGET`. Any choice gives the same loss.
+    """
+
+    alpha: float = 0.5
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    logits_chunk: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.alpha <= 1.0:
+            raise InputError(f"ALPHA={self.alpha}: the label stream's weight lies in [0, 1]")
+        if not 0.0 <= self.z_loss < float("inf"):
+            raise InputError(f"Z_LOSS={self.z_loss}: expected a number >= 0 (0 = off)")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise InputError(f"LABEL_SMOOTHING={self.label_smoothing}: expected 0 <= s < 1")
+        if self.logits_chunk < 0:
+            raise InputError(
+                f"LOGITS_CHUNK={self.logits_chunk}: expected positions >= 1, or 0 = automatic"
+            )
+
+
+class StreamSums(NamedTuple):
+    """Float32 scalars of one stream; they add over microbatches.
+
+    Attributes:
+        loss: weighted token losses.
+        weight: token weights.
+        correct: weights of the tokens whose target has the highest logit (a tie counts).
+    """
+
+    loss: jax.Array
+    weight: jax.Array
+    correct: jax.Array
+
+
+def shift_right(targets: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """Decoder inputs of packed rows: each segment's targets one to the right, 0 in front.
+
+    ``targets      5 6 1  7 1  0``
+    ``segment_ids  1 1 1  2 2  0``
+    ``result       0 5 6  0 7  0``
+
+    Args:
+        targets: int [B, T].
+        segment_ids: int [B, T], 0 = padding.
+    """
+    starts = ((0, 0), (1, 0))
+    previous = jnp.pad(targets, starts)[:, :-1]
+    previous_segment = jnp.pad(segment_ids, starts)[:, :-1]
+    inside = (segment_ids == previous_segment) & (segment_ids > 0)
+    return jnp.where(inside, previous, 0)
+
+
+def cross_entropy_sums(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, config: ObjectiveConfig
+) -> StreamSums:
+    """Weighted cross-entropy, weight and correctness, summed over all tokens, in float32.
+
+    Args:
+        logits: [B, T, V].
+        targets: int [B, T].
+        weights: float [B, T]; a token of weight 0 adds nothing.
+        config: z-loss and label smoothing.
+    """
+    losses, correct = _token_losses(
+        logits.astype(jnp.float32), targets, config.z_loss, config.label_smoothing
+    )
+    weights = weights.astype(jnp.float32)
+    return StreamSums(
+        loss=jnp.sum(losses * weights), weight=jnp.sum(weights), correct=jnp.sum(correct * weights)
+    )
+
+
+def stream_sums(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    hidden: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    config: ObjectiveConfig,
+    *,
+    row_shards: int = 1,
+) -> StreamSums:
+    """`cross_entropy_sums` of ``logits_fn(hidden)`` without holding all logits where they are many.
+
+    Chunks run over target positions, which no mesh axis splits, so each device keeps its rows. A
+    chunk's logits are recomputed in the backward pass.
+
+    Args:
+        logits_fn: [B, t, D] -> [B, t, V].
+        hidden: [B, T, D].
+        targets: int [B, T].
+        weights: float [B, T].
+        config: `ObjectiveConfig.logits_chunk` sets the chunk.
+        row_shards: devices that the B rows are split over.
+    """
+
+    def sums(hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> StreamSums:
+        return cross_entropy_sums(logits_fn(hidden), targets, weights, config)
+
+    B, T, _ = hidden.shape
+    V = jax.eval_shape(logits_fn, hidden).shape[-1]
+    chunk = config.logits_chunk or max(1, LOGITS_BUDGET * row_shards // (B * V))
+    if chunk >= T:
+        return sums(hidden, targets, weights)
+    n = -(-T // chunk)
+
+    def chunked(x: jax.Array) -> jax.Array:
+        padding = [(0, 0)] * x.ndim
+        padding[1] = (0, n * chunk - T)
+        x = jnp.pad(x, padding)
+        return jnp.moveaxis(x.reshape(B, n, chunk, *x.shape[2:]), 1, 0)
+
+    def add(
+        total: StreamSums, xs: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[StreamSums, None]:
+        return jax.tree.map(jnp.add, total, jax.checkpoint(sums)(*xs)), None
+
+    zero = StreamSums(*[jnp.zeros((), jnp.float32)] * 3)
+    return jax.lax.scan(add, zero, (chunked(hidden), chunked(targets), chunked(weights)))[0]
+
+
+def coefficients(weights: Mapping[str, jax.Array], alpha: float) -> dict[str, jax.Array]:
+    """Factor of each stream's loss sum: its share over its weight; 0 where the weight is 0.
+
+    Args:
+        weights: stream -> token weight of the whole global batch. Label alone has share 1; label
+            and rationale have alpha and 1 - alpha.
+        alpha: see `ObjectiveConfig`.
+    """
+    shares = {LABEL: alpha, RATIONALE: 1.0 - alpha} if RATIONALE in weights else {LABEL: 1.0}
+    return {stream: shares[stream] * _inverse(weight) for stream, weight in weights.items()}
+
+
+def combine(sums: Mapping[str, StreamSums], alpha: float) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss ``alpha * label mean + (1 - alpha) * rationale mean`` and its parts.
+
+    Args:
+        sums: stream -> sums over the global batch. Without the rationale stream the loss is the
+            label mean alone: standard finetuning.
+        alpha: see `ObjectiveConfig`.
+
+    Returns:
+        The loss, and ``loss``, and for each stream ``s``: ``s_loss`` (nats a token, z-loss
+        included), ``s_accuracy`` (teacher-forced, a token) and ``s_tokens`` (token weight).
+        A stream of weight 0 has loss 0 and accuracy 0.
+    """
+    factors = coefficients({stream: s.weight for stream, s in sums.items()}, alpha)
+    loss = sum((factors[stream] * s.loss for stream, s in sums.items()), start=jnp.float32(0))
+    metrics = {"loss": loss}
+    for stream, s in sums.items():
+        metrics[f"{stream}_loss"] = s.loss * _inverse(s.weight)
+        metrics[f"{stream}_accuracy"] = s.correct * _inverse(s.weight)
+        metrics[f"{stream}_tokens"] = s.weight
+    return loss, metrics
+
+
+def _inverse(weight: jax.Array) -> jax.Array:
+    """1 / weight, 0 where weight is 0."""
+    return jnp.where(weight > 0, 1.0 / jnp.where(weight > 0, weight, 1.0), 0.0)
+
+
+# Autodiff would scatter the target's gradient into a second array of logits' size and keep the
+# exponentials of a third. This rule keeps the logits and forms their gradient in one fused pass.
+# The target's logit is read by a masked sum, not a gather: it fuses into the same pass and needs
+# no collective but a scalar sum where the vocabulary is split over devices.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _token_losses(
+    logits: jax.Array, targets: jax.Array, z_loss: float, label_smoothing: float
+) -> tuple[jax.Array, jax.Array]:
+    """Float32 [..., V] logits, int [...] targets -> float32 [...] losses and correctness."""
+    return _token_losses_forward(logits, targets, z_loss, label_smoothing)[0]
+
+
+def _is_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    ids = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    return ids == targets[..., None]
+
+
+def _probabilities(label_smoothing: float, V: int) -> tuple[float, float]:
+    """Probability of the target and of each other id."""
+    return 1.0 - label_smoothing, label_smoothing / (V - 1)
+
+
+def _token_losses_forward(
+    logits: jax.Array, targets: jax.Array, z_loss: float, label_smoothing: float
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+    target_logit = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
+    highest = jnp.max(logits, axis=-1)
+    log_z = highest + jnp.log(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1))
+    losses = log_z - target_logit
+    if label_smoothing > 0.0:
+        high, low = _probabilities(label_smoothing, V=logits.shape[-1])
+        losses = log_z - (high - low) * target_logit - low * jnp.sum(logits, axis=-1)
+        entropy = -label_smoothing * math.log(low)
+        if high > 0.0:
+            entropy -= high * math.log(high)
+        losses -= entropy
+    if z_loss > 0.0:
+        losses += z_loss * jnp.square(log_z)
+    correct = (target_logit >= highest).astype(jnp.float32)
+    return (losses, correct), (logits, targets, log_z)
+
+
+def _token_losses_backward(
+    z_loss: float,
+    label_smoothing: float,
+    residuals: tuple[jax.Array, jax.Array, jax.Array],
+    cotangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, None]:
+    logits, targets, log_z = residuals
+    high, low = _probabilities(label_smoothing, V=logits.shape[-1])
+    softmax = jnp.exp(logits - log_z[..., None])
+    slope = (1.0 + 2.0 * z_loss * log_z)[..., None] * softmax
+    slope -= jnp.where(_is_target(logits, targets), high, low)
+    return cotangents[0][..., None] * slope, None
+
+
+_token_losses.defvjp(_token_losses_forward, _token_losses_backward)
