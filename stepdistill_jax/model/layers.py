@@ -1,0 +1,151 @@
+"""T5's building blocks: dense without bias, RMS norm, MLP, embedding, dropout."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.spmd import with_logical_constraint
+
+from stepdistill_jax.model.config import T5Config
+
+Initializer = Callable[..., Any]
+
+ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+    "linear": lambda x: x,
+}
+
+# The residual stream names no embed axis: rows already use the mesh axis that splits "embed" of
+# the parameters.
+RESIDUAL_AXES = ("batch", "length", None)
+
+truncated_normal_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def parameter(
+    module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]
+) -> jax.Array:
+    """A float32 parameter of `module` that carries its logical axes."""
+    array: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    return array
+
+
+def dropout(config: T5Config, name: str | None = None) -> nn.Dropout:
+    """T5's dropout: one draw for all positions of a row (for all queries, in attention)."""
+    return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,), name=name)
+
+
+class Dense(nn.Module):
+    """A product with a 2-D kernel, without bias.
+
+    Attributes:
+        features: width of the output.
+        axes: logical axes of the kernel.
+        dtype: the product is computed in it; the kernel is stored in float32.
+        kernel_init: initialiser of the kernel.
+        output_dtype: what the product is accumulated and returned in; None = `dtype`.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    dtype: jnp.dtype
+    kernel_init: Initializer = truncated_normal_init
+    output_dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., in] to [..., features]."""
+        kernel = parameter(
+            self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.axes
+        )
+        return jnp.einsum(
+            "...i,io->...o",
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            preferred_element_type=self.output_dtype,
+        )
+
+
+class RMSNorm(nn.Module):
+    """Layer norm of T5: no mean, no bias, computed in float32."""
+
+    dtype: jnp.dtype
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises the last axis; the result is in `dtype`."""
+        scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],), ("embed",))
+        x = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+        return (x * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(self.dtype)
+
+
+class Mlp(nn.Module):
+    """``wo(dropout(act(wi x)))``, or gated: ``wo(dropout(act_0(wi_0 x) * act_1(wi_1 x)))``."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """Maps [B, L, D] to [B, L, D]."""
+        config = self.config
+        names = ("wi",) if len(config.mlp_activations) == 1 else ("wi_0", "wi_1")
+        dense = functools.partial(Dense, dtype=config.activation_dtype)
+        factors = [
+            ACTIVATION_FUNCTIONS[activation](dense(config.mlp_dim, ("embed", "mlp"), name=name)(x))
+            for activation, name in zip(config.mlp_activations, names, strict=True)
+        ]
+        hidden = functools.reduce(operator.mul, factors)
+        hidden = dropout(config)(hidden, deterministic=deterministic)
+        hidden = with_logical_constraint(hidden, ("batch", "length", "mlp"))
+        return dense(config.emb_dim, ("mlp", "embed"), name="wo")(hidden)
+
+
+class Embed(nn.Module):
+    """Token embedding, and the output matrix where it is tied (T5X: `token_embedder`)."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        """Declares the parameter."""
+        config = self.config
+        self.embedding = parameter(
+            self,
+            "embedding",
+            nn.initializers.normal(config.embedding_init_scale),
+            (config.vocab_size, config.emb_dim),
+            ("vocab", "embed"),
+        )
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Maps int32 [B, L] to [B, L, D] in the activations' dtype."""
+        config = self.config
+        dtype = config.activation_dtype
+        if config.one_hot_embedding:
+            one_hot = jax.nn.one_hot(tokens, config.vocab_size, dtype=dtype)
+            x = jnp.einsum("blv,vd->bld", one_hot, self.embedding.astype(dtype))
+        else:
+            # Rows are cast after the gather: the table is read where it is needed, and its
+            # gradient adds up in float32. Ids are in range (checked against the vocabulary at
+            # start), so no pass over the result fills in for those that are not.
+            x = jnp.take(self.embedding, tokens, axis=0, mode="clip").astype(dtype)
+        return with_logical_constraint(x, RESIDUAL_AXES)
+
+    def attend(self, hidden: jax.Array) -> jax.Array:
+        """Scores of every token: [..., D] to float32 [..., V]."""
+        return jnp.einsum(
+            "...d,vd->...v",
+            hidden,
+            self.embedding.astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )

@@ -1,0 +1,119 @@
+"""Runs the layers of a stack, scanned or unrolled, and moves parameters between the two forms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from stepdistill_jax.model.config import T5Config
+
+Params = dict[str, Any]
+
+STACKED = "layers"
+_LAYER = re.compile(r"layers_(\d+)")
+
+REMAT: dict[str, Callable[..., bool] | None] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": None,
+}
+
+
+def make_layers(config: T5Config, layer: type[nn.Module], count: int) -> Any:
+    """One layer to scan (parameters `layers`), or `count` of them (`layers_0`, ...).
+
+    To be assigned to an attribute named ``layers`` in `setup`, which gives them these names.
+    """
+    return layer(config) if config.scan_layers else [layer(config) for _ in range(count)]
+
+
+def run_layers(
+    config: T5Config,
+    layers: Any,
+    count: int,
+    body: Callable[..., tuple[Any, Any]],
+    carry: Any,
+    scanned: Any = None,
+    shared: Any = None,
+) -> tuple[Any, Any]:
+    """Passes `carry` through the layers; the one place that knows of scan and remat.
+
+    Args:
+        config: decides between scan and unrolled, and what is recomputed.
+        layers: what `make_layers` gave.
+        count: how many layers.
+        body: ``body(layer, carry, scanned of this layer, shared) -> (carry, output)``.
+        carry: what goes from layer to layer.
+        scanned: arrays with one leading entry for each layer.
+        shared: arrays that every layer sees (masks, biases, the encoder's output).
+
+    Returns:
+        The last carry, and the outputs stacked along a new first axis.
+    """
+    if config.remat != "none":
+        # Inside a scan nothing can merge the recomputation with the first one: no barrier needed.
+        body = nn.remat(body, policy=REMAT[config.remat], prevent_cse=not config.scan_layers)
+    if config.scan_layers:
+        scan = nn.scan(
+            body,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast),
+            length=count,
+            metadata_params={nn.PARTITION_NAME: STACKED},
+        )
+        return scan(layers, carry, scanned, shared)
+    outputs = []
+    for index, layer in enumerate(layers):
+        own = jax.tree.map(lambda x, index=index: x[index], scanned)
+        carry, output = body(layer, carry, own, shared)
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
+
+
+def stack_layers(params: Params) -> Params:
+    """Parameters of unrolled layers (`layers_0`, `layers_1`, ...) as those of scanned ones.
+
+    Works on the trees `encoder` and `decoder`; all else, and a tree that is stacked, stays.
+    """
+    return {name: _stack(tree) if _is_stack(name) else tree for name, tree in params.items()}
+
+
+def unstack_layers(params: Params) -> Params:
+    """The inverse of `stack_layers`."""
+    return {name: _unstack(tree) if _is_stack(name) else tree for name, tree in params.items()}
+
+
+def _is_stack(name: str) -> bool:
+    return name in ("encoder", "decoder")
+
+
+def _stack(tree: Params) -> Params:
+    found = {int(m[1]): name for name in tree if (m := _LAYER.fullmatch(name))}
+    if not found:
+        return tree
+    rest = {name: value for name, value in tree.items() if name not in found.values()}
+    ordered = [tree[found[index]] for index in range(len(found))]
+    return rest | {STACKED: jax.tree.map(lambda *leaves: _stack_leaves(leaves), *ordered)}
+
+
+def _unstack(tree: Params) -> Params:
+    if STACKED not in tree:
+        return tree
+    rest = {name: value for name, value in tree.items() if name != STACKED}
+    count = jax.tree.leaves(tree[STACKED])[0].shape[0]
+    for index in range(count):
+        rest[f"layers_{index}"] = jax.tree.map(lambda x, index=index: x[index], tree[STACKED])
+    return rest
+
+
+def _stack_leaves(leaves: Sequence[Any]) -> Any:
+    # Converted weights are on the host and may not fit on one device.
+    if all(isinstance(leaf, np.ndarray) for leaf in leaves):
+        return np.stack(leaves)
+    return jnp.stack(leaves)
