@@ -9,7 +9,9 @@ ROOT = pathlib.Path(__file__).parent
 # gin files ship inside the package as `stepdistill_jax/_gin`: a top-level `gin` folder in
 # site-packages would be gin-config's own.
 GIN_FOLDERS = ["gin", *(str(p.relative_to(ROOT)) for p in (ROOT / "gin").rglob("*") if p.is_dir())]
-GIN_PACKAGES = {f.replace("gin", "stepdistill_jax._gin", 1).replace("/", "."): f for f in GIN_FOLDERS}
+GIN_PACKAGES = {
+    f.replace("gin", "stepdistill_jax._gin", 1).replace("/", "."): f for f in GIN_FOLDERS
+}
 
 setup(
     name="stepdistill-jax",

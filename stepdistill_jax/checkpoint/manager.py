@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -51,9 +53,7 @@ def manager(
         cleanup_tmp_directories=not read_only,
     )
     folder = epath.Path(model_dir) / CHECKPOINTS
-    return ocp.CheckpointManager(
-        folder, item_names=("state", "data", "identity"), options=options
-    )
+    return ocp.CheckpointManager(folder, item_names=("state", "data", "identity"), options=options)
 
 
 def save(
@@ -114,7 +114,11 @@ def readable(folder: epath.Path) -> Iterator[None]:
     """Turns whatever Orbax and tensorstore raise on a damaged step into one clear error."""
     try:
         yield
-    except (ValueError, KeyError, OSError, TypeError) as error:
+    except (InputError, jax.errors.JaxRuntimeError):
+        raise  # the second is a device's error, such as no memory, not the file's
+    except Exception as error:  # a missing array chunk comes as a bare Exception
+        # The abandoned reads would each log a stack trace of their own.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"{folder}: this checkpoint cannot be read: {reason}; copy the step's folder back from "

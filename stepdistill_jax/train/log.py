@@ -1,0 +1,137 @@
+"""What a run tells: metrics.jsonl, TensorBoard, and the parameter inventory."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from etils import epath
+
+from stepdistill_jax import records
+from stepdistill_jax.spec import EXAMPLE_INDEX
+
+METRICS_FILE = "metrics.jsonl"
+PARAMETERS_FILE = "parameters.txt"
+
+# Peak dense bfloat16 FLOP/s of one device as jax counts devices, by `device_kind`; from the
+# vendors' data sheets (Google Cloud TPU system architecture pages; NVIDIA H100 and A100 sheets,
+# SXM, without sparsity). A device that is not here gets no model FLOPs utilisation.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def write_inventory(model_dir: epath.PathLike, params: Any) -> int:
+    """Writes every parameter's name, shape and count to ``parameters.txt``; returns the total."""
+    records.write_atomic(
+        epath.Path(model_dir) / PARAMETERS_FILE,
+        parameter_overview.get_parameter_overview(params, include_stats=False) + "\n",
+    )
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+class MetricLog:
+    """Appends one line a logged step to ``metrics.jsonl``, and scalars to TensorBoard.
+
+    Lines of steps after `resume_step` are dropped on opening: the run is about to write them
+    again, with the same numbers.
+    """
+
+    def __init__(self, model_dir: epath.PathLike, resume_step: int, *, tensorboard: bool) -> None:
+        folder = epath.Path(model_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / METRICS_FILE
+        if path.exists():
+            records.write_atomic(path, "".join(_lines_up_to(path.read_text(), resume_step)))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # closed in `close`
+        self._writer = None
+        if tensorboard:
+            # clu's writer imports TensorFlow: seconds of start-up that only TENSORBOARD pays.
+            from clu import metric_writers
+
+            self._writer = metric_writers.SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Writes one line ``{"step": step, **values}``; a None is written as null."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            scalars = {name: value for name, value in values.items() if value is not None}
+            self._writer.write_scalars(step, scalars)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _lines_up_to(text: str, step: int) -> list[str]:
+    """The complete lines of steps 1 to `step`; a killed run may have left a torn last one."""
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]
+    return [line for line in lines if json.loads(line)["step"] <= step]
+
+
+class Throughput:
+    """Pairs, tokens and waiting time since the last `read`, over all processes.
+
+    Args:
+        flops_per_step: model FLOPs of one optimizer step, forward and backward.
+    """
+
+    def __init__(self, flops_per_step: float) -> None:
+        device = jax.devices()[0]
+        peak = PEAK_FLOPS.get(device.device_kind)
+        self._peak = None if peak is None else peak * jax.device_count()
+        self._flops_per_step = flops_per_step
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start = time.perf_counter()
+        self._steps = self._pairs = self._tokens = self._slots = 0
+        self._wait = 0.0
+
+    def add(self, batch: Mapping[str, np.ndarray], wait: float) -> None:
+        """Counts one local batch that took `wait` seconds to arrive."""
+        self._steps += 1
+        self._wait += wait
+        self._pairs += int(np.count_nonzero(batch[EXAMPLE_INDEX]))
+        for name, values in batch.items():
+            if name.endswith("_segment_ids"):
+                self._tokens += int(np.count_nonzero(values))
+                self._slots += values.size
+
+    def read(self) -> dict[str, float | None]:
+        """Rates a second since the last call; every process is taken to feed as much as this one.
+
+        ``fill`` is the share of input and target positions that hold a token, ``data_wait`` the
+        share of time spent waiting for a batch, ``mfu`` the model FLOPs utilisation (None where
+        the device's peak is not known).
+        """
+        seconds = time.perf_counter() - self._start
+        processes = jax.process_count()
+        flops = self._flops_per_step * self._steps / seconds
+        values = {
+            "pairs_per_second": self._pairs * processes / seconds,
+            "tokens_per_second": self._tokens * processes / seconds,
+            "fill": self._tokens / self._slots,
+            "data_wait": self._wait / seconds,
+            "mfu": None if self._peak is None else flops / self._peak,
+        }
+        self._reset()
+        return values

@@ -1,0 +1,236 @@
+"""The train loop: steps, metrics, evaluation, checkpoints, preemption and exact resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from tqdm import tqdm
+
+from stepdistill_jax import records
+from stepdistill_jax.checkpoint import manager
+from stepdistill_jax.spec import EXAMPLE_INDEX, InputError
+from stepdistill_jax.train.log import MetricLog, Throughput
+from stepdistill_jax.train.state import TrainState
+
+Batch = dict[str, np.ndarray]
+Metrics = dict[str, jax.Array]
+
+NON_FINITE_FILE = "non_finite.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How long to train and what to do on the way; all periods in optimizer steps.
+
+    `eval_period` 0 evaluates after the last step alone; `early_stop_evals` 0 never stops early.
+    """
+
+    model_dir: str
+    train_steps: int
+    log_period: int = 10
+    eval_period: int = 250
+    checkpoint_period: int = 250
+    early_stop_evals: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"train_steps": 1, "log_period": 1, "checkpoint_period": 1}
+        for name in ("eval_period", "early_stop_evals"):
+            least[name] = 0
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise InputError(
+                    f"{name.upper()} is {getattr(self, name)}: expected {bound} or more"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a call of `Trainer.run` ended.
+
+    Attributes:
+        step: optimizer steps done in all.
+        preempted: SIGTERM came; the state of `step` is saved.
+        evals: (step, validation accuracy) of the whole run, in order.
+    """
+
+    step: int
+    preempted: bool
+    evals: tuple[tuple[int, float], ...]
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient norm became NaN or infinite; the message names the step and the file."""
+
+
+class Preemption:
+    """Notes SIGTERM, which a TPU VM gets before it is taken away; a second one kills at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> Preemption:
+        self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.requested = True
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+
+def _due(step: int, period: int) -> bool:
+    return period > 0 and step % period == 0
+
+
+def resume(
+    checkpoints: ocp.CheckpointManager,
+    state: TrainState,
+    batches: grain.DatasetIterator,
+) -> tuple[TrainState, list[tuple[int, float]]]:
+    """Continues from the latest checkpoint, where there is one.
+
+    Order of precedence: the run's own latest checkpoint, then the given fresh `state`.
+
+    Returns:
+        The state to go on with and the validation accuracies so far; `batches` is moved to the
+        batch after the checkpoint's.
+    """
+    step = checkpoints.latest_step()
+    if step is None:
+        return state, []
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    state, data = manager.restore(checkpoints, step, abstract)
+    batches.set_state(data["iterator"])
+    logging.info("Continuing from the checkpoint of step %d.", step)
+    return state, [(int(s), float(a)) for s, a in data["evals"]]
+
+
+@dataclasses.dataclass
+class Trainer:
+    """One run's parts, joined by `run`.
+
+    Attributes:
+        config: periods and length.
+        train_step: jitted ``(state, batch) -> (state, metrics)``.
+        batches: infinite packed host batches, with get_state.
+        place: host batch to global device arrays.
+        evaluate: ``(params, step) -> label accuracy on validation``; writes its own files.
+        checkpoints: from `checkpoint.manager.manager`.
+        log: where metrics go.
+        throughput: counts pairs and tokens.
+        example_ids: values of EXAMPLE_INDEX to the data set's ids, for the non-finite report.
+        identity: what run this is; saved with every checkpoint.
+    """
+
+    config: LoopConfig
+    train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+    batches: grain.DatasetIterator
+    place: Callable[[Batch], Any]
+    evaluate: Callable[[Any, int], float]
+    checkpoints: ocp.CheckpointManager
+    log: MetricLog
+    throughput: Throughput
+    example_ids: Callable[[np.ndarray], list[str]]
+    identity: Mapping[str, Any]
+
+    def run(self, state: TrainState, evals: list[tuple[int, float]]) -> Outcome:
+        """Trains up to `train_steps`, early stop or SIGTERM; every way out leaves a checkpoint.
+
+        Raises:
+            NonFiniteError: with the step and the batch's example ids in ``non_finite.json``.
+        """
+        config = self.config
+        step = int(state.step)
+        pending: tuple[int, Metrics, np.ndarray] | None = None
+        with (
+            Preemption() as preemption,
+            tqdm(total=config.train_steps, initial=step, unit="step", dynamic_ncols=True) as bar,
+        ):
+            while step < config.train_steps and not self._stop_early(evals):
+                waiting = time.perf_counter()
+                batch = next(self.batches)
+                self.throughput.add(batch, time.perf_counter() - waiting)
+                state, metrics = self.train_step(state, self.place(batch))
+                step += 1
+                # Reading the metrics of the step before lets the device run on meanwhile.
+                if pending is not None:
+                    self._report(*pending, bar)
+                pending = (step, metrics, batch[EXAMPLE_INDEX])
+                evaluates = step == config.train_steps or _due(step, config.eval_period)
+                saves = evaluates or preemption.requested or _due(step, config.checkpoint_period)
+                if saves:
+                    # A state is saved or scored only once its own step is known to be finite.
+                    self._report(*pending, bar)
+                    pending = None
+                    accuracy = self.evaluate(state.params, step) if evaluates else None
+                    if accuracy is not None:
+                        evals.append((step, accuracy))
+                        bar.write(f"step {step}: validation label accuracy {accuracy:.2%}")
+                    self._save(state, step, evals, accuracy)
+                if preemption.requested and saves:
+                    break
+        self.checkpoints.wait_until_finished()
+        return Outcome(step, preemption.requested and step < config.train_steps, tuple(evals))
+
+    def _stop_early(self, evals: list[tuple[int, float]]) -> bool:
+        """Whether the last `early_stop_evals` evaluations brought nothing above the best before."""
+        patience = self.config.early_stop_evals
+        if not patience or len(evals) <= patience:
+            return False
+        before = max(accuracy for _, accuracy in evals[:-patience])
+        return all(accuracy <= before for _, accuracy in evals[-patience:])
+
+    def _save(
+        self,
+        state: TrainState,
+        step: int,
+        evals: list[tuple[int, float]],
+        accuracy: float | None,
+    ) -> None:
+        data = {"iterator": self.batches.get_state(), "evals": evals}
+        manager.save(self.checkpoints, step, state, data, dict(self.identity), accuracy)
+
+    def _report(self, step: int, metrics: Metrics, index: np.ndarray, bar: tqdm) -> None:
+        """Reads a step's metrics from the device, checks them, logs them and moves the bar."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            self._stop_non_finite(step, bad, values, index)
+        bar.update(step - bar.n)
+        if step % self.config.log_period == 0 or step == self.config.train_steps:
+            rates = self.throughput.read()
+            self.log.write(step, {**values, **rates})
+            bar.set_postfix_str(
+                f"loss {values['loss']:.3f}, {rates['pairs_per_second']:.0f} pairs/s"
+            )
+
+    def _stop_non_finite(
+        self, step: int, bad: list[str], values: dict[str, float], index: np.ndarray
+    ) -> None:
+        ids = self.example_ids(index[index > 0])
+        path = epath.Path(self.config.model_dir) / NON_FINITE_FILE
+        report = {"step": step, "metrics": {k: repr(v) for k, v in values.items()}, "ids": ids}
+        records.write_jsonl(path, [report])
+        raise NonFiniteError(
+            f"step {step}: {', '.join(f'{name} is {values[name]}' for name in bad)}; the "
+            f"{len(ids)} examples of its batch are in {path}; the last checkpoint is of step "
+            f"{self.checkpoints.latest_step()}; lower LEARNING_RATE, set CLIP_NORM, or look at "
+            "the examples, and run the same command in a new MODEL_DIR"
+        )

@@ -1,0 +1,133 @@
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from stepdistill_jax.checkpoint import manager, restore
+from stepdistill_jax.spec import InputError
+
+
+def mesh(*shape: int) -> jax.sharding.Mesh:
+    return jax.make_mesh(
+        shape, ("replica", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * len(shape)
+    )
+
+
+def sharded(tree, on: jax.sharding.Mesh):
+    return jax.device_put(tree, NamedSharding(on, PartitionSpec("fsdp")))
+
+
+def abstract(tree, on: jax.sharding.Mesh):
+    def leaf(x):
+        sharding = NamedSharding(on, PartitionSpec(*["fsdp"][: x.ndim]))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(leaf, tree)
+
+
+@pytest.fixture
+def params():
+    keys = jax.random.split(jax.random.key(0))
+    # The kernel is large enough that Orbax writes its chunks to files of their own.
+    return {
+        "dense": {"kernel": jax.random.normal(keys[0], (800, 1000))},
+        "norm": {"scale": jax.random.normal(keys[1], (8,))},
+    }
+
+
+def write(model_dir, params, accuracies):
+    """Saves one checkpoint for each (step, accuracy or None); parameters are scaled by the step."""
+    with manager.manager(model_dir, keep=2) as checkpoints:
+        for step, accuracy in accuracies:
+            scaled = jax.tree.map(lambda x, step=step: x * step, params)
+            state = {"params": scaled, "opt_state": optax.adamw(1e-3).init(scaled)}
+            data = {"iterator": {"next": step}, "evals": []}
+            manager.save(checkpoints, step, state, data, {"config": ""}, accuracy)
+        checkpoints.wait_until_finished()
+
+
+def test_the_latest_two_and_the_best_on_validation_are_kept(tmp_path, params):
+    accuracies = [(1, 0.5), (2, 0.9), (3, 0.9), (4, None), (5, 0.1), (6, None)]
+    write(tmp_path, params, accuracies)
+    assert restore.available_steps(tmp_path) == [2, 5, 6]
+    # Steps 2 and 3 tie: the earlier wins.
+    assert restore.best_step(tmp_path) == 2
+
+
+def test_nothing_saved_yet(tmp_path):
+    assert restore.available_steps(tmp_path) == []
+    assert restore.best_step(tmp_path) is None
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 4), (2, 4, 1)])
+def test_parameters_restore_bit_for_bit_on_another_mesh(tmp_path, params, shape):
+    write(tmp_path, sharded(params, mesh(1, 8, 1)), [(3, None)])
+    target = abstract(params, mesh(*shape))
+    restored = restore.restore_params(tmp_path, 3, target)
+    for got, want, spec in zip(
+        jax.tree.leaves(restored), jax.tree.leaves(params), jax.tree.leaves(target), strict=True
+    ):
+        assert got.sharding == spec.sharding
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(want * 3))
+
+
+def test_whole_state_and_data_position_come_back(tmp_path, params):
+    write(tmp_path, params, [(7, None)])
+    state = {"params": params, "opt_state": optax.adamw(1e-3).init(params)}
+    with manager.manager(tmp_path) as checkpoints:
+        restored, data = manager.restore(checkpoints, 7, abstract(state, mesh(1, 1, 1)))
+    assert data == {"iterator": {"next": 7}, "evals": []}
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    np.testing.assert_array_equal(
+        np.asarray(restored["params"]["norm"]["scale"]), np.asarray(params["norm"]["scale"] * 7)
+    )
+
+
+def test_every_missing_shard_is_an_error_and_never_zeros(tmp_path, params):
+    write(tmp_path, params, [(1, None)])
+    target = abstract(params, mesh(1, 1, 1))
+    files = [p for p in (tmp_path / "checkpoints" / "1" / "state").rglob("d/*") if p.is_file()]
+    refused = 0
+    for file in files:
+        hidden = file.rename(tmp_path / "hidden")
+        try:
+            restored = restore.restore_params(tmp_path, 1, target)
+        except InputError as error:
+            assert "checkpoints/1: this checkpoint cannot be read" in str(error)  # noqa: PT017
+            refused += 1
+        else:
+            for got, want in zip(jax.tree.leaves(restored), jax.tree.leaves(params), strict=True):
+                np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
+        hidden.rename(file)
+    assert refused >= 2  # the index and the kernel's chunk
+
+
+def test_another_model_names_every_parameter_that_differs(tmp_path, params):
+    write(tmp_path, params, [(1, None)])
+    other = {
+        "dense": {"kernel": jnp.zeros((8, 8))},
+        "norm": params["norm"],
+        "head": {"kernel": jnp.zeros((8, 8))},
+    }
+    with pytest.raises(InputError, match="of another model") as raised:
+        restore.restore_params(tmp_path, 1, abstract(other, mesh(1, 1, 1)))
+    assert "dense/kernel: checkpoint has (800, 1000), the model wants (8, 8)" in str(raised.value)
+    assert "head/kernel: checkpoint has nothing" in str(raised.value)
+
+
+def test_a_step_that_is_not_there(tmp_path, params):
+    write(tmp_path, params, [(1, None)])
+    with pytest.raises(InputError, match=r"no checkpoint of step 5; there are \[1\]"):
+        restore.restore_params(tmp_path, 5, abstract(params, mesh(1, 1, 1)))
+
+
+def test_a_half_written_step_is_not_a_checkpoint(tmp_path, params):
+    write(tmp_path, params, [(1, None), (2, None)])
+    folder = pathlib.Path(tmp_path, "checkpoints")
+    (folder / "2").rename(folder / "2.orbax-checkpoint-tmp")
+    assert restore.available_steps(tmp_path) == [1]
