@@ -1,0 +1,78 @@
+"""The device mesh: replica (between slices), fsdp (sharded parameters), tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+
+from stepdistill_jax.spec import BATCH_AXES, MESH_AXES, InputError
+
+REMAINING = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; at most one is -1 = all devices that the others leave.
+
+    The loss does not depend on them: they only say how the same step is spread.
+
+    Attributes:
+        replica: MESH_REPLICA, copies of the parameters, each with its part of the batch.
+        fsdp: MESH_FSDP, parts that the batch, the parameters and the optimizer state are cut into.
+        tensor: MESH_TENSOR, parts that heads, mlp and vocabulary are cut into.
+    """
+
+    replica: int = 1
+    fsdp: int = REMAINING
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for axis in MESH_AXES:
+            size = getattr(self, axis)
+            if size < 1 and size != REMAINING:
+                raise InputError(
+                    f"{_macro(axis)}={size}: expected a number of devices >= 1, or -1 = all "
+                    f"remaining"
+                )
+        remaining = [_macro(axis) for axis in MESH_AXES if getattr(self, axis) == REMAINING]
+        if len(remaining) > 1:
+            raise InputError(f"{' and '.join(remaining)} are both -1; only one may be")
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh over all devices (or those given), laid out to suit the interconnect.
+
+    Raises:
+        InputError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
+    fixed = math.prod(size for size in sizes.values() if size != REMAINING)
+    for axis, size in sizes.items():
+        if size == REMAINING:
+            sizes[axis] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        asked = " x ".join(f"{_macro(axis)}={getattr(config, axis)}" for axis in MESH_AXES)
+        multiple = "a multiple of " if REMAINING in dataclasses.astuple(config) else ""
+        raise InputError(
+            f"{asked} needs {multiple}{fixed} devices, and there are {len(devices)}; set one of "
+            f"the three to -1 and the others to numbers whose product divides {len(devices)}"
+        )
+    return jax.make_mesh(
+        tuple(sizes.values()),
+        MESH_AXES,
+        axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES),
+        devices=devices,
+    )
+
+
+def batch_shards(mesh: jax.sharding.Mesh) -> int:
+    """Number of parts that the rows of a batch are cut into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def _macro(axis: str) -> str:
+    return f"MESH_{axis.upper()}"
