@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from absl import logging
+from flax.core.spmd import logical_axis_rules
 from flax.linen import spmd
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -71,7 +72,7 @@ def param_shardings(logical_axes: Any, shapes: Any, mesh: Mesh) -> Any:
 @contextlib.contextmanager
 def activation_rules(rules: Rules, mesh: Mesh) -> Iterator[None]:
     """While tracing: makes the model's logical constraints on activations hold on this mesh."""
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), spmd.logical_axis_rules(rules):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), logical_axis_rules(rules):
         yield
 
 
