@@ -1,0 +1,123 @@
+"""What the binaries share: flags, and errors as one line with an exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from absl import app, flags, logging
+
+from stepdistill_jax import config
+from stepdistill_jax.spec import EXIT_INPUT_ERROR, InputError
+
+_PREFIX = "--gin."
+_HELP = frozenset({"--help", "-h", "-help", "--helpfull", "-helpfull"})
+# Not a defect of the program: a full, read-only or forbidden folder.
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+
+_GIN_FILE = flags.DEFINE_multi_string(
+    "gin_file", [], "Gin file, in the working folder or shipped; may be given several times."
+)
+_SEARCH_PATHS = flags.DEFINE_list(
+    "gin_search_paths", [], "More folders for gin files, separated by commas."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The command line, taken apart.
+
+    Attributes:
+        gin_files: values of --gin_file.
+        overrides: ``NAME=value`` of each --gin.NAME=value.
+        search_paths: values of --gin_search_paths.
+        positional: what is no flag.
+    """
+
+    gin_files: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    search_paths: tuple[str, ...] = ()
+    positional: tuple[str, ...] = ()
+
+    def parse(self) -> config.RunConfig:
+        """The run that the gin files and overrides describe.
+
+        Raises:
+            InputError: none was named, or see `config.parse`.
+        """
+        if not self.gin_files:
+            raise InputError(
+                "--gin_file is missing: name a run file, as in --gin_file=demo.gin; "
+                "--help lists those shipped"
+            )
+        return config.parse(self.gin_files, self.overrides, self.search_paths)
+
+
+def run(main: Callable[[config.RunConfig], int | None], argv: Sequence[str] | None = None) -> None:
+    """Runs a binary on one `RunConfig`; takes no positional arguments. Never returns."""
+
+    def on_config(arguments: Arguments) -> int | None:
+        if arguments.positional:
+            raise InputError(
+                f"{' '.join(arguments.positional)}: not a flag; write --gin_file=FILE and "
+                f"--gin.NAME=value"
+            )
+        return main(arguments.parse())
+
+    run_with_arguments(on_config, argv)
+
+
+def run_with_arguments(
+    main: Callable[[Arguments], int | None], argv: Sequence[str] | None = None
+) -> None:
+    """Runs a binary on its `Arguments` and exits with what it returns (None = 0).
+
+    `InputError` and a disk that cannot be written become one line on stderr and
+    `EXIT_INPUT_ERROR`.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    if _HELP & set(argv[1:]):
+        print(_help())
+        sys.exit(0)
+    # absl knows no flags of open-ended names: gin's go their own way.
+    overrides = tuple(a.removeprefix(_PREFIX) for a in argv[1:] if a.startswith(_PREFIX))
+    rest = [a for a in argv if not a.startswith(_PREFIX)]
+
+    def on_flags(left: Sequence[str]) -> None:
+        arguments = Arguments(
+            tuple(_GIN_FILE.value), overrides, tuple(_SEARCH_PATHS.value), tuple(left[1:])
+        )
+        try:
+            sys.exit(main(arguments))
+        except InputError as error:
+            _stop(str(error))
+        except OSError as error:
+            if error.errno not in _DISK_ERRORS:
+                raise
+            _stop(
+                f"{error.filename or 'a file'}: {error.strerror}; free or unlock the disk, or "
+                f"choose other folders with MODEL_DIR and CACHE_DIR"
+            )
+
+    app.run(on_flags, argv=rest)
+
+
+def _stop(message: str) -> NoReturn:
+    logging.flush()
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(EXIT_INPUT_ERROR)
+
+
+def _help() -> str:
+    """What a binary does, its own flags, and every gin file and macro."""
+    own = flags.FLAGS.flags_by_module_dict()
+    about = sys.modules["__main__"].__doc__ or ""
+    lines = [about.strip(), "", "flags:"]
+    for module in ("__main__", sys.argv[0], __name__):
+        for flag in own.get(module, []):
+            lines.append(f"  --{flag.name}={flag.default!r}\n      {flag.help}")
+    lines.append("  --gin.NAME=value\n      Sets a macro; the last word over all gin files.")
+    return "\n".join([*lines, "", config.help_text()])
