@@ -1,0 +1,241 @@
+"""Text to token ids and back, without TensorFlow.
+
+Every vocabulary has T5's fixed ids (0 padding, 1 EOS, 2 unknown) and turns the separator ``</s>``
+inside a text into EOS, tokenising the parts on their own, as Hugging Face's T5 tokenizer does.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Sequence
+
+import sentencepiece
+from etils import epath
+
+from stepdistill_jax.data.sources import demo
+from stepdistill_jax.spec import EOS_ID, PAD_ID, SEPARATOR, UNK_ID, InputError
+
+ENVIRONMENT = "STEPDISTILL_VOCABULARY"
+# T5 appends this many sentinels to its pieces; the last is <extra_id_0>.
+T5_SENTINELS = 100
+_HUB_PREFIX = "hf:"
+_HUB_FILE = "spiece.model"
+_CHOICES = "'demo', 'bytes', a path to a SentencePiece model, or 'hf:OWNER/NAME'"
+
+
+class Vocabulary(abc.ABC):
+    """A tokenizer.
+
+    Attributes:
+        size: ids in use, sentinels included; an embedding may be larger, never smaller.
+        fingerprint: sha256 of all that decides the ids.
+    """
+
+    size: int
+    fingerprint: str
+
+    @abc.abstractmethod
+    def encode_part(self, text: str) -> list[int]:
+        """Ids of a text in which ``</s>`` means nothing; no EOS at the end."""
+
+    @abc.abstractmethod
+    def decode_ids(self, ids: Sequence[int]) -> str:
+        """Text of ids among which are neither padding nor EOS."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, with EOS for every ``</s>`` in it and none at the end."""
+        first, *rest = text.split(SEPARATOR)
+        ids = self.encode_part(first)
+        for part in rest:
+            ids.append(EOS_ID)
+            ids.extend(self.encode_part(part))
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text up to the first EOS, without padding; ids beyond `size` read as unknown."""
+        kept: list[int] = []
+        for token in map(int, ids):
+            if token == EOS_ID:
+                break
+            if token != PAD_ID:
+                kept.append(token if 0 <= token < self.size else UNK_ID)
+        return self.decode_ids(kept)
+
+
+class SentencePieceVocabulary(Vocabulary):
+    """A SentencePiece model followed by `sentinels` ids, which no text encodes to.
+
+    Attributes:
+        model: the serialised model, as its file holds it.
+    """
+
+    def __init__(self, model: bytes, sentinels: int, where: str) -> None:
+        self.model = model
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise InputError(
+                f"{where}: not a SentencePiece model ({len(model)} bytes); fetch it again, or set "
+                f"VOCABULARY to one of {_CHOICES}"
+            ) from error
+        p = self._processor
+        found = (p.pad_id(), p.eos_id(), p.unk_id())
+        if found != (PAD_ID, EOS_ID, UNK_ID):
+            raise InputError(
+                f"{where}: padding, EOS and unknown have the ids {found}, expected "
+                f"{(PAD_ID, EOS_ID, UNK_ID)} as in T5; train the model with pad_id=0, eos_id=1, "
+                "unk_id=2"
+            )
+        self._pieces = p.GetPieceSize()
+        # Some models (mT5's) already hold their sentinels as pieces.
+        held = any(p.PieceToId(piece) != UNK_ID for piece in ("<extra_id_0>", "▁<extra_id_0>"))
+        self.size = self._pieces + (0 if held else sentinels)
+        self.fingerprint = _sha256(b"sentencepiece", str(self.size).encode(), model)
+
+    def encode_part(self, text: str) -> list[int]:
+        """See `Vocabulary.encode_part`."""
+        ids: list[int] = self._processor.EncodeAsIds(text)
+        return ids
+
+    def decode_ids(self, ids: Sequence[int]) -> str:
+        """See `Vocabulary.decode_ids`; a sentinel reads ``<extra_id_N>``."""
+        words: list[str] = []
+        run: list[int] = []
+        for token in ids:
+            if token < self._pieces:
+                run.append(token)
+                continue
+            words += [self._processor.DecodeIds(run), f"<extra_id_{self.size - 1 - token}>"]
+            run = []
+        words.append(self._processor.DecodeIds(run))
+        return " ".join(word for word in words if word)
+
+    def pieces(self) -> list[str]:
+        """Every piece, by id; sentinels are not among them."""
+        return [self._processor.IdToPiece(token) for token in range(self._pieces)]
+
+
+class ByteVocabulary(Vocabulary):
+    """UTF-8 bytes, three ids up (Xue et al. 2022, ByT5)."""
+
+    _OFFSET = 3
+    size = _OFFSET + 256
+
+    def __init__(self) -> None:
+        self.fingerprint = _sha256(b"bytes", str(self.size).encode())
+
+    def encode_part(self, text: str) -> list[int]:
+        """See `Vocabulary.encode_part`."""
+        return [byte + self._OFFSET for byte in text.encode("utf-8")]
+
+    def decode_ids(self, ids: Sequence[int]) -> str:
+        """See `Vocabulary.decode_ids`; bytes that are no UTF-8 are left out."""
+        values = [token - self._OFFSET for token in ids if token >= self._OFFSET]
+        return bytes(values).decode("utf-8", errors="ignore")
+
+
+def _sha256(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def vocabulary_name(name: str) -> str:
+    """`name`, or what the environment says where it is empty.
+
+    Raises:
+        InputError: neither says anything.
+    """
+    name = name or os.environ.get(ENVIRONMENT, "")
+    if not name:
+        raise InputError(
+            f"no vocabulary: VOCABULARY is empty and {ENVIRONMENT} is not set; set one to "
+            f"{_CHOICES}"
+        )
+    return name
+
+
+def load_vocabulary(name: str = "") -> Vocabulary:
+    """The vocabulary of a name; loaded once a process.
+
+    Args:
+        name: ``demo``, ``bytes``, the path of a SentencePiece model (T5's, or one trained with
+            T5's fixed ids; 100 sentinels are appended as T5 has them), ``hf:OWNER/NAME`` (its
+            ``spiece.model``, from the local cache or the hub), or "" for the environment variable
+            STEPDISTILL_VOCABULARY.
+
+    Raises:
+        InputError: nothing named, the file is missing or is no such model, or the hub cannot be
+            reached.
+    """
+    return _load(vocabulary_name(name))
+
+
+@functools.lru_cache(maxsize=8)
+def _load(name: str) -> Vocabulary:
+    if name == "bytes":
+        return ByteVocabulary()
+    if name == "demo":
+        return SentencePieceVocabulary(_demo_model(), sentinels=0, where="the demo's vocabulary")
+    path = _hub_path(name) if name.startswith(_HUB_PREFIX) else epath.Path(name).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"VOCABULARY {name!r}: no such file; set VOCABULARY (or {ENVIRONMENT}) to {_CHOICES}"
+        )
+    return SentencePieceVocabulary(path.read_bytes(), T5_SENTINELS, where=f"VOCABULARY {path}")
+
+
+def _hub_path(name: str) -> epath.Path:
+    """The model's file in the local cache of the hub, fetched if it is not there."""
+    import huggingface_hub
+
+    repository = name.removeprefix(_HUB_PREFIX)
+    address = f"https://huggingface.co/{repository}/resolve/main/{_HUB_FILE}"
+    try:
+        try:
+            found = huggingface_hub.hf_hub_download(repository, _HUB_FILE, local_files_only=True)
+        except huggingface_hub.errors.LocalEntryNotFoundError:
+            found = huggingface_hub.hf_hub_download(repository, _HUB_FILE)
+    except (OSError, ValueError) as error:
+        # Network failures, unknown names and malformed names, in the hub's own words.
+        cache = epath.Path(huggingface_hub.constants.HF_HUB_CACHE)
+        raise InputError(
+            f"VOCABULARY {name!r}: {_HUB_FILE} is not in the local cache {cache} and could not be "
+            f"fetched ({type(error).__name__}); where there is a network, save {address} and copy "
+            f"it to this machine, as ./{_HUB_FILE}, then set VOCABULARY='{_HUB_FILE}' (or "
+            f"{ENVIRONMENT} to its path)"
+        ) from error
+    return epath.Path(found)
+
+
+def _demo_model() -> bytes:
+    """A word-level SentencePiece model of every word of the demo, the same on every machine."""
+    words = demo.words()
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        # SentencePiece orders pieces by frequency: each word once less than the one before it.
+        sentence_iterator=iter(
+            " ".join(words[: len(words) - count]) for count in range(len(words))
+        ),
+        model_writer=model,
+        model_type="word",
+        vocab_size=len(words) + 3,
+        pad_id=PAD_ID,
+        eos_id=EOS_ID,
+        unk_id=UNK_ID,
+        bos_id=-1,
+        # No rewriting of Unicode: the words are plain, and the rules would be 240 kB of model.
+        normalization_rule_name="identity",
+        # The default drops words whose letters are rare.
+        character_coverage=1.0,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
