@@ -1,0 +1,272 @@
+"""How many rows a packed batch has and how long they are, from token counts alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from stepdistill_jax import spec
+
+# What automatic row lengths aim at: the share of a row's slots that hold tokens.
+INPUT_FILL_GOAL = 0.955
+TARGET_FILL_GOAL = 0.76
+# Missing a fill goal by 0.01 weighs as much as a tenth more padded slots per pair; missing the
+# batch size by 1%, as 1% more of them.
+SHORTFALL_COST = 10.0
+
+# Attention adds a cost quadratic in the row length, equal to that of the matrix products at about
+# this length in T5 base (they take 4 D^2 + 3 D F multiplications a token, attention 2 L D).
+QUADRATIC_LENGTH = 4096
+# Input rows, over which attention is square, are multiples of a TPU tile's eight sublanes; target
+# rows may lie between, since labels of three tokens need the finer step to fill their rows.
+INPUT_MULTIPLE = 8
+TARGET_MULTIPLE = 4
+# Input rows that are tried; longer ones only where an example needs one.
+INPUT_ROW_LENGTHS = tuple(range(64, 512 + 1, 64))
+# With fewer rows in a batch, whole rows cannot come near `batch_size`, and a slice of eight
+# devices would be given empty ones.
+MIN_ROWS = 8
+
+# Pairs that the simulations of first-fit draw: to compare row lengths, and to count rows.
+SEARCH_PAIRS = 3072
+COUNT_PAIRS = 16384
+SEARCH_BINS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """What a train batch is made of; the gin macro of a field is its name in upper case.
+
+    Attributes:
+        batch_size: pairs a step, over all devices and processes. Exact if not `pack`; otherwise
+            the mean over an epoch comes as near as whole rows allow.
+        pack: several pairs a row.
+        input_row_length: slots of an input row; 0 = chosen from the data.
+        label_row_length: slots of a label target row; 0 = chosen from the data.
+        rationale_row_length: slots of a rationale target row; 0 = chosen from the data.
+        seed: of the order of the pairs.
+        prefetch: batches made ahead in a thread; 0 = made when asked for.
+
+    Raises:
+        spec.InputError: a value that no run can use.
+    """
+
+    batch_size: int = 64
+    pack: bool = True
+    input_row_length: int = 0
+    label_row_length: int = 0
+    rationale_row_length: int = 0
+    seed: int = 0
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        lowest = {"batch_size": 1, "input_row_length": 0, "label_row_length": 0}
+        lowest |= {"rationale_row_length": 0, "seed": 0, "prefetch": 0}
+        for name, least in lowest.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise spec.InputError(
+                    f"{name.upper()} = {value!r}: expected a whole number of at least {least}"
+                )
+
+    def given_lengths(self, streams: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Feature -> (gin macro, given row length or 0)."""
+        given = {}
+        for stream in streams:
+            macro = f"{stream.upper()}_ROW_LENGTH"
+            given[f"{stream}_inputs"] = ("INPUT_ROW_LENGTH", self.input_row_length)
+            given[f"{stream}_targets"] = (macro, getattr(self, macro.lower()))
+        return given
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShape:
+    """The shape of a train batch, the same on any number of devices and processes.
+
+    Attributes:
+        rows: B, over all processes.
+        inputs: L, slots of an input row.
+        targets: stream -> T, slots of its target row.
+        pairs_per_row: mean over an epoch; 1 if not packed.
+    """
+
+    rows: int
+    inputs: int
+    targets: Mapping[str, int]
+    pairs_per_row: float = 1.0
+
+    def feature_lengths(self) -> dict[str, int]:
+        """Feature -> slots of its row, for each stream's inputs and targets."""
+        lengths = {}
+        for stream, target in self.targets.items():
+            lengths[f"{stream}_inputs"] = self.inputs
+            lengths[f"{stream}_targets"] = target
+        return lengths
+
+
+def packing_bins(pairs: int) -> int:
+    """Rows that the packer fills at a time.
+
+    More of them leave less padding; but the pairs in them leave in another order than they came,
+    so a small data set gets few, lest a pair of one epoch meets itself in the next.
+    """
+    return min(max(pairs // 64, 8), 128)
+
+
+def row_shape(
+    lengths: Mapping[str, np.ndarray],
+    config: PipelineConfig,
+    streams: Sequence[str],
+    name: Callable[[int], str] = "row {} of the token cache".format,
+) -> RowShape:
+    """Chooses the shape of a train batch from the lengths of all pairs; deterministic.
+
+    Packed row lengths that are not given are those with the least padding per pair, counting
+    attention's quadratic part, for which a simulation of first-fit reaches a fill of
+    `INPUT_FILL_GOAL` and `TARGET_FILL_GOAL` and whole rows come near the batch size, or that miss
+    them least. Unpacked ones hold the longest pair.
+
+    Args:
+        lengths: feature -> int [pairs], tokens with EOS, as `TokenCache.lengths`.
+        config: the batch size in pairs, and the row lengths that are given.
+        streams: those that the method trains, in the order of `spec.STREAMS`.
+        name: index of a pair -> words for it in an error.
+
+    Raises:
+        spec.InputError: there are no pairs, or one is longer than a row length that is given.
+    """
+    given = config.given_lengths(streams)
+    if not all(len(lengths[feature]) for feature in given):
+        raise spec.InputError("no pairs to train on: the report of the data says what was dropped")
+    for feature, (macro, length) in given.items():
+        _check_given(feature, lengths[feature], macro, length, name)
+    counts = np.stack([lengths[feature] for feature in given])  # [F, pairs]
+    if not config.pack:
+        return _shape(_unpacked(counts, given), config.batch_size, streams)
+    candidates = _candidates(counts, given, config.batch_size)
+    if len(candidates) > 1:
+        trial = counts[:, _epochs(counts.shape[1], SEARCH_PAIRS)]
+        per_row = pairs_per_row(trial, candidates, SEARCH_BINS)
+        cost = _cost(counts.mean(axis=1), candidates, per_row, config.batch_size)
+        candidates = candidates[cost.argmin()][None]
+    trial = counts[:, _epochs(counts.shape[1], COUNT_PAIRS)]
+    mean = float(pairs_per_row(trial, candidates, packing_bins(counts.shape[1]))[0])
+    rows = max(1, round(config.batch_size / mean))
+    return dataclasses.replace(_shape(candidates[0], rows, streams), pairs_per_row=mean)
+
+
+def pairs_per_row(lengths: np.ndarray, capacities: np.ndarray, bins: int) -> np.ndarray:
+    """Simulates Grain's first-fit packer for several row lengths at once.
+
+    Args:
+        lengths: int [features, pairs] in the order of packing.
+        capacities: int [candidates, features], the row lengths to try.
+        bins: rows that are filled at a time; when a pair fits none, all of them are emitted.
+
+    Returns:
+        float [candidates]: the mean number of pairs in an emitted row.
+    """
+    candidates = np.arange(len(capacities))
+    free = np.repeat(capacities.T[:, :, None], bins, axis=2).astype(np.int32)  # [F, C, bins]
+    emitted_pairs = np.zeros(len(capacities), np.int64)
+    emitted_rows = np.zeros(len(capacities), np.int64)
+    for count, needed in enumerate(lengths.T):
+        fits = free[0] >= needed[0]
+        for feature in range(1, len(free)):
+            fits &= free[feature] >= needed[feature]
+        row = fits.argmax(axis=1)
+        full = ~fits[candidates, row]
+        if full.any():
+            emitted_pairs[full] = count
+            emitted_rows[full] += bins
+            free[:, full, :] = capacities.T[:, full, None]
+            row[full] = 0
+        free[:, candidates, row] -= needed[:, None]
+    # Rows that are still being filled say little of the mean, unless there are no others.
+    used = (free[0] < capacities[:, :1]).sum(axis=1)
+    none = emitted_rows == 0
+    return np.where(none, lengths.shape[1], emitted_pairs) / np.where(none, used, emitted_rows)
+
+
+def _round_up(length: float, multiple: int) -> int:
+    return math.ceil(length / multiple) * multiple
+
+
+def _check_given(
+    feature: str, lengths: np.ndarray, macro: str, given: int, name: Callable[[int], str]
+) -> None:
+    longest = int(np.argmax(lengths))
+    if given and lengths[longest] > given:
+        raise spec.InputError(
+            f"{macro} = {given}, but {feature} has {lengths[longest]} tokens in "
+            f"{name(longest)}; pass {macro} = 0 to have it chosen, or at least "
+            f"{lengths[longest]}, or MAX_{macro.replace('_ROW', '')} = {given} to "
+            "truncate"
+        )
+
+
+def _shape(capacities: np.ndarray, rows: int, streams: Sequence[str]) -> RowShape:
+    inputs, targets = capacities[::2], capacities[1::2]
+    return RowShape(rows, int(inputs[0]), dict(zip(streams, map(int, targets), strict=True)))
+
+
+def _unpacked(counts: np.ndarray, given: Mapping[str, tuple[str, int]]) -> np.ndarray:
+    """Row lengths [F] that hold the longest pair."""
+    longest = counts.max(axis=1)
+    longest[::2] = longest[::2].max()
+    fitting = [
+        _round_up(n, TARGET_MULTIPLE if column % 2 else INPUT_MULTIPLE)
+        for column, n in enumerate(longest)
+    ]
+    wanted = [length for _, length in given.values()]
+    return np.where(wanted, wanted, fitting)
+
+
+def _candidates(
+    counts: np.ndarray, given: Mapping[str, tuple[str, int]], batch_size: int
+) -> np.ndarray:
+    """Row lengths to try, [candidates, F]; those that are given stay."""
+    shortest = _unpacked(counts, given)
+    means = counts.mean(axis=1)
+    fixed = [length for _, length in given.values()]
+    if fixed[0]:
+        inputs = [fixed[0]]
+    else:
+        tried = [length for length in INPUT_ROW_LENGTHS if length >= shortest[0]]
+        pairs = batch_size / MIN_ROWS
+        tried = [n for n in tried if n * INPUT_FILL_GOAL <= pairs * means[::2].max()] or tried[:1]
+        inputs = tried or [int(shortest[0])]
+    candidates = []
+    for length in inputs:
+        pairs = length * INPUT_FILL_GOAL / means[::2].max()
+        targets = []
+        for column in range(1, len(fixed), 2):
+            fills = np.linspace(TARGET_FILL_GOAL, 1, 6)
+            fitting = {_round_up(means[column] * pairs / fill, TARGET_MULTIPLE) for fill in fills}
+            least = int(shortest[column])
+            targets.append([fixed[column]] if fixed[column] else {max(n, least) for n in fitting})
+        for chosen in itertools.product(*(sorted(lengths) for lengths in targets)):
+            candidates.append([slots for target in chosen for slots in (length, target)])
+    return np.array(candidates)
+
+
+def _cost(
+    means: np.ndarray, candidates: np.ndarray, per_row: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """Padded slots per pair with attention's quadratic part, and the price of missed goals."""
+    slots = (candidates * (1 + candidates / QUADRATIC_LENGTH)).sum(axis=1) / per_row
+    goals = np.resize([INPUT_FILL_GOAL, TARGET_FILL_GOAL], len(means))
+    missing = np.maximum(goals - means * per_row[:, None] / candidates, 0).sum(axis=1)
+    pairs = np.maximum(np.round(batch_size / per_row), 1) * per_row
+    return slots * (1 + SHORTFALL_COST * missing + np.abs(pairs / batch_size - 1))
+
+
+def _epochs(pairs: int, count: int) -> np.ndarray:
+    """The first `count` indices of shuffled epochs of `pairs`; the same on every call."""
+    random = np.random.default_rng(0)
+    epochs = [random.permutation(pairs) for _ in range(-(-count // pairs))]
+    return np.concatenate(epochs)[:count]

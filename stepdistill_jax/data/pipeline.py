@@ -1,0 +1,237 @@
+"""Token cache -> checkpointable Grain iterator of packed numpy batches, and evaluation batches.
+
+Several pairs share one row. A row of the step-by-step method has four parts (the two inputs and
+the two targets); a pair is put into a row only where all of its parts fit, so it is never split,
+and it has the same segment id in each of them. With input rows of 8, label rows of 4 and
+rationale rows of 6, the pairs
+
+       label_inputs  label_targets  rationale_inputs  rationale_targets
+    1  11 12 1       31 1           21 12 1           41 42 1
+    2  13 1          32 1           22 13 1           1
+
+of which the second has no rationale (weight 0, EOS alone), make the row
+
+    label_inputs                    11 12  1 13  1  0  0  0
+    label_inputs_segment_ids         1  1  1  2  2  0  0  0
+    label_targets                   31  1 32  1
+    label_targets_segment_ids        1  1  2  2
+    label_weights                    1  1  1  1
+    rationale_inputs                21 12  1 22 13  1  0  0
+    rationale_inputs_segment_ids     1  1  1  2  2  2  0  0
+    rationale_targets               41 42  1  1  0  0
+    rationale_targets_segment_ids    1  1  1  2  0  0
+    rationale_weights                1  1  1  0  0  0
+    example_index                    1  2  0  0  0  0  0  0
+
+Packing reads lengths only, and every process packs the same global sequence of rows; the tokens
+are read afterwards, each process those of its own rows. So batches do not depend on the number of
+processes, and an iterator state written by one number of them restores on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+from grain import experimental
+
+from stepdistill_jax import spec
+from stepdistill_jax.data.packing import PipelineConfig as PipelineConfig
+from stepdistill_jax.data.packing import RowShape as RowShape
+from stepdistill_jax.data.packing import packing_bins
+from stepdistill_jax.data.packing import row_shape as row_shape
+
+# Evaluation compiles once for each of these lengths: quantiles of the input lengths, rounded up.
+EVAL_LENGTH_QUANTILES = (0.5, 0.9, 1.0)
+EVAL_LENGTH_MULTIPLE = 16
+
+Batch = dict[str, np.ndarray]
+
+
+class PairSource(Protocol):
+    """What this module reads of a `token_cache.TokenCache`."""
+
+    @property
+    def lengths(self) -> Mapping[str, np.ndarray]:
+        """Feature -> int32 [pairs]: tokens, EOS included."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """One pair's four int32 features, `label_weight` and `rationale_weight`."""
+
+
+def train_iterator(
+    cache: PairSource,
+    config: PipelineConfig,
+    shape: RowShape,
+    streams: Sequence[str],
+    *,
+    process_index: int,
+    process_count: int,
+) -> grain.DatasetIterator[Batch]:
+    """Iterates over train batches for ever, in an order that is new in every epoch.
+
+    The global batch is its processes' rows one after the other. `get_state` gives a small tree of
+    numbers; `set_state` with it continues with the very batch that would have come next.
+
+    Args:
+        cache: the pairs.
+        config: packed or not, seed and prefetch.
+        shape: as `row_shape` gave it for the same cache, configuration and streams.
+        streams: those that the method trains.
+        process_index: this process, from 0.
+        process_count: processes that share a global batch.
+
+    Returns:
+        An iterator over `spec.batch_keys(streams)` of `B / process_count` rows, and
+        `spec.EXAMPLE_INDEX` int32 [rows, L]: index in the cache plus one of a row's first,
+        second, ... pair, then zeros.
+
+    Raises:
+        spec.InputError: the rows do not divide among the processes.
+    """
+    if shape.rows % process_count:
+        fitting = max(round(shape.rows / process_count), 1) * process_count
+        raise spec.InputError(
+            f"BATCH_SIZE = {config.batch_size} makes {shape.rows} rows a step, which do not divide "
+            f"among {process_count} processes; pass BATCH_SIZE = "
+            f"{round(fitting * shape.pairs_per_row)} ({fitting} rows)"
+        )
+    lengths = {feature: np.asarray(cache.lengths[feature]) for feature in shape.feature_lengths()}
+    pairs = grain.MapDataset.range(len(cache)).seed(config.seed).shuffle().repeat()
+    # Reading happens in `assemble`; nothing here is worth a thread of its own.
+    inline = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    if config.pack:
+        rows = _pack(pairs.map(_Spans(lengths)).to_iter_dataset(inline), config, shape, len(cache))
+    else:
+        rows = pairs.map(_OnePairRow(lengths, shape)).to_iter_dataset(inline)
+    share = shape.rows // process_count
+    own = slice(process_index * share, (process_index + 1) * share)
+    batches = rows.batch(shape.rows, batch_fn=lambda batch: assemble(cache, batch[own], streams))
+    return iter(
+        experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch)
+    )
+
+
+def assemble(cache: PairSource, rows: Sequence[Batch], streams: Sequence[str]) -> Batch:
+    """Reads the tokens of packed rows.
+
+    Args:
+        cache: the pairs.
+        rows: each with `spec.EXAMPLE_INDEX` [L] and every feature's segment ids.
+        streams: those that the method trains.
+
+    Returns:
+        `spec.batch_keys(streams)` and `spec.EXAMPLE_INDEX`.
+    """
+    index = np.stack([row[spec.EXAMPLE_INDEX] for row in rows])
+    pairs = [cache[int(position) - 1] for position in index[index > 0]]
+    batch = {spec.EXAMPLE_INDEX: index}
+    for stream in streams:
+        for feature in (f"{stream}_inputs", f"{stream}_targets"):
+            tokens = [pair[feature] for pair in pairs]
+            segment_ids = np.stack([row[f"{feature}_segment_ids"] for row in rows])
+            # A row's segments lie in its pairs' order from its first slot on, so in reading order
+            # the slots of all rows take the tokens of all pairs one after the other.
+            batch[f"{feature}_segment_ids"] = segment_ids
+            batch[feature] = _fill_slots(segment_ids, np.concatenate(tokens), np.int32)
+        weights = np.array([pair[f"{stream}_weight"] for pair in pairs], np.float32)
+        batch[f"{stream}_weights"] = _fill_slots(
+            segment_ids, np.repeat(weights, [len(target) for target in tokens]), np.float32
+        )
+    return batch
+
+
+def eval_batches(
+    cache: PairSource, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields the label inputs of every pair once, the shortest first, one pair a row.
+
+    Row lengths take at most `len(EVAL_LENGTH_QUANTILES)` values. The last batch is filled up with
+    empty rows.
+
+    Yields:
+        index int32 [B], the pair's position in the cache, -1 for an empty row; inputs int32
+        [B, L]; segment ids int32 [B, L], 1 on tokens and 0 on padding.
+    """
+    lengths = np.asarray(cache.lengths[f"{spec.LABEL}_inputs"])
+    if not len(lengths):
+        return
+    quantiles = np.quantile(lengths, EVAL_LENGTH_QUANTILES)
+    buckets = np.ceil(quantiles / EVAL_LENGTH_MULTIPLE).astype(int) * EVAL_LENGTH_MULTIPLE
+    order = np.argsort(lengths, kind="stable").astype(np.int32)
+    for start in range(0, len(order), batch_size):
+        members = order[start : start + batch_size]
+        index = np.full(batch_size, -1, np.int32)
+        index[: len(members)] = members
+        length = buckets[np.searchsorted(buckets, lengths[members[-1]])]
+        row_lengths = np.where(index < 0, 0, lengths[index])
+        segment_ids = (np.arange(length) < row_lengths[:, None]).astype(np.int32)
+        tokens = [cache[int(member)][f"{spec.LABEL}_inputs"] for member in members]
+        yield index, _fill_slots(segment_ids, np.concatenate(tokens), np.int32), segment_ids
+
+
+def fill(batch: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Feature -> share of its slots that hold tokens, for every feature with segment ids."""
+    suffix = "_segment_ids"
+    return {
+        key.removesuffix(suffix): np.count_nonzero(value) / value.size
+        for key, value in batch.items()
+        if key.endswith(suffix)
+    }
+
+
+def _pack(
+    pairs: grain.IterDataset[Batch], config: PipelineConfig, shape: RowShape, count: int
+) -> grain.IterDataset[Batch]:
+    # Capacity L never binds for the index: a pair takes one slot of it and one or more of inputs.
+    slots = shape.feature_lengths() | {spec.EXAMPLE_INDEX: shape.inputs}
+    return experimental.FirstFitPackIterDataset(
+        pairs,
+        length_struct=slots,
+        num_packing_bins=packing_bins(count),
+        # Grain counts up from this seed; hashing keeps the runs of neighbouring seeds apart.
+        seed=int(np.random.SeedSequence(config.seed).generate_state(1)[0]),
+        shuffle_bins=True,
+        meta_features=(spec.EXAMPLE_INDEX,),
+    )
+
+
+class _Spans:
+    """Index of a pair -> arrays as long as its features, which is all that packing looks at."""
+
+    def __init__(self, lengths: Mapping[str, np.ndarray]):
+        self._lengths = lengths
+        longest = max(int(count.max()) for count in lengths.values())
+        self._blank = np.zeros(longest, np.int8)
+
+    def __call__(self, index: int) -> Batch:
+        spans = {feature: self._blank[: count[index]] for feature, count in self._lengths.items()}
+        return spans | {spec.EXAMPLE_INDEX: np.array([index + 1], np.int32)}
+
+
+class _OnePairRow:
+    """Index of a pair -> the unpacked row that holds it alone."""
+
+    def __init__(self, lengths: Mapping[str, np.ndarray], shape: RowShape):
+        self._lengths = lengths
+        self._slots = {feature: np.arange(n) for feature, n in shape.feature_lengths().items()}
+        self._inputs = shape.inputs
+
+    def __call__(self, index: int) -> Batch:
+        row = {
+            f"{feature}_segment_ids": (self._slots[feature] < count[index]).astype(np.int32)
+            for feature, count in self._lengths.items()
+        }
+        row[spec.EXAMPLE_INDEX] = np.zeros(self._inputs, np.int32)
+        row[spec.EXAMPLE_INDEX][0] = index + 1
+        return row
+
+
+def _fill_slots(segment_ids: np.ndarray, values: np.ndarray, dtype: type) -> np.ndarray:
+    slots: np.ndarray = np.zeros(segment_ids.shape, dtype)
+    slots[segment_ids > 0] = values
+    return slots
