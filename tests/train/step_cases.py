@@ -1,0 +1,125 @@
+"""A tiny model and a batch of unequal rows, shared by the tests and goldens of the train step."""
+
+import jax
+import numpy as np
+
+from stepdistill_jax.model.config import T5Config
+from stepdistill_jax.objective import ObjectiveConfig
+from stepdistill_jax.optim import OptimizerConfig, optimizer, schedule
+from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
+from stepdistill_jax.parallel.place import place_batch
+from stepdistill_jax.spec import EOS_ID, STREAMS
+from stepdistill_jax.train.state import create_state, state_shardings
+from stepdistill_jax.train.step import make_train_step
+
+L, P, R = 12, 4, 8
+
+MODEL = T5Config(
+    vocab_size=48,
+    emb_dim=16,
+    num_heads=4,
+    head_dim=8,
+    mlp_dim=32,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    dropout_rate=0.0,
+)
+
+
+def tokens(rng, length):
+    """`length` token ids, the last of them EOS."""
+    return np.append(rng.integers(3, MODEL.vocab_size, length - 1), EOS_ID).astype(np.int32)
+
+
+def pairs(count, seed=0):
+    """Token lists of unequal lengths; every third pair has no rationale, some count double."""
+    rng = np.random.default_rng(seed)
+    result = []
+    for i in range(count):
+        inputs = tokens(rng, rng.integers(3, 7))
+        result.append(
+            {
+                "label_inputs": inputs,
+                "rationale_inputs": np.append(7, inputs[1:]).astype(np.int32),
+                "label_targets": tokens(rng, rng.integers(1, 3)),
+                "rationale_targets": tokens(rng, rng.integers(1, 5)),
+                "label_weight": 2.0 if i % 4 == 1 else 1.0,
+                "rationale_weight": 0.0 if i % 3 == 2 else 1.0,
+            }
+        )
+    return result
+
+
+def rows(groups):
+    """Packs each group of pairs into one row: a train batch as `spec.batch_keys` has it."""
+    batch = {}
+    for stream, T in (("label", P), ("rationale", R)):
+        for feature, width in (("inputs", L), ("targets", T)):
+            values = np.zeros((len(groups), width), np.int32)
+            segments = np.zeros((len(groups), width), np.int32)
+            weights = np.zeros((len(groups), width), np.float32)
+            for row, group in enumerate(groups):
+                start = 0
+                for segment, pair in enumerate(group, start=1):
+                    ids = pair[f"{stream}_{feature}"]
+                    here = slice(start, start + len(ids))
+                    values[row, here] = ids
+                    segments[row, here] = segment
+                    weights[row, here] = pair[f"{stream}_weight"]
+                    start += len(ids)
+            batch[f"{stream}_{feature}"] = values
+            batch[f"{stream}_{feature}_segment_ids"] = segments
+            if feature == "targets":
+                batch[f"{stream}_weights"] = weights
+    return batch
+
+
+def unpacked(count, seed=0):
+    return rows([[pair] for pair in pairs(count, seed)])
+
+
+def packed(count, seed=0):
+    """Two pairs a row, the last row with one where `count` is odd."""
+    source = pairs(count, seed)
+    return rows([source[i : i + 2] for i in range(0, count, 2)])
+
+
+def mesh_of(replica=1, fsdp=1, tensor=1):
+    devices = jax.devices()[: replica * fsdp * tensor]
+    return make_mesh(MeshConfig(replica, fsdp, tensor), devices)
+
+
+def run_step(
+    batch,
+    *,
+    mesh=None,
+    model=MODEL,
+    objective=None,
+    rule=None,
+    streams=STREAMS,
+    microbatches=1,
+    steps=1,
+    seed=0,
+    prng_impl="threefry2x32",
+):
+    """Some steps from a fresh state: (state, metrics of the last step) on the host."""
+    mesh = mesh or mesh_of()
+    config = OptimizerConfig(learning_rate=1e-2, clip_norm=1.0)
+    rule = rule or optimizer(config, train_steps=10)
+    state = create_state(model, rule, mesh, seed=0)
+    step = make_train_step(
+        model,
+        objective or ObjectiveConfig(),
+        rule,
+        schedule(config, train_steps=10),
+        streams,
+        microbatches,
+        seed,
+        prng_impl,
+        mesh,
+        state_shardings(model, rule, mesh),
+    )
+    placed = place_batch(batch, mesh, microbatches)
+    for _ in range(steps):
+        state, metrics = step(state, placed)
+    return jax.device_get(state), {k: float(v) for k, v in jax.device_get(metrics).items()}
