@@ -12,7 +12,6 @@ import functools
 import pathlib
 import re
 import tokenize
-import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,10 +21,10 @@ from etils import epath
 import gin
 from gin import config_parser
 from stepdistill_jax.data.sources.base import ColumnConfig
+from stepdistill_jax.field_types import fits, frozen
+from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.run_config import COLUMN_DATASETS, FREE_MACROS, PARTS, RunConfig
 from stepdistill_jax.spec import InputError
-
-__all__ = ["RunConfig", "difference", "find", "gin_folder", "help_text", "macros", "parse", "read"]
 
 RUN_PART = "parts/run.gin"
 CONFIG_FILE = "config.gin"
@@ -197,7 +196,7 @@ def _override(text: str) -> Setting:
         raise InputError(f"{where}: write --gin.NAME=value, with '' for an empty text")
     macro = macros().get(name)
     takes_text = macro is not None and all(
-        _fits("", hint) or _fits(("",), hint) for hint in macro.hints
+        fits("", hint) or fits(("",), hint) for hint in macro.hints
     )
     try:
         parser = config_parser.ConfigParser(raw, _Delegate(where))
@@ -211,30 +210,10 @@ def _override(text: str) -> Setting:
                 f"('a', 'b') are written as in Python; in a shell put the whole flag in quotes"
             ) from error
         value = raw
-    if takes_text and macro is not None and not all(_fits(value, hint) for hint in macro.hints):
+    if takes_text and macro is not None and not all(fits(value, hint) for hint in macro.hints):
         # MODEL_DIR=2024 names a folder.
         value = raw if isinstance(value, int | float) and not isinstance(value, bool) else value
     return Setting(name, value, where)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's declared type; int passes for float, bool for no number."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in args)
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if len(args) == 2 and args[1] is Ellipsis:
-            return all(_fits(item, args[0]) for item in value)
-        return len(value) == len(args) and all(map(_fits, value, args))
-    if hint is Any:
-        return True
-    if isinstance(value, bool):
-        return hint is bool
-    if hint is float:
-        return isinstance(value, int | float)
-    return isinstance(value, hint)
 
 
 def _typed(macro: Macro, setting: Setting) -> Any:
@@ -243,9 +222,9 @@ def _typed(macro: Macro, setting: Setting) -> Any:
     Raises:
         InputError: it is of another type.
     """
-    value = _frozen(setting.value)
+    value = frozen(setting.value)
     for candidate in (value, (value,)):
-        if all(_fits(candidate, hint) for hint in macro.hints):
+        if all(fits(candidate, hint) for hint in macro.hints):
             is_float = macro.hints[0] is float
             return float(candidate) if is_float else candidate
     hint = macro.hints[0]
@@ -254,13 +233,6 @@ def _typed(macro: Macro, setting: Setting) -> Any:
         f"{setting.where}: {macro.name} = {setting.value!r}: expected {kind}, as in "
         f"{macro.name} = {macro.default!r}"
     )
-
-
-def _frozen(value: Any) -> Any:
-    """Lists as tuples and dicts as tuples of pairs, at every depth."""
-    if isinstance(value, Mapping):
-        value = tuple(value.items())
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _resolve(settings: Sequence[Setting]) -> dict[str, Setting]:
@@ -329,6 +301,7 @@ def parse(
     settings = [
         setting
         for name in gin_files
+        if str(name) != RUN_PART
         for setting in _read(find(str(name), folders, "--gin_file"), folders)
     ]
     resolved = _resolve([*settings, *map(_override, overrides)])
@@ -432,3 +405,18 @@ def help_text() -> str:
         lines.append(f"  --gin.{macro.name}={macro.default!r}")
         lines.append(f"      {macro.comment}")
     return "\n".join(lines)
+
+
+def model_name(model: T5Config) -> str:
+    """The shipped model file that a model is of, whatever its dropout and precision, else its size.
+
+    ``t5_1_1_base``, or ``custom-768x12+12`` (width, encoder and decoder layers).
+    """
+    fields = {
+        field: name for name, m in macros().items() for c, field in m.fields if c == "T5Config"
+    }
+    for path in sorted((gin_folder() / "models").glob("*.gin")):
+        sizes = {setting.name: frozen(setting.value) for setting in _read(epath.Path(path), ())}
+        if all(getattr(model, f) == sizes[n] for f, n in fields.items() if n in sizes):
+            return path.stem
+    return f"custom-{model.emb_dim}x{model.num_encoder_layers}+{model.num_decoder_layers}"

@@ -3,8 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
-from stepdistill_jax.spec import InputError
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from stepdistill_jax import records
+from stepdistill_jax.data.pipeline import PairSource, eval_batches
+from stepdistill_jax.data.vocabulary import Vocabulary
+from stepdistill_jax.decode.choices import choice_log_probs, choice_probabilities
+from stepdistill_jax.decode.greedy import greedy
+from stepdistill_jax.eval import metrics
+from stepdistill_jax.eval.results import RESULT_FIELDS, Result, RunFacts, append_result, find_result
+from stepdistill_jax.model.config import T5Config
+from stepdistill_jax.model.network import abstract_params, logical_axes
+from stepdistill_jax.model.stack import Params
+from stepdistill_jax.parallel.place import data_shard, place_batch
+from stepdistill_jax.parallel.rules import activation_rules, fitting_rules
+from stepdistill_jax.spec import EOS_ID, PAD_ID, InputError
+
+PREDICTIONS_FILE = "predictions.jsonl"
+METRICS_FILE = "metrics.json"
 
 SPLITS = ("train", "validation", "test")
 STEP_NAMES = ("best", "latest", "all")
@@ -51,3 +78,253 @@ class EvalConfig:
                 raise InputError(f"{macro} is {value}: expected at least 1")
         if not 0 < self.watch_period <= 3600:
             raise InputError(f"WATCH_PERIOD is {self.watch_period}: expected (0, 3600] seconds")
+
+
+class TextSource(PairSource, Protocol):
+    """What this module needs of a `token_cache.TokenCache`."""
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        """One pair with its texts: id, input, label, gold (None if unlabelled) and choices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the model says of one example.
+
+    Attributes:
+        row: position in the token cache.
+        text: the label that it wrote, or chose.
+        ended: EOS came within MAX_DECODE_LENGTH; always true of a choice.
+        probabilities: choice -> probability; None where the label was decoded.
+    """
+
+    row: int
+    text: str
+    ended: bool
+    probabilities: dict[str, float] | None = None
+
+
+class Evaluator:
+    """Scores parameters on a split; the train loop and the eval binary share it.
+
+    Only the label stream is decoded. Compiled once for each of the few input lengths that
+    `pipeline.eval_batches` yields; rows are spread over the mesh.
+    """
+
+    def __init__(
+        self,
+        model_dir: epath.PathLike,
+        config: EvalConfig,
+        model: T5Config,
+        mesh: Mesh,
+        vocabulary: Vocabulary,
+        caches: Callable[[str], TextSource],
+        metric: str,
+        facts: RunFacts,
+    ):
+        """Keeps what every evaluation needs.
+
+        Args:
+            model_dir: where results go.
+            config: how to score.
+            model: the model whose parameters will be given.
+            mesh: the mesh that they lie on.
+            vocabulary: of the token cache.
+            caches: split -> its token cache; called once a split.
+            metric: a key of `metrics.METRICS`.
+            facts: what the run is, for its results.
+        """
+        self.model_dir = epath.Path(model_dir)
+        self.config = config
+        self.model = model
+        self.mesh = mesh
+        self.vocabulary = vocabulary
+        self.metric = metric
+        self.facts = facts
+        self._cache = functools.cache(caches)
+        self._rules = fitting_rules(logical_axes(model), abstract_params(model), mesh)
+
+    def evaluate(self, params: Params, step: int, split: str, selected_on: str = "none") -> Result:
+        """Scores one split, writes its files, and adds its line to ``results.jsonl``.
+
+        What ``results.jsonl`` holds already is returned as it stands. There is one line a step
+        and split: scored in another EVAL_MODE, it keeps its line, and the other mode's files go to
+        ``eval/<split>/<step>/<mode>/``.
+
+        Args:
+            params: on the mesh.
+            step: optimizer steps that they have behind them.
+            split: train, validation or test.
+            selected_on: ``validation`` where `step` was chosen as the best on it.
+
+        Raises:
+            InputError: the split is empty, has no gold label, or no choices to score.
+        """
+        known = self.known(step, split)
+        if known is not None:
+            return known
+        folder = self._folder(step, split)
+        start = time.perf_counter()
+        cache = self._cache(split)
+        predictions = self.predict(params, cache)
+        seconds = time.perf_counter() - start
+        rows = [cache.row(prediction.row) for prediction in predictions]
+        missing = [row["id"] for row in rows if row["gold"] is None]
+        if missing:
+            raise InputError(
+                f"EVAL_SPLITS: {split} has {len(missing)} rows without a gold label, the first is "
+                f"{missing[0]}; take the split out"
+            )
+        golds = [row["gold"] for row in rows]
+        score = metrics.accuracy(self.metric, [p.text for p in predictions], golds)
+        result = Result(
+            **dataclasses.asdict(self.facts),
+            step=step,
+            split=split,
+            **dataclasses.asdict(score),
+            selected_on=selected_on,
+        )
+        if jax.process_index() == 0:
+            lines = [
+                self._line(row, prediction)
+                for row, prediction in zip(rows, predictions, strict=True)
+            ]
+            records.write_jsonl(folder / PREDICTIONS_FILE, lines)
+            about = {
+                "metric": self.metric,
+                "mode": self.config.mode,
+                "max_decode_length": self.config.max_decode_length,
+                "unfinished": sum(not prediction.ended for prediction in predictions),
+                "seconds": round(seconds, 3),
+                "examples_per_second": round(len(rows) / seconds, 1),
+            }
+            text = json.dumps({**dataclasses.asdict(result), **about}, indent=1)
+            records.write_atomic(folder / METRICS_FILE, text + "\n")
+            append_result(self.model_dir, result)
+        return result
+
+    def known(self, step: int, split: str) -> Result | None:
+        """The result of an earlier evaluation of the same step, split and mode."""
+        known = find_result(self.model_dir, step, split)
+        folder = self._folder(step, split)
+        if known is not None and folder.name == self.config.mode:
+            path = folder / METRICS_FILE
+            stored = json.loads(path.read_text()) if path.exists() else None
+            known = stored and Result(**{name: stored[name] for name in RESULT_FIELDS})
+        if jax.process_count() == 1:
+            return known
+        # The first process decides for all: they must agree on whether to compute.
+        agreed = bool(multihost_utils.broadcast_one_to_all(np.int32(known is not None)))
+        return known if agreed else None
+
+    def _folder(self, step: int, split: str) -> epath.Path:
+        folder = self.model_dir / "eval" / split / str(step)
+        path = folder / METRICS_FILE
+        if path.exists() and json.loads(path.read_text())["mode"] != self.config.mode:
+            return folder / self.config.mode
+        return folder
+
+    def _line(self, row: Mapping[str, Any], prediction: Prediction) -> dict[str, Any]:
+        line = {
+            "id": row["id"],
+            "input": row["input"],
+            "target": row["gold"],
+            "prediction": prediction.text,
+            "correct": metrics.correct(self.metric, prediction.text, row["gold"]),
+        }
+        if prediction.probabilities is not None:
+            line["probabilities"] = prediction.probabilities
+        return line
+
+    def predict(self, params: Params, cache: TextSource) -> list[Prediction]:
+        """The model's label for every row of a token cache, in the cache's order.
+
+        Raises:
+            InputError: EVAL_MODE is choices, and a row has none.
+        """
+        score = self._choose if self.config.mode == "choices" else self._decode
+        part, parts = data_shard(self.mesh)
+        predictions: list[Prediction] = []
+        pending: Callable[[], list[Prediction]] | None = None
+        # One that the shards divide, so that every process holds as many rows.
+        batch_size = math.ceil(self.config.batch_size / parts) * parts
+        choices = self._choice_ids(cache) if self.config.mode == "choices" else None
+        for index, inputs, segment_ids in eval_batches(cache, batch_size):
+            # Padding rows are zeros, so that rows count from 1.
+            batch = {"row": index + 1, "inputs": inputs, "segment_ids": segment_ids}
+            if choices is not None:
+                batch["choices"] = np.where((index < 0)[:, None, None], PAD_ID, choices[index])
+            mine = {name: np.split(array, parts)[part] for name, array in batch.items()}
+            placed = place_batch(mine, self.mesh)
+            with activation_rules(self._rules, self.mesh):
+                read = score(params, placed, cache)
+            # Texts are made while the device is at the next batch.
+            if pending is not None:
+                predictions.extend(pending())
+            pending = read
+        if pending is not None:
+            predictions.extend(pending())
+        return sorted(predictions, key=lambda prediction: prediction.row)
+
+    def _decode(
+        self, params: Params, batch: Mapping[str, jax.Array], cache: TextSource
+    ) -> Callable[[], list[Prediction]]:
+        """Starts decoding a batch; the returned function waits for it."""
+        del cache
+        length = self.config.max_decode_length
+        tokens = greedy(self.model, params, batch["inputs"], batch["segment_ids"], length)
+
+        def read() -> list[Prediction]:
+            return [
+                Prediction(row, self.vocabulary.decode(ids.tolist()), EOS_ID in ids)
+                for row, ids in _real_rows(batch["row"], tokens)
+            ]
+
+        return read
+
+    def _choose(
+        self, params: Params, batch: Mapping[str, jax.Array], cache: TextSource
+    ) -> Callable[[], list[Prediction]]:
+        """Starts scoring a batch's choices; the returned function waits for it."""
+        log_probs = choice_log_probs(
+            self.model, params, batch["inputs"], batch["segment_ids"], batch["choices"]
+        )
+        probabilities = choice_probabilities(log_probs)
+
+        def read() -> list[Prediction]:
+            predictions = []
+            for row, values in _real_rows(batch["row"], probabilities):
+                named = dict(zip(cache.row(row)["choices"], values.tolist(), strict=False))
+                best = max(named, key=named.__getitem__)
+                predictions.append(Prediction(row, best, True, named))
+            return predictions
+
+        return read
+
+    def _choice_ids(self, cache: TextSource) -> np.ndarray:
+        """Every row's choices as int32 [rows, C, T]: ids and EOS, PAD elsewhere."""
+        texts = [cache.row(row)["choices"] for row in range(len(cache))]
+        bare = [row for row, choices in enumerate(texts) if not choices]
+        if bare:
+            raise InputError(
+                f"EVAL_MODE='choices' needs a closed label set, and row {cache.row(bare[0])['id']} "
+                f"of DATASET={self.facts.dataset!r} has no choices; set EVAL_MODE='decode'"
+            )
+        ids = {
+            choice: [*self.vocabulary.encode(choice), EOS_ID]
+            for choice in {choice for choices in texts for choice in choices}
+        }
+        most = max(len(choices) for choices in texts)
+        padded = np.full((len(texts), most, max(map(len, ids.values()))), PAD_ID, np.int32)
+        for row, choices in enumerate(texts):
+            for number, choice in enumerate(choices):
+                padded[row, number, : len(ids[choice])] = ids[choice]
+        return padded
+
+
+def _real_rows(rows: jax.Array, values: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
+    """(position in the cache, value) of every row that is no padding, from all processes."""
+    numbers, gathered = multihost_utils.process_allgather((rows, values), tiled=True)
+    for number, value in zip(numbers, gathered, strict=True):
+        if number > 0:
+            yield int(number) - 1, value

@@ -1,0 +1,94 @@
+"""Scores trained runs: python -m launch.eval MODEL_DIR... [--gin.EVAL_SPLITS='("test",)'] ...
+
+Each MODEL_DIR brings its own configuration (MODEL_DIR/config.gin); --gin.NAME=value changes it for
+the scoring. With --gin_file instead of folders, the run that the file describes is scored.
+Splits: EVAL_SPLITS; steps: EVAL_STEP (best, latest, all or a number); WATCH=True follows a run
+that is still training. What results.jsonl holds already is not done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from absl import logging
+
+from launch import evaluation, flags
+from stepdistill_jax import config as configs
+from stepdistill_jax.checkpoint.restore import available_steps, restore_params
+from stepdistill_jax.eval.follow import steps_to_score
+from stepdistill_jax.eval.results import Result
+from stepdistill_jax.parallel.mesh import make_mesh
+from stepdistill_jax.run_config import RunConfig
+from stepdistill_jax.spec import InputError
+
+
+def runs(arguments: flags.Arguments) -> list[RunConfig]:
+    """The configuration of every run that the command line names.
+
+    Raises:
+        InputError: none is named, or both a gin file and folders are.
+    """
+    folders = list(arguments.positional)
+    if arguments.gin_files and folders:
+        raise InputError(
+            f"both --gin_file={arguments.gin_files[0]} and folders ({', '.join(folders)}) are "
+            "given; a folder brings its own config.gin, so leave one of the two out"
+        )
+    if not arguments.gin_files and not folders:
+        raise InputError("nothing to score: name folders of runs, or --gin_file=FILE")
+    if arguments.gin_files:
+        return [_same_run(arguments.parse())]
+    return [configs.read(folder, arguments.overrides) for folder in folders]
+
+
+def _same_run(config: RunConfig) -> RunConfig:
+    """`config`, which may score a run otherwise than it was trained, and be no other run.
+
+    Raises:
+        InputError: its folder holds a run of another configuration.
+    """
+    trained = dataclasses.replace(configs.read(config.model_dir), eval=config.eval)
+    different = configs.difference(trained, config)
+    if different:
+        changes = (f"{name} {old!r}, now {new!r}" for name, (old, new) in different.items())
+        raise InputError(
+            f"{config.model_dir} holds another run: {'; '.join(changes)}; set MODEL_DIR, or give "
+            f"the folder instead of --gin_file"
+        )
+    return config
+
+
+def score(config: RunConfig) -> Iterator[Result]:
+    """Scores the chosen steps of one run on the chosen splits, yielding each result."""
+    mesh = make_mesh(config.mesh)
+    evaluator = evaluation.make_evaluator(config, mesh)
+    abstract = evaluation.abstract_sharded_params(config, mesh)
+    for step, selected_on in steps_to_score(config.model_dir, config.eval):
+        known = {split: evaluator.known(step, split) for split in config.eval.splits}
+        params = None
+        for split, result in known.items():
+            if result is None and params is None:
+                try:
+                    params = restore_params(config.model_dir, step, abstract)
+                except InputError:
+                    if not config.eval.watch or step in available_steps(config.model_dir):
+                        raise
+                    logging.warning("Step %d was deleted by the run before it was read.", step)
+                    break
+            yield result or evaluator.evaluate(params, step, split, selected_on)
+
+
+def main(arguments: flags.Arguments) -> None:
+    """Scores every run that is named and prints one line a result."""
+    for config in runs(arguments):
+        for result in score(config):
+            print(
+                f"{config.model_dir} step {result.step} {result.split}: accuracy "
+                f"{result.accuracy:.4f} (standard error {result.stderr:.4f}, n {result.n})",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    flags.run_with_arguments(main)

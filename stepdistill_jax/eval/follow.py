@@ -1,0 +1,54 @@
+"""Which steps of a run are scored: those that EVAL_STEP names, now or as training goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from etils import epath
+
+from stepdistill_jax.checkpoint.restore import available_steps, best_step
+from stepdistill_jax.eval.runner import EvalConfig
+from stepdistill_jax.spec import InputError
+
+# The train loop writes it into MODEL_DIR when nothing more will come.
+FINISHED_FILE = "finished.json"
+
+
+def steps_to_score(
+    model_dir: epath.PathLike, config: EvalConfig, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[tuple[int, str]]:
+    """Yields (step, selected_on) of every step that EVAL_STEP names, each once, ascending.
+
+    With WATCH it looks again every WATCH_PERIOD seconds until the run has finished, and the best
+    step, which may change until then, comes last.
+
+    Raises:
+        InputError: there is no such checkpoint (and, with WATCH, none came).
+    """
+    seen: set[int] = set()
+    while True:
+        # Asked first: what was saved before the run finished is then seen below.
+        last_look = not config.watch or (epath.Path(model_dir) / FINISHED_FILE).exists()
+        for step in _named(model_dir, config.step, last_look):
+            if step not in seen:
+                seen.add(step)
+                yield step, "validation" if config.step == "best" else "none"
+        if last_look:
+            break
+        sleep(config.watch_period)
+    if not seen:
+        raise InputError(
+            f"{model_dir}: no checkpoint for EVAL_STEP={config.step!r}, there are steps "
+            f"{available_steps(model_dir)}; train first, or set EVAL_STEP to one of them"
+        )
+
+
+def _named(model_dir: epath.PathLike, name: int | str, last_look: bool) -> list[int]:
+    steps = available_steps(model_dir)
+    if name == "best":
+        best = best_step(model_dir) if last_look else None
+        return [] if best is None else [best]
+    if name == "latest":
+        return steps[-1:]
+    return steps if name == "all" else [step for step in steps if step == name]
