@@ -30,6 +30,8 @@ processes, and an iterator state written by one number of them restores on anoth
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -111,9 +113,12 @@ def train_iterator(
     share = shape.rows // process_count
     own = slice(process_index * share, (process_index + 1) * share)
     batches = rows.batch(shape.rows, batch_fn=lambda batch: assemble(cache, batch[own], streams))
-    return iter(
+    iterator = iter(
         experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch)
     )
+    # The interpreter aborts if its end meets the thread inside Grain's compiled code.
+    atexit.register(_close, weakref.ref(iterator))
+    return iterator
 
 
 def assemble(cache: PairSource, rows: Sequence[Batch], streams: Sequence[str]) -> Batch:
@@ -182,6 +187,12 @@ def fill(batch: Mapping[str, np.ndarray]) -> dict[str, float]:
         for key, value in batch.items()
         if key.endswith(suffix)
     }
+
+
+def _close(reference: weakref.ref[grain.DatasetIterator[Batch]]) -> None:
+    iterator = reference()
+    if iterator is not None:
+        iterator.close()
 
 
 def _pack(

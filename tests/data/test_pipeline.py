@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +22,7 @@ from hypothesis import strategies as st
 from stepdistill_jax import spec
 from stepdistill_jax.data import packing, pipeline
 from stepdistill_jax.data.pipeline import PipelineConfig, RowShape
+from stepdistill_jax.data.vocabulary import load_vocabulary
 
 BOTH = spec.STREAMS
 LABEL_ONLY = (spec.LABEL,)
@@ -228,6 +235,8 @@ def test_the_seed_alone_decides_the_order():
     runs = [take(iterate(cache, PipelineConfig(32, seed=seed)), 5) for seed in (0, 0, 1)]
     for first, again in zip(runs[0], runs[1], strict=True):
         assert_same(first, again)
+    firsts = [run[0][spec.EXAMPLE_INDEX].tolist() for run in runs]
+    assert firsts[0] != firsts[2]
     # Neighbouring seeds share no epoch: Grain counts epochs up from the seed that it is given.
     unpacked = [
         epochs_of(cache, PipelineConfig(32, pack=False, seed=seed), epochs=3) for seed in (0, 1)
@@ -242,13 +251,14 @@ def test_a_restored_iterator_goes_on_bit_for_bit(pack, prefetch):
     # 100 pairs in batches of 16: the 60 batches cross epochs and the packer's groups of rows.
     cache = random_cache(100)
     config = PipelineConfig(batch_size=16, pack=pack, prefetch=prefetch)
-    iterator = iterate(cache, config)
+    shape = pipeline.row_shape(cache.lengths, config, BOTH)
+    iterator = iterate(cache, config, shape=shape)
     states, batches = [iterator.get_state()], []
     for _ in range(60):
         batches.append(next(iterator))
         states.append(iterator.get_state())
     for position in (0, 1, 2, 5, 6, 7, 13, 24, 25, 26, 41, 50):
-        restored = iterate(cache, config)
+        restored = iterate(cache, config, shape=shape)
         restored.set_state(states[position])
         assert restored.get_state() == states[position]
         for expected, found in zip(batches[position:], take(restored, 10), strict=False):
@@ -285,13 +295,33 @@ def iterate_state(
     return iterator.get_state()
 
 
+def test_a_program_ends_cleanly_in_the_middle_of_prefetching():
+    # The interpreter aborts where its end finds a thread inside Grain's compiled code.
+    program = textwrap.dedent("""
+        import test_pipeline as t
+        cache = t.random_cache(500)
+        config = t.PipelineConfig(64, pack=False, prefetch=100000)
+        iterator = t.iterate(cache, config)
+        next(iterator)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=pathlib.Path(__file__).parent,
+        env=os.environ | {"PYTHONPATH": str(pathlib.Path(pipeline.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("streams", [BOTH, LABEL_ONLY])
 @pytest.mark.parametrize("batch_size", [32, 64, 200])
 def test_a_packed_step_holds_batch_size_pairs_on_average(streams, batch_size):
     cache = random_cache(2000)
     config = PipelineConfig(batch_size=batch_size)
     shape = pipeline.row_shape(cache.lengths, config, streams)
-    batches = take(iterate(cache, config, streams), 8000 // batch_size)
+    batches = take(iterate(cache, config, streams, shape=shape), 6000 // batch_size)
     mean = np.mean([np.count_nonzero(batch[spec.EXAMPLE_INDEX]) for batch in batches])
     assert mean == pytest.approx(shape.rows * shape.pairs_per_row, rel=0.01)
     assert abs(mean - batch_size) <= 0.51 * shape.pairs_per_row
@@ -351,11 +381,11 @@ def test_no_pairs_is_an_error():
 
 
 def test_the_simulation_counts_the_rows_of_grains_packer():
-    lengths = np.random.default_rng(0).integers(1, [[20], [6]], (2, 3000))
+    lengths = np.random.default_rng(0).integers(1, [[20], [6]], (2, 1200))
     capacities = np.array([[64, 20], [48, 10], [21, 6]])
     simulated = packing.pairs_per_row(lengths, capacities, bins=8)
     for capacity, expected in zip(capacities, simulated, strict=True):
-        pairs = grain.MapDataset.range(3000).map(
+        pairs = grain.MapDataset.range(1200).map(
             lambda i: {name: np.zeros(lengths[f, i], np.int8) for f, name in enumerate("ab")}
         )
         rows = grain.experimental.FirstFitPackIterDataset(
@@ -390,3 +420,34 @@ def test_evaluation_visits_every_pair_once_in_few_shapes():
 
 def test_evaluation_of_nothing_yields_nothing():
     assert list(pipeline.eval_batches(MemoryCache([]), 4)) == []
+
+
+def esnli_cache(shared: pathlib.Path, spiece: pathlib.Path) -> MemoryCache:
+    """The pairs of e-SNLI's validation split with the teacher's rationales, T5's tokens."""
+    vocabulary = load_vocabulary(str(spiece))
+    folder = shared / "data" / "esnli"
+    rows = [json.loads(line) for line in (folder / "esnli_valid.json").open(encoding="utf-8")]
+    outputs = [
+        text
+        for file in sorted((folder / "llm").glob("valid_CoT_*.json"))
+        for text in json.loads(file.read_text(encoding="utf-8"))
+    ]
+    pairs = []
+    for row, output in zip(rows, outputs, strict=True):
+        text = f"{row['premise']}{spec.SEPARATOR}{row['hypothesis']}"
+        label = ("entailment", "neutral", "contradiction")[row["label"]]
+        prefixed = [prefix + text for prefix in spec.PREFIXES["release"]]
+        texts = (prefixed[0], label, prefixed[1], output.split("\nAnswer:")[0])
+        pairs.append(pair(*(vocabulary.encode(text) for text in texts)))
+    return MemoryCache(pairs)
+
+
+@pytest.mark.parametrize("batch_size", [64, 128])
+def test_esnli_fills_its_rows(shared, spiece, batch_size):
+    cache = esnli_cache(shared, spiece)
+    for streams in (BOTH, LABEL_ONLY):
+        batches = take(iterate(cache, PipelineConfig(batch_size), streams), 4000 // batch_size)
+        fills = [pipeline.fill(batch) for batch in batches]
+        mean = {feature: np.mean([fill[feature] for fill in fills]) for feature in fills[0]}
+        assert all(mean[f"{stream}_inputs"] >= 0.95 for stream in streams), mean
+        assert all(mean[f"{stream}_targets"] >= 0.75 for stream in streams), mean
