@@ -70,6 +70,16 @@ class Outcome:
     evals: tuple[tuple[int, float], ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A step that was dispatched: its metrics on the device, its host batch, seconds waited."""
+
+    number: int
+    metrics: Metrics
+    batch: Batch
+    waiting: float
+
+
 class NonFiniteError(RuntimeError):
     """A loss or gradient norm became NaN or infinite; the message names the step and the file."""
 
@@ -99,24 +109,27 @@ def _due(step: int, period: int) -> bool:
 
 def resume(
     checkpoints: ocp.CheckpointManager,
-    state: TrainState,
     batches: grain.DatasetIterator,
+    fresh: Callable[[], TrainState],
+    abstract_state: TrainState,
 ) -> tuple[TrainState, list[tuple[int, float]]]:
     """Continues from the latest checkpoint, where there is one.
 
-    Order of precedence: the run's own latest checkpoint, then the given fresh `state`.
+    Order of precedence: the run's own latest checkpoint, then `fresh`, which is called only then.
+
+    Args:
+        checkpoints: of the run.
+        batches: moved to the batch after the checkpoint's.
+        fresh: makes the state of step 0.
+        abstract_state: shapes and shardings of a state.
 
     Returns:
-        The state to go on with and the validation accuracies so far; `batches` is moved to the
-        batch after the checkpoint's.
+        The state to go on with and the validation accuracies so far.
     """
     step = checkpoints.latest_step()
     if step is None:
-        return state, []
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
-    state, data = manager.restore(checkpoints, step, abstract)
+        return fresh(), []
+    state, data = manager.restore(checkpoints, step, abstract_state)
     batches.set_state(data["iterator"])
     logging.info("Continuing from the checkpoint of step %d.", step)
     return state, [(int(s), float(a)) for s, a in data["evals"]]
@@ -158,7 +171,7 @@ class Trainer:
         """
         config = self.config
         step = int(state.step)
-        pending: tuple[int, Metrics, np.ndarray] | None = None
+        pending: _Step | None = None
         with (
             Preemption() as preemption,
             tqdm(total=config.train_steps, initial=step, unit="step", dynamic_ncols=True) as bar,
@@ -166,18 +179,18 @@ class Trainer:
             while step < config.train_steps and not self._stop_early(evals):
                 waiting = time.perf_counter()
                 batch = next(self.batches)
-                self.throughput.add(batch, time.perf_counter() - waiting)
+                waiting = time.perf_counter() - waiting
                 state, metrics = self.train_step(state, self.place(batch))
                 step += 1
                 # Reading the metrics of the step before lets the device run on meanwhile.
                 if pending is not None:
-                    self._report(*pending, bar)
-                pending = (step, metrics, batch[EXAMPLE_INDEX])
+                    self._report(pending, bar)
+                pending = _Step(step, metrics, batch, waiting)
                 evaluates = step == config.train_steps or _due(step, config.eval_period)
                 saves = evaluates or preemption.requested or _due(step, config.checkpoint_period)
                 if saves:
                     # A state is saved or scored only once its own step is known to be finite.
-                    self._report(*pending, bar)
+                    self._report(pending, bar)
                     pending = None
                     accuracy = self.evaluate(state.params, step) if evaluates else None
                     if accuracy is not None:
@@ -207,12 +220,14 @@ class Trainer:
         data = {"iterator": self.batches.get_state(), "evals": evals}
         manager.save(self.checkpoints, step, state, data, dict(self.identity), accuracy)
 
-    def _report(self, step: int, metrics: Metrics, index: np.ndarray, bar: tqdm) -> None:
+    def _report(self, done: _Step, bar: tqdm) -> None:
         """Reads a step's metrics from the device, checks them, logs them and moves the bar."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        step = done.number
+        values = {name: float(value) for name, value in jax.device_get(done.metrics).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
-            self._stop_non_finite(step, bad, values, index)
+            self._stop_non_finite(step, bad, values, done.batch[EXAMPLE_INDEX])
+        self.throughput.add(done.batch, done.waiting)
         bar.update(step - bar.n)
         if step % self.config.log_period == 0 or step == self.config.train_steps:
             rates = self.throughput.read()

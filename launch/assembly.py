@@ -1,0 +1,108 @@
+"""A `Trainer` from a `RunConfig`: every part of a training run, built and joined."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from launch import evaluation
+from stepdistill_jax.checkpoint.initial import initial_params
+from stepdistill_jax.data.packing import row_shape
+from stepdistill_jax.data.pipeline import train_iterator
+from stepdistill_jax.data.token_cache import open_or_build
+from stepdistill_jax.eval.runner import Evaluator
+from stepdistill_jax.model.flops import train_flops
+from stepdistill_jax.optim import optimizer as make_optimizer
+from stepdistill_jax.optim import schedule as make_schedule
+from stepdistill_jax.parallel.place import data_shard, place_batch
+from stepdistill_jax.run_config import RunConfig
+from stepdistill_jax.train import log, loop
+from stepdistill_jax.train.state import TrainState, abstract_state, create_state, state_shardings
+from stepdistill_jax.train.step import make_train_step
+
+PyTree = Any
+
+
+def make_trainer(
+    config: RunConfig,
+    mesh: Mesh,
+    evaluator: Evaluator,
+    checkpoints: ocp.CheckpointManager,
+    identity: Mapping[str, Any],
+) -> tuple[loop.Trainer, TrainState, list[tuple[int, float]]]:
+    """Builds the run, continued from its latest checkpoint where there is one.
+
+    Returns:
+        The trainer, the state to start from, and the validation accuracies so far.
+
+    Raises:
+        InputError: data, vocabulary, mesh or checkpoint do not fit the configuration.
+    """
+    started = time.perf_counter()
+    cache = open_or_build(config.data, config.tokens, "train")
+    shape = row_shape(cache.lengths, config.pipeline, config.streams)
+    shard, shards = data_shard(mesh)
+    batches = train_iterator(
+        cache,
+        config.pipeline,
+        shape,
+        config.streams,
+        process_index=shard,
+        process_count=shards,
+    )
+    schedule = make_schedule(config.optimizer, config.train_steps)
+    optimizer = make_optimizer(config.optimizer, config.train_steps)
+
+    def fresh() -> TrainState:
+        shardings = evaluation.abstract_sharded_params(config, mesh)
+        params = initial_params(config.initial_checkpoint, shardings)
+        return create_state(config.model, optimizer, mesh, config.seed, params)
+
+    state, evals = loop.resume(
+        checkpoints, batches, fresh, abstract_state(config.model, optimizer, mesh)
+    )
+    train_step = make_train_step(
+        config.model,
+        config.objective,
+        optimizer,
+        schedule,
+        config.streams,
+        config.microbatches,
+        config.seed,
+        config.prng_impl,
+        mesh,
+        state_shardings(config.model, optimizer, mesh),
+    )
+    count = log.write_inventory(config.model_dir, state.params)
+    print(
+        f"{count:,} parameters; {len(cache):,} pairs for training; a step is {shape.rows} rows of "
+        f"{shape.inputs} inputs and {dict(shape.targets)} targets on {mesh.size} device(s); "
+        f"ready in {time.perf_counter() - started:.1f} s"
+    )
+    trainer = loop.Trainer(
+        config=loop.LoopConfig(
+            model_dir=config.model_dir,
+            train_steps=config.train_steps,
+            log_period=config.log_period,
+            eval_period=config.eval_period,
+            checkpoint_period=config.checkpoint_period,
+            early_stop_evals=config.early_stop_evals,
+        ),
+        train_step=train_step,
+        batches=batches,
+        place=lambda batch: place_batch(batch, mesh, config.microbatches),
+        evaluate=lambda params, step: evaluator.evaluate(params, step, "validation").accuracy,
+        checkpoints=checkpoints,
+        log=log.MetricLog(config.model_dir, int(state.step), tensorboard=config.tensorboard),
+        throughput=log.Throughput(
+            train_flops(config.model, shape.rows, shape.inputs, shape.targets)
+        ),
+        example_ids=lambda index: [cache.row(int(i) - 1)["id"] for i in np.unique(index)],
+        identity=identity,
+    )
+    return trainer, state, evals

@@ -1,0 +1,107 @@
+"""Trains one run and scores it: python -m launch.train --gin_file=demo.gin [--gin.NAME=value]
+
+The same command again continues a run that was stopped. Exit codes: 0 finished, 2 wrong input,
+3 a loss that is not finite, 75 preempted (SIGTERM): run the same command again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import jax
+from etils import epath
+
+from launch import assembly, evaluation, flags
+from stepdistill_jax import config as configs
+from stepdistill_jax import records
+from stepdistill_jax.checkpoint import manager, restore
+from stepdistill_jax.data.token_cache import open_or_build
+from stepdistill_jax.eval.follow import FINISHED_FILE
+from stepdistill_jax.eval.results import Result
+from stepdistill_jax.eval.runner import Evaluator
+from stepdistill_jax.parallel.mesh import make_mesh
+from stepdistill_jax.run_config import RunConfig
+from stepdistill_jax.spec import EXIT_NON_FINITE, EXIT_PREEMPTED, InputError
+from stepdistill_jax.train import loop
+
+VALIDATION = "validation"
+
+
+def claim(config: RunConfig) -> str:
+    """Writes ``config.gin``, or checks that the run in MODEL_DIR is this one; returns its text.
+
+    Raises:
+        InputError: MODEL_DIR holds a run with other settings.
+    """
+    path = epath.Path(config.model_dir) / configs.CONFIG_FILE
+    if path.exists():
+        changed = configs.difference(configs.read(config.model_dir), config)
+        if changed:
+            listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
+            raise InputError(
+                f"{config.model_dir} holds a run with {listed}; choose another MODEL_DIR, or "
+                "repeat the settings in its config.gin to continue it"
+            )
+    text = configs.dump(config)
+    if jax.process_index() == 0:
+        records.write_atomic(path, text)
+    return text
+
+
+def finish(config: RunConfig, evaluator: Evaluator, outcome: loop.Outcome) -> list[Result]:
+    """Scores EVAL_SPLITS with the best step on validation, once, and marks the run finished."""
+    best = restore.best_step(config.model_dir)
+    assert best is not None  # the last step is always scored on validation
+    known = {split: evaluator.known(best, split) for split in config.eval.splits}
+    if not all(known.values()):
+        abstract = evaluation.abstract_sharded_params(config, evaluator.mesh)
+        params = restore.restore_params(config.model_dir, best, abstract)
+        for split in config.eval.splits:
+            known[split] = evaluator.evaluate(params, best, split, selected_on=VALIDATION)
+    results = [result for result in known.values() if result is not None]
+    if jax.process_index() == 0:
+        summary = {
+            "step": outcome.step,
+            "best_step": best,
+            "accuracy": {result.split: result.accuracy for result in results},
+        }
+        text = json.dumps(summary, indent=1) + "\n"
+        records.write_atomic(epath.Path(config.model_dir) / FINISHED_FILE, text)
+    return results
+
+
+def main(config: RunConfig) -> int:
+    """Trains, scores and says where everything lies; returns the exit code."""
+    identity = {"config": claim(config)}
+    mesh = make_mesh(config.mesh)
+    evaluator = evaluation.make_evaluator(config, mesh)
+    # Splits are opened before hours are spent, not after.
+    for split in {VALIDATION, *config.eval.splits}:
+        open_or_build(config.data, config.tokens, split)
+    with manager.manager(config.model_dir, keep=config.keep_checkpoints) as checkpoints:
+        trainer, state, evals = assembly.make_trainer(
+            config, mesh, evaluator, checkpoints, identity
+        )
+        try:
+            outcome = trainer.run(state, evals)
+        except loop.NonFiniteError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_NON_FINITE
+        finally:
+            trainer.log.close()
+    if outcome.preempted:
+        print(f"preempted: step {outcome.step} is saved in {config.model_dir}; run the same "
+              "command again to continue", file=sys.stderr)  # fmt: skip
+        return EXIT_PREEMPTED
+    for result in finish(config, evaluator, outcome):
+        print(
+            f"{result.split} accuracy {result.accuracy:.2%} (standard error {result.stderr:.2%}, "
+            f"n {result.n}) with step {result.step}, the best on validation of {outcome.step} "
+            f"steps; checkpoints, metrics and predictions are in {config.model_dir}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,81 @@
+import json
+
+import numpy as np
+import pytest
+
+from stepdistill_jax.spec import EXAMPLE_INDEX
+from stepdistill_jax.train import log
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_resuming_drops_later_lines_and_a_torn_last_one(tmp_path):
+    first = log.MetricLog(tmp_path, 0, tensorboard=False)
+    for step in (1, 2, 3):
+        first.write(step, {"loss": float(step), "mfu": None})
+    first.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')  # killed while writing
+    second = log.MetricLog(tmp_path, 2, tensorboard=False)
+    second.write(3, {"loss": 30.0, "mfu": None})
+    second.close()
+    assert lines(tmp_path) == [
+        {"step": 1, "loss": 1.0, "mfu": None},
+        {"step": 2, "loss": 2.0, "mfu": None},
+        {"step": 3, "loss": 30.0, "mfu": None},
+    ]
+
+
+def test_a_fresh_run_in_a_folder_with_old_metrics_starts_them_anew(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    log.MetricLog(tmp_path, 0, tensorboard=False).close()
+    assert lines(tmp_path) == []
+
+
+def test_tensorboard_scalars_can_be_read_back(tmp_path):
+    pytest.importorskip("tensorflow", reason="TENSORBOARD=True needs TensorFlow")
+    from tensorboard.backend.event_processing import event_accumulator
+    from tensorboard.util import tensor_util
+
+    writer = log.MetricLog(tmp_path, 0, tensorboard=True)
+    writer.write(7, {"loss": 0.5, "mfu": None})
+    writer.close()
+    events = event_accumulator.EventAccumulator(
+        str(tmp_path / "tensorboard"), size_guidance={event_accumulator.TENSORS: 0}
+    )
+    events.Reload()
+    (event,) = events.Tensors("loss")
+    assert event.step == 7
+    assert tensor_util.make_ndarray(event.tensor_proto) == 0.5
+    assert "mfu" not in events.Tags()["tensors"]
+
+
+def test_throughput_counts_pairs_tokens_and_fill(monkeypatch):
+    clock = iter([10.0, 14.0, 14.0])
+    monkeypatch.setattr(log.time, "perf_counter", lambda: next(clock))
+    meter = log.Throughput(flops_per_step=1e9)
+    batch = {
+        "label_inputs": np.ones((2, 4), np.int32),
+        "label_inputs_segment_ids": np.array([[1, 1, 2, 2], [1, 1, 0, 0]]),
+        "label_targets_segment_ids": np.array([[1, 2], [1, 0]]),
+        EXAMPLE_INDEX: np.array([[5, 9, 0, 0], [3, 0, 0, 0]]),
+    }
+    meter.add(batch, wait=1.0)
+    assert meter.read() == {
+        "pairs_per_second": 3 / 4,
+        "tokens_per_second": 9 / 4,
+        "fill": 9 / 12,
+        "data_wait": 1 / 4,
+        # No public peak for a CPU: no figure rather than a made-up one.
+        "mfu": None,
+    }
+
+
+def test_inventory_lists_every_parameter_and_counts_them(tmp_path):
+    params = {"a": {"kernel": np.zeros((3, 4))}, "b": np.zeros(5)}
+    assert log.write_inventory(tmp_path, params) == 17
+    text = (tmp_path / "parameters.txt").read_text()
+    assert "a/kernel" in text
+    assert "Total: 17" in text

@@ -1,0 +1,149 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stepdistill_jax.checkpoint import manager, restore
+from stepdistill_jax.spec import EXAMPLE_INDEX, InputError
+from stepdistill_jax.train import loop
+from stepdistill_jax.train.log import MetricLog, Throughput
+from stepdistill_jax.train.state import TrainState
+
+
+class Counting:
+    """Batches whose only content is their number; get_state and set_state as Grain's."""
+
+    def __init__(self) -> None:
+        self.next_batch = 0
+
+    def __next__(self):
+        self.next_batch += 1
+        index = np.array([[2 * self.next_batch - 1, 2 * self.next_batch, 0]])
+        ones = np.ones((1, 3), np.int32)
+        return {"label_inputs_segment_ids": ones, EXAMPLE_INDEX: index}
+
+    def get_state(self):
+        return {"next": self.next_batch}
+
+    def set_state(self, state):
+        self.next_batch = state["next"]
+
+
+def step_function(losses):
+    """Adds the loss of each step to the one parameter, so that the state shows the history."""
+
+    def step(state, batch):
+        loss = jnp.float32(losses(int(state.step) + 1))
+        params = {"w": state.params["w"] + loss}
+        state = state.replace(step=state.step + 1, params=params)
+        return state, {"loss": loss, "grad_norm": loss}
+
+    return step
+
+
+def fresh_state():
+    return TrainState(step=jnp.int32(0), params={"w": jnp.zeros(2)}, opt_state={})
+
+
+def train(folder, accuracies=None, losses=float, **config):
+    """Runs the loop; returns (outcome, evaluated steps)."""
+    settings = {"train_steps": 10, "log_period": 1, "eval_period": 0, "checkpoint_period": 100}
+    config = loop.LoopConfig(model_dir=str(folder), **{**settings, **config})
+    evaluated = []
+
+    def evaluate(params, step):
+        evaluated.append((step, float(params["w"][0])))
+        return accuracies[step] if accuracies else 0.5
+
+    with manager.manager(folder, keep=20) as checkpoints:
+        batches = Counting()
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh_state()
+        )
+        state, evals = loop.resume(checkpoints, batches, fresh_state, abstract)
+        log = MetricLog(folder, int(state.step), tensorboard=False)
+        trainer = loop.Trainer(
+            config=config,
+            train_step=step_function(losses),
+            batches=batches,
+            place=lambda batch: batch,
+            evaluate=evaluate,
+            checkpoints=checkpoints,
+            log=log,
+            throughput=Throughput(0.0),
+            example_ids=lambda index: [f"id{i}" for i in index],
+            identity={"config": ""},
+        )
+        try:
+            return trainer.run(state, evals), evaluated
+        finally:
+            log.close()
+
+
+def logged(folder):
+    return [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_step_is_logged_and_the_last_is_scored_and_saved(tmp_path):
+    outcome, evaluated = train(tmp_path)
+    assert outcome == loop.Outcome(10, False, ((10, 0.5),))
+    assert [(row["step"], row["loss"]) for row in logged(tmp_path)] == [
+        (step, float(step)) for step in range(1, 11)
+    ]
+    assert evaluated == [(10, 55.0)]  # 1 + 2 + ... + 10: the parameters of that very step
+    assert restore.available_steps(tmp_path) == [10]
+
+
+def test_evaluation_and_checkpoint_periods(tmp_path):
+    _, evaluated = train(tmp_path, eval_period=4, checkpoint_period=3)
+    assert [step for step, _ in evaluated] == [4, 8, 10]
+    assert restore.available_steps(tmp_path) == [3, 4, 6, 8, 9, 10]
+
+
+def test_a_second_run_continues_with_state_data_and_evaluations(tmp_path):
+    train(tmp_path, train_steps=4)
+    outcome, evaluated = train(tmp_path, train_steps=6)
+    assert outcome.evals == ((4, 0.5), (6, 0.5))
+    assert evaluated == [(6, 21.0)]
+    assert [row["step"] for row in logged(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_run_trains_no_further(tmp_path):
+    train(tmp_path, train_steps=4)
+    outcome, evaluated = train(tmp_path, train_steps=4)
+    assert outcome == loop.Outcome(4, False, ((4, 0.5),))
+    assert evaluated == []
+
+
+def test_early_stop_after_evaluations_without_a_better_one(tmp_path):
+    accuracies = {1: 0.1, 2: 0.3, 3: 0.3, 4: 0.2, 5: 0.9}
+    outcome, _ = train(tmp_path, accuracies, eval_period=1, early_stop_evals=2)
+    assert outcome.step == 4
+    # The same command again stays stopped.
+    outcome, evaluated = train(tmp_path, accuracies, eval_period=1, early_stop_evals=2)
+    assert (outcome.step, evaluated) == (4, [])
+    assert restore.best_step(tmp_path) == 2
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_loss_stops_with_its_examples_and_saves_nothing_bad(tmp_path, bad):
+    with pytest.raises(loop.NonFiniteError, match=r"step 7: loss is (nan|inf)") as raised:
+        train(tmp_path, losses=lambda s: bad if s == 7 else 1.0, checkpoint_period=5)
+    assert "the last checkpoint is of step 5" in str(raised.value)
+    report = json.loads((tmp_path / loop.NON_FINITE_FILE).read_text())
+    assert report["step"] == 7
+    assert report["ids"] == ["id13", "id14"]
+    assert restore.available_steps(tmp_path) == [5]
+
+
+def test_a_non_finite_step_due_for_a_checkpoint_is_not_saved(tmp_path):
+    with pytest.raises(loop.NonFiniteError, match="step 5"):
+        train(tmp_path, losses=lambda s: float("nan") if s == 5 else 1.0, checkpoint_period=5)
+    assert restore.available_steps(tmp_path) == []
+
+
+def test_periods_that_make_no_sense():
+    with pytest.raises(InputError, match="LOG_PERIOD is 0: expected 1 or more"):
+        loop.LoopConfig(model_dir="", train_steps=1, log_period=0)
