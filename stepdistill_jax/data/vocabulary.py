@@ -123,19 +123,19 @@ class SentencePieceVocabulary(Vocabulary):
 class ByteVocabulary(Vocabulary):
     """UTF-8 bytes, three ids up (Xue et al. 2022, ByT5)."""
 
-    _OFFSET = 3
-    size = _OFFSET + 256
+    offset = 3
+    size = offset + 256
 
     def __init__(self) -> None:
         self.fingerprint = _sha256(b"bytes", str(self.size).encode())
 
     def encode_part(self, text: str) -> list[int]:
         """See `Vocabulary.encode_part`."""
-        return [byte + self._OFFSET for byte in text.encode("utf-8")]
+        return [byte + self.offset for byte in text.encode("utf-8")]
 
     def decode_ids(self, ids: Sequence[int]) -> str:
         """See `Vocabulary.decode_ids`; bytes that are no UTF-8 are left out."""
-        values = [token - self._OFFSET for token in ids if token >= self._OFFSET]
+        values = [token - self.offset for token in ids if token >= self.offset]
         return bytes(values).decode("utf-8", errors="ignore")
 
 

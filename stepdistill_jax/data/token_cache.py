@@ -1,0 +1,309 @@
+"""Pairs as tokens on disk: built once through SeqIO, read ever after without TensorFlow.
+
+A cache is a folder ``<cache_dir>/<dataset>-<split>-<fingerprint>`` (`token_shards` says what lies
+in it). The fingerprint covers the source's bytes, the data configuration, vocabulary, prefixes
+and lengths: a changed ingredient is another folder, and nothing is ever overwritten. A build works
+in a temporary folder beside it and renames: readers see all of a cache or nothing of it, and of
+two builders the slower one discards its copy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from array_record.python import array_record_data_source
+
+from stepdistill_jax.data import token_shards
+from stepdistill_jax.data.join import DataConfig, JoinReport, load_pairs, source_fingerprint
+from stepdistill_jax.data.token_shards import LENGTHS, MANIFEST, Manifest
+from stepdistill_jax.data.vocabulary import load_vocabulary
+from stepdistill_jax.records import Pair
+from stepdistill_jax.spec import FEATURES, PREFIXES, STREAMS, InputError
+
+ENVIRONMENT = "STEPDISTILL_CACHE_DIR"
+DEFAULT_ROOT = "~/.cache/stepdistill_jax"
+
+# Nobody builds for this long: what is older was left by a killed process.
+_ABANDONED_SECONDS = 24 * 3600
+# Above this share of unknown tokens the vocabulary is hardly the one for the data.
+_UNKNOWN_WARNING = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenConfig:
+    """How text becomes tokens; each field is the gin macro of its upper-case name.
+
+    Attributes:
+        vocabulary: see `vocabulary.load_vocabulary`.
+        prefixes: a key of `spec.PREFIXES`.
+        max_input_length: tokens of an input, prefix and EOS included.
+        max_label_length, max_rationale_length: tokens of a target, EOS included.
+        cache_dir: a local or shared folder; "" = $STEPDISTILL_CACHE_DIR, else
+            ~/.cache/stepdistill_jax.
+    """
+
+    vocabulary: str = ""
+    prefixes: str = "release"
+    max_input_length: int = 1024
+    max_label_length: int = 256
+    max_rationale_length: int = 256
+    cache_dir: str = ""
+
+    def __post_init__(self) -> None:
+        if self.prefixes not in PREFIXES:
+            raise InputError(
+                f"PREFIXES is {self.prefixes!r}, not one of {', '.join(PREFIXES)}; set PREFIXES"
+            )
+        for name in ("max_input_length", "max_label_length", "max_rationale_length"):
+            if getattr(self, name) < 2:
+                raise InputError(
+                    f"{name.upper()} is {getattr(self, name)}, which leaves no room for a token "
+                    f"before EOS; set {name.upper()} to 2 or more"
+                )
+
+    def prefix_texts(self) -> dict[str, str]:
+        """Stream -> the text put before its input."""
+        return dict(zip(STREAMS, PREFIXES[self.prefixes], strict=True))
+
+    def feature_lengths(self) -> dict[str, int]:
+        """Feature -> tokens at most, EOS included."""
+        return {
+            "label_inputs": self.max_input_length,
+            "label_targets": self.max_label_length,
+            "rationale_inputs": self.max_input_length,
+            "rationale_targets": self.max_rationale_length,
+        }
+
+    def root(self) -> pathlib.Path:
+        """The folder of all caches."""
+        chosen = self.cache_dir or os.environ.get(ENVIRONMENT, "") or DEFAULT_ROOT
+        return pathlib.Path(chosen).expanduser()
+
+
+class TokenCache:
+    """A cache on disk: random access to its rows, safe in threads, picklable.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what it holds.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Opens a cache.
+
+        Raises:
+            InputError: a file is missing, was cut short, or is of another format.
+        """
+        self.folder = pathlib.Path(folder)
+        try:
+            self.manifest = Manifest.from_json((self.folder / MANIFEST).read_text("utf-8"))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise self._damaged(f"{MANIFEST} cannot be read ({error})") from error
+        if self.manifest.format != token_shards.FORMAT:
+            raise self._damaged(f"format {self.manifest.format}, expected {token_shards.FORMAT}")
+        for shard in self.manifest.shards:
+            path = self.folder / shard.name
+            size = path.stat().st_size if path.exists() else None
+            if size != shard.bytes:
+                found = "is missing" if size is None else f"has {size} bytes"
+                raise self._damaged(f"{shard.name} {found}, expected {shard.bytes} bytes")
+        self._source = array_record_data_source.ArrayRecordDataSource(
+            [f"{self.folder / shard.name}[0:{shard.rows}]" for shard in self.manifest.shards]
+        )
+
+    def __reduce__(self) -> tuple[type[TokenCache], tuple[str]]:
+        return TokenCache, (str(self.folder),)
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The four features as read-only int32 arrays, each ending in EOS, and two weights.
+
+        Raises:
+            IndexError: no such row.
+            InputError: the shard is damaged.
+        """
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several rows at once, which costs less than one by one."""
+        return [token_shards.unpack_tokens(record) for record in self._records(indices)]
+
+    def row(self, index: int) -> dict[str, Any]:
+        """`__getitem__` and the texts: id, input (no prefix), label, gold, rationale, choices.
+
+        ``gold`` and ``rationale`` are None where there is none; ``choices`` is a tuple.
+        """
+        (record,) = self._records([index])
+        return {**token_shards.unpack_tokens(record), **token_shards.unpack_texts(record)}
+
+    @functools.cached_property
+    def lengths(self) -> dict[str, np.ndarray]:
+        """Feature -> int32 [rows]: tokens as stored, EOS included.
+
+        Raises:
+            InputError: the table of lengths is damaged.
+        """
+        path = self.folder / LENGTHS
+        found = token_shards.file_sha256(path) if path.exists() else "missing"
+        if found != self.manifest.lengths_sha256:
+            raise self._damaged(
+                f"{LENGTHS} has sha256 {found[:12]}, expected {self.manifest.lengths_sha256[:12]}"
+            )
+        return dict(zip(FEATURES, np.load(path), strict=True))
+
+    def _records(self, indices: Sequence[int]) -> list[bytes]:
+        for index in indices:
+            if not 0 <= index < len(self):
+                raise IndexError(f"row {index} of a token cache of {len(self)} rows")
+        try:
+            if len(indices) == 1:
+                return [self._source[indices[0]]]
+            return list(self._source.__getitems__(indices))
+        except (ValueError, RuntimeError) as error:
+            raise self._damaged(f"row {min(indices)} or a later one: {error}") from error
+
+    def _damaged(self, what: str) -> InputError:
+        return InputError(
+            f"token cache {self.folder} is damaged: {what}; delete the folder and run again"
+        )
+
+
+def open_or_build(data: DataConfig, tokens: TokenConfig, split: str) -> TokenCache:
+    """The token cache of a split, built first where there is none.
+
+    Opening an existing one imports neither TensorFlow nor SeqIO; it reads the source files' bytes
+    (for the fingerprint) and the vocabulary.
+
+    Raises:
+        InputError: bad data, vocabulary or cache, a folder that cannot be written, or a build
+            where TensorFlow is not installed.
+    """
+    fingerprint = cache_fingerprint(data, tokens, split)
+    folder = tokens.root() / f"{data.dataset}-{split}-{fingerprint[:16]}"
+    if not folder.exists():
+        _build(folder, fingerprint, data, tokens, split)
+    cache = TokenCache(folder)
+    if cache.manifest.fingerprint != fingerprint:
+        raise InputError(
+            f"token cache {folder} was made of other ingredients (fingerprint "
+            f"{cache.manifest.fingerprint[:16]}, expected {fingerprint[:16]}); delete the folder "
+            "and run again"
+        )
+    return cache
+
+
+def cache_fingerprint(data: DataConfig, tokens: TokenConfig, split: str) -> str:
+    """Sha256 over every ingredient of a cache: source, vocabulary, prefixes, lengths, format."""
+    ingredients = {
+        "format": token_shards.FORMAT,
+        "source": source_fingerprint(data, split),
+        "split": split,
+        "vocabulary": load_vocabulary(tokens.vocabulary).fingerprint,
+        "prefixes": tokens.prefix_texts(),
+        "lengths": tokens.feature_lengths(),
+    }
+    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+
+
+def _build(
+    folder: pathlib.Path, fingerprint: str, data: DataConfig, tokens: TokenConfig, split: str
+) -> None:
+    """Writes a cache under a temporary name and moves it to `folder`."""
+    pairs, report = load_pairs(data, split)
+    examples = _tokenised(data, tokens, split, pairs, report)
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex}"
+    try:
+        temporary.mkdir(parents=True)
+        _remove_abandoned(folder.parent)
+        writer = token_shards.Writer(temporary)
+        for example in examples:
+            writer.add(example)
+        manifest = writer.finish(
+            fingerprint=fingerprint,
+            dataset=data.dataset,
+            split=split,
+            vocabulary=load_vocabulary(tokens.vocabulary).fingerprint,
+            prefixes=tokens.prefix_texts(),
+            max_lengths=tokens.feature_lengths(),
+            report=report.counts(),
+        )
+        if manifest.rows != len(pairs):
+            raise RuntimeError(f"{len(pairs)} pairs became {manifest.rows} rows")
+        _publish(temporary, folder)
+    except OSError as error:
+        raise InputError(
+            f"token cache {folder} cannot be written: {error}; make room, or set CACHE_DIR (or "
+            f"{ENVIRONMENT}) to another folder"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _warn_of_unknown(manifest)
+
+
+def _publish(temporary: pathlib.Path, folder: pathlib.Path) -> None:
+    try:
+        temporary.rename(folder)
+    except OSError:
+        # Where another process was first, its copy holds the same rows and ours can go.
+        if not (folder / MANIFEST).exists():
+            raise
+
+
+def _remove_abandoned(root: pathlib.Path) -> None:
+    for path in root.glob(".*.*.*"):
+        if path.is_dir() and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _tokenised(
+    data: DataConfig, tokens: TokenConfig, split: str, pairs: list[Pair], report: JoinReport
+) -> Iterator[dict[str, Any]]:
+    """The SeqIO task's examples as numpy values, in the order of `pairs`."""
+    try:
+        import tensorflow as tf
+
+        from stepdistill_jax.data import preprocessors
+    except ImportError as error:
+        raise InputError(
+            f"there is no token cache of dataset {data.dataset!r}, split {split!r}, in "
+            f"{tokens.root()}, and building one needs TensorFlow and SeqIO ({error}); install "
+            "them, or build it where they are and copy its folder"
+        ) from error
+
+    try:
+        # TensorFlow would take a whole accelerator's memory, for text.
+        tf.config.set_visible_devices([], "GPU")
+    except RuntimeError:
+        logging.info("TensorFlow was started before; its devices stay as they are")
+    task = preprocessors.seqio_task(
+        f"{data.dataset}_{split}", data, tokens, load=lambda *_: (pairs, report)
+    )
+    dataset = task.get_dataset(split=split, shuffle=False)
+    examples: Iterator[dict[str, Any]] = dataset.as_numpy_iterator()
+    return examples
+
+
+def _warn_of_unknown(manifest: Manifest) -> None:
+    share = manifest.unknown["label_inputs"] / (manifest.mean["label_inputs"] * manifest.rows)
+    if share > _UNKNOWN_WARNING:
+        logging.warning(
+            "%.0f%% of the input tokens of %s, split %s, are unknown to the vocabulary; set "
+            "VOCABULARY to one made for such text",
+            100 * share,
+            manifest.dataset,
+            manifest.split,
+        )
