@@ -19,9 +19,17 @@ METRIC = "validation_accuracy"
 PyTree = Any
 
 
+# Stands for the accuracy of a step that was not scored: Orbax wants a number for each.
+NOT_SCORED = -1.0
+
+
 def best_key(metrics: dict[str, float]) -> tuple[float, float]:
-    """Sort key under which the largest is the best: accuracy, then the earlier step."""
-    return metrics[METRIC], -metrics["step"]
+    """Sort key under which the largest is the best: accuracy, then the earlier step.
+
+    Steps that were not scored come last, the latest of them first, which is kept anyway.
+    """
+    accuracy, step = metrics[METRIC], metrics["step"]
+    return (accuracy, step) if accuracy == NOT_SCORED else (accuracy, -step)
 
 
 def manager(
@@ -40,7 +48,6 @@ def manager(
             ocp.checkpoint_managers.BestN(
                 get_metric_fn=best_key,  # type: ignore[arg-type]  # any sortable will do
                 n=1,
-                keep_checkpoints_without_metrics=False,
             ),
         ]
     )
@@ -81,7 +88,7 @@ def save(
             data=ocp.args.JsonSave(data_state),
             identity=ocp.args.JsonSave(identity),
         ),
-        metrics=None if accuracy is None else {METRIC: accuracy, "step": step},
+        metrics={METRIC: NOT_SCORED if accuracy is None else accuracy, "step": step},
         # A step that was saved by CHECKPOINT_PERIOD may be saved once more by a preemption.
         force=True,
     )

@@ -24,15 +24,13 @@ def available_steps(model_dir: epath.PathLike) -> list[int]:
 
 def best_step(model_dir: epath.PathLike) -> int | None:
     """The kept step of the highest validation accuracy, the earlier on a tie; None if none."""
-    folder = epath.Path(model_dir) / manager.CHECKPOINTS
-    measured = []
     with manager.manager(model_dir, read_only=True) as checkpoints:
+        scored = []
         for step in available_steps(model_dir):
-            if (folder / str(step) / "metrics").exists():
-                metrics = checkpoints.metrics(step)
-                assert metrics is not None
-                measured.append((manager.best_key(metrics), step))
-    return max(measured)[1] if measured else None
+            metrics = checkpoints.metrics(step)
+            if metrics and metrics[manager.METRIC] != manager.NOT_SCORED:
+                scored.append((manager.best_key(metrics), step))
+    return max(scored)[1] if scored else None
 
 
 def restore_params(model_dir: epath.PathLike, step: int, abstract_params: PyTree) -> PyTree:

@@ -243,6 +243,7 @@ class Trainer:
         path = epath.Path(self.config.model_dir) / NON_FINITE_FILE
         report = {"step": step, "metrics": {k: repr(v) for k, v in values.items()}, "ids": ids}
         records.write_jsonl(path, [report])
+        self.checkpoints.wait_until_finished()
         raise NonFiniteError(
             f"step {step}: {', '.join(f'{name} is {values[name]}' for name in bad)}; the "
             f"{len(ids)} examples of its batch are in {path}; the last checkpoint is of step "

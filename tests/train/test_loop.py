@@ -129,7 +129,7 @@ def test_early_stop_after_evaluations_without_a_better_one(tmp_path):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_loss_stops_with_its_examples_and_saves_nothing_bad(tmp_path, bad):
-    with pytest.raises(loop.NonFiniteError, match=r"step 7: loss is (nan|inf)") as raised:
+    with pytest.raises(loop.NonFiniteError, match=r"step 7: .*loss is (nan|inf)") as raised:
         train(tmp_path, losses=lambda s: bad if s == 7 else 1.0, checkpoint_period=5)
     assert "the last checkpoint is of step 5" in str(raised.value)
     report = json.loads((tmp_path / loop.NON_FINITE_FILE).read_text())
