@@ -1,0 +1,42 @@
+"""Rationales, and labels where given, from a user's own JSON lines: RATIONALES=file:PATH."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from etils import epath
+
+from stepdistill_jax.data.sources.base import field, text
+from stepdistill_jax.records import Annotation, Example, read_jsonl
+from stepdistill_jax.spec import InputError
+
+
+def read_rationales(path: epath.Path, examples: Sequence[Example]) -> dict[str, Annotation]:
+    """Example id -> its line of ``{"id": ..., "rationale": ..., "label": ...}``; label optional.
+
+    Rows without a line have no entry; a missing label is "".
+
+    Raises:
+        InputError: a damaged or blank line, an empty rationale, an id twice or of no example, or a
+            label outside the example's choices.
+    """
+    by_id = {example.id: example for example in examples}
+    found: dict[str, Annotation] = {}
+    for where, row in read_jsonl(path):
+        row_id = str(field(row, "id", where, (str, int)))
+        rationale = text(row, "rationale", where).strip()
+        label = text(row, "label", where).strip() if "label" in row else ""
+        if row_id in found:
+            raise InputError(f"{where}: id {row_id} occurs a second time; keep one line")
+        if row_id not in by_id:
+            raise InputError(
+                f"{where}: id {row_id} is no row of the training split, whose ids are like "
+                f"{examples[0].id!r}; remove the line or correct TRAIN_SPLIT"
+            )
+        choices = by_id[row_id].choices
+        if label and choices and label not in choices:
+            raise InputError(
+                f"{where}: label {label!r} is not one of {', '.join(choices)}; fix the line"
+            )
+        found[row_id] = Annotation(row_id, rationale, label)
+    return found

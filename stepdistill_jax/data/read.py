@@ -1,0 +1,168 @@
+"""Finds and reads the files that a `DataConfig` names: rows, teacher outputs, rationales."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from etils import epath
+
+from stepdistill_jax.data.config import DATA_DIR_VARIABLE, FILE_PREFIX, OWN, DataConfig
+from stepdistill_jax.data.rationale_file import read_rationales
+from stepdistill_jax.data.sources import SOURCES, Options, Source
+from stepdistill_jax.data.sources.base import release_split
+from stepdistill_jax.data.teacher_outputs import Parsed, load_annotations, output_files
+from stepdistill_jax.records import Annotation, Example
+from stepdistill_jax.spec import InputError
+
+
+class Reader:
+    """Reads for one split of one configuration.
+
+    Attributes:
+        source: of DATASET.
+        data_dir: DATA_DIR, or what the environment names.
+        carves: validation is carved from TRAIN_SPLIT instead of being a file of its own.
+        file_split: the released split that this split's rows come from.
+        rows: rows read so far for the split itself, bad ones included.
+        skipped: the messages of the bad rows among them.
+    """
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        self.config = config
+        self.split = split
+        self.source = SOURCES[config.dataset]
+        self.data_dir = find_data_dir(config, self.source)
+        self.splits = self.source.splits or tuple(config.columns.files() if config.columns else ())
+        self.carves = config.train_split == "validation" or "validation" not in self.splits
+        from_train = split == "train" or (split == "validation" and self.carves)
+        self.file_split = config.train_split if from_train else split
+        self.rows = 0
+        self.skipped: list[str] = []
+
+    def read(self, source: Source, split: str, count: bool = True) -> tuple[list[Example], int]:
+        """(examples, rows of the file including skipped ones)."""
+        config = self.config
+        skipped: list[str] | None = [] if config.skip_bad_rows else None
+        options = Options(seed=config.data_seed, columns=config.columns, skipped=skipped)
+        self.require(source, split, options)
+        examples = source.load(self.data_dir, split, options)
+        rows = len(examples) + len(skipped or ())
+        if count:
+            self.rows += rows
+            self.skipped += skipped or ()
+        return examples, rows
+
+    def require(self, source: Source, split: str, options: Options) -> None:
+        """Says which splits there are, where the wanted one is not among them."""
+        splits = self.splits if source is self.source else source.splits
+        if split not in splits:
+            raise InputError(
+                f"DATASET {source.name!r} has no split {split!r}, only {', '.join(splits)}; "
+                "set TRAIN_SPLIT, or supply the file"
+            )
+        for path in source.files(self.data_dir, split, options):
+            if path.exists():
+                continue
+            here = [
+                other
+                for other in splits
+                if all(file.exists() for file in source.files(self.data_dir, other, options))
+            ]
+            raise InputError(
+                f"{path}: no such file; of {source.name!r} there is "
+                f"{' and '.join(here) or 'nothing'} in DATA_DIR: fetch the rest, or set TRAIN_SPLIT"
+            )
+
+    def files(self) -> list[epath.Path]:
+        """Every file that decides what this split's pairs are."""
+        config = self.config
+        options = Options(seed=config.data_seed, columns=config.columns)
+        wanted = [(self.source, self.file_split)]
+        if self.split == "train" and not self.carves:
+            wanted.append((self.source, "validation"))
+        if self.split == "train" and config.augment:
+            wanted += [(self.source, "test"), (SOURCES[config.augment], "train")]
+        paths = []
+        for source, split in wanted:
+            self.require(source, split, options)
+            paths += source.files(self.data_dir, split, options)
+            if source.teacher_format and self.reads_teacher:
+                paths += output_files(source, self.data_dir, split)
+        return [*paths, *self.rationale_files()]
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether this split needs the teacher's released words; LABELS only matters in train."""
+        wants_labels = self.config.labels == "teacher" and self.split == "train"
+        return wants_labels or self.config.rationales in ("teacher", "shuffled")
+
+    def rationale_files(self) -> list[epath.Path]:
+        """The file of RATIONALES=file:PATH, whose ids are those of TRAIN_SPLIT."""
+        given = self.config.rationales
+        if not given.startswith(FILE_PREFIX) or self.file_split != self.config.train_split:
+            return []
+        return [epath.Path(given.removeprefix(FILE_PREFIX)).expanduser()]
+
+    def annotations(self, examples: Sequence[Example], rows: int) -> dict[str, Parsed]:
+        """Example id -> what its teacher, or the user's file, says."""
+        files = self.rationale_files()
+        if not files:
+            return self.teacher(examples, rows)
+        given = read_rationales(files[0], examples)
+        if self.config.labels == "gold" or any(line.label for line in given.values()):
+            return dict(given)
+        if self.config.dataset in OWN:
+            raise InputError(
+                f"{files[0]}: no line has a label, but LABELS is 'teacher' and DATASET "
+                f"{self.config.dataset!r} has no other teacher; add labels, or set LABELS='gold'"
+            )
+        return {
+            row_id: dataclasses.replace(output, rationale=given[row_id].rationale)
+            for row_id, output in self.teacher(examples, rows).items()
+            if row_id in given
+        }
+
+    def teacher(self, examples: Sequence[Example], rows: int) -> dict[str, Parsed]:
+        """The released outputs, or what the source itself says where it is the teacher."""
+        if self.source.teacher_format:
+            return self.released(self.source, self.file_split, examples, rows)
+        return {e.id: Annotation(e.id, e.explanation or "", e.label or "") for e in examples}
+
+    def released(
+        self, source: Source, split: str, examples: Sequence[Example], rows: int
+    ) -> dict[str, Parsed]:
+        """The release's teacher outputs; training that asks for them must find them."""
+        if not self.reads_teacher:
+            return {}
+        found = load_annotations(source, self.data_dir, split, examples, rows)
+        optional = self.split != "train" or (
+            source.name == "asdiv" and self.config.labels == "gold"
+        )
+        if not found and not optional:
+            folder = self.data_dir / source.folder / "llm"
+            raise InputError(
+                f"{folder}/{release_split(split)}_CoT_0.json: no such file, but LABELS={self.config.labels!r} and "
+                f"RATIONALES={self.config.rationales!r} need teacher outputs for {source.name!r}; "
+                "supply JSON lists of strings in row order, or set LABELS='gold' and "
+                "RATIONALES='none'"
+            )
+        return found
+
+
+def find_data_dir(config: DataConfig, source: Source) -> epath.Path:
+    """The folder of the release; raises InputError, naming both ways to set it."""
+    given = config.data_dir or os.environ.get(DATA_DIR_VARIABLE, "")
+    if not source.needs_data_dir:
+        return epath.Path(given or ".")
+    if not given:
+        raise InputError(
+            f"DATASET {config.dataset!r} needs its files: set DATA_DIR, or the environment "
+            f"variable {DATA_DIR_VARIABLE}, to the folder that holds {source.folder}/"
+        )
+    folder = epath.Path(given).expanduser()
+    if not folder.exists():
+        name = "DATA_DIR" if config.data_dir else DATA_DIR_VARIABLE
+        raise InputError(f"{name} is {given!r}: no such folder; correct it or fetch the release")
+    return folder
