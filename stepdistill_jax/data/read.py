@@ -141,9 +141,9 @@ class Reader:
             source.name == "asdiv" and self.config.labels == "gold"
         )
         if not found and not optional:
-            folder = self.data_dir / source.folder / "llm"
+            path = self.data_dir / source.folder / "llm" / f"{release_split(split)}_CoT_0.json"
             raise InputError(
-                f"{folder}/{release_split(split)}_CoT_0.json: no such file, but LABELS={self.config.labels!r} and "
+                f"{path}: no such file, but LABELS={self.config.labels!r} and "
                 f"RATIONALES={self.config.rationales!r} need teacher outputs for {source.name!r}; "
                 "supply JSON lists of strings in row order, or set LABELS='gold' and "
                 "RATIONALES='none'"
