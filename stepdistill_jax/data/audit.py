@@ -63,13 +63,14 @@ class SplitAudit:
         missing: files under DATA_DIR that the release has and that are not there; where there are
             no rows at all, all other numbers are 0.
         rows: examples.
-        skipped: rows that do not parse (SKIP_BAD_ROWS).
+        decisions: what joining did with rows -> how many, where a run's configuration was read.
         differs: files that are there and are not the release's, by sha256.
         duplicates: rows whose input occurs earlier in the split, white space and case aside.
         overlaps: other split -> rows whose input also occurs there, likewise.
         rationales: rows with a rationale that holds more than white space.
         states_gold: of those, rows whose rationale contains the gold label.
-        states_own: of those, rows whose rationale contains the label that its writer gave.
+        states_own: of those, rows whose rationale contains the label that its writer gave; None
+            where only gold labels are known.
         teacher: None where nothing was written by a teacher.
         lengths: feature -> tokens; empty where no vocabulary was given.
     """
@@ -79,12 +80,12 @@ class SplitAudit:
     missing: tuple[str, ...] = ()
     differs: tuple[str, ...] = ()
     rows: int = 0
-    skipped: int = 0
+    decisions: Mapping[str, int] = dataclasses.field(default_factory=dict)
     duplicates: int = 0
     overlaps: Mapping[str, int] = dataclasses.field(default_factory=dict)
     rationales: int = 0
     states_gold: int = 0
-    states_own: int = 0
+    states_own: int | None = None
     teacher: TeacherAudit | None = None
     lengths: Mapping[str, Lengths] = dataclasses.field(default_factory=dict)
 
@@ -228,8 +229,7 @@ def _lines(audit: SplitAudit) -> dict[_Line, str]:
     if not audit.rows:
         return {(0, "rows"): "missing" if audit.missing else "0"}
     cells: dict[_Line, str] = {(0, "rows"): f"{audit.rows:,}"}
-    if audit.skipped:
-        cells[1, "rows skipped"] = f"{audit.skipped:,}"
+    cells |= {(1, f"  {what}"): f"{n:,}" for what, n in audit.decisions.items()}
     if teacher := audit.teacher:
         cells[2, "teacher outputs"] = f"{teacher.outputs:,}"
         cells[3, "teacher accuracy, release's rules"] = _percent(teacher.release_accuracy)
@@ -242,7 +242,8 @@ def _lines(audit: SplitAudit) -> dict[_Line, str]:
     if audit.rationales:
         cells[10, "rationales"] = f"{audit.rationales:,}"
         cells[11, "  that state the gold label"] = f"{audit.states_gold:,}"
-        cells[12, "  that state their own label"] = f"{audit.states_own:,}"
+        if audit.states_own is not None:
+            cells[12, "  that state their own label"] = f"{audit.states_own:,}"
     quantiles = "/".join(map(str, QUANTILES))
     for feature, lengths in audit.lengths.items():
         name = f"{feature} tokens at {quantiles}%"

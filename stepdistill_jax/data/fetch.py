@@ -82,7 +82,7 @@ def fetch(
     item: Download,
     data_dir: pathlib.Path,
     *,
-    attempts: int = 5,
+    attempts: int = 4,
     pause: float = 1.0,
     timeout: float = 30.0,
     progress: Progress | None = None,

@@ -1,0 +1,96 @@
+"""Fetches the paper's data, or checks what lies in DATA_DIR, and prints what it is made of.
+
+    python -m launch.prepare --data_dir=data --vocabulary=spiece.model
+    python -m launch.prepare --gin_file=own.gin        # your own data set
+
+A split that the release has and DATA_DIR lacks is shown as missing; a damaged file is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+
+import tqdm
+from absl import flags
+
+from launch.flags import Arguments, run_with_arguments
+from stepdistill_jax import records
+from stepdistill_jax.data import audit, release, survey, vocabulary
+from stepdistill_jax.data.audit import SplitAudit
+from stepdistill_jax.data.config import DATA_DIR_VARIABLE
+from stepdistill_jax.data.survey import RELEASED, Tokens
+from stepdistill_jax.data.token_cache import TokenConfig
+from stepdistill_jax.eval.metrics import correct
+from stepdistill_jax.spec import InputError
+
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", "", f"Folder of the release; else the environment's {DATA_DIR_VARIABLE}."
+)
+_DATASETS = flags.DEFINE_list(
+    "datasets", [], f"Of {','.join(RELEASED)}; default: those in DATA_DIR, or all to download."
+)
+_DOWNLOAD = flags.DEFINE_bool(
+    "download",
+    None,
+    "Fetch what is lacking, or never; default: only data sets of which no file is there.",
+)
+_VOCABULARY = flags.DEFINE_string(
+    "vocabulary",
+    "",
+    "Counts tokens: a SentencePiece model, hf:OWNER/NAME or bytes; else the gin file's, or the "
+    f"environment's {vocabulary.ENVIRONMENT}; without one tokens are not counted.",
+)
+_JSON = flags.DEFINE_string("json", "", "Also write the table's numbers to this file.")
+
+
+def main(arguments: Arguments) -> None:
+    """Prints the table of what the flags name."""
+    if arguments.positional or (arguments.overrides and not arguments.gin_files):
+        unused = (*arguments.positional, *(f"--gin.{o}" for o in arguments.overrides))
+        raise InputError(f"{' '.join(unused)}: has no effect without --gin_file; see --help")
+    if arguments.gin_files:
+        run = arguments.parse()
+        tokens = _tokens(run.tokens)
+        audits = survey.survey_pairs(run.data, tokens)
+    else:
+        tokens = _tokens(TokenConfig())
+        audits = _released(tokens)
+    print(f"{audit.table(audits)}\n\n{survey.legend(tokens)}")
+    if _JSON.value:
+        numbers = {"quantiles": audit.QUANTILES, "splits": [*map(dataclasses.asdict, audits)]}
+        records.write_atomic(_JSON.value, json.dumps(numbers, indent=2) + "\n")
+
+
+def _tokens(config: TokenConfig) -> Tokens | None:
+    name = _VOCABULARY.value or config.vocabulary or os.environ.get(vocabulary.ENVIRONMENT, "")
+    if not name:
+        return None
+    return Tokens(dataclasses.replace(config, vocabulary=name), vocabulary.load_vocabulary(name))
+
+
+def _released(tokens: Tokens | None) -> list[SplitAudit]:
+    data_dir = _DATA_DIR.value or os.environ.get(DATA_DIR_VARIABLE, "")
+    if not data_dir:
+        raise InputError(
+            f"neither --data_dir nor {DATA_DIR_VARIABLE} says where the data is; pass "
+            "--data_dir=FOLDER (the release is fetched into an empty one)"
+        )
+    datasets, folders = survey.choose(data_dir, _DATASETS.value, _DOWNLOAD.value)
+    with tqdm.tqdm(unit="B", unit_scale=True, file=sys.stderr, disable=not folders) as bar:
+        release.download(data_dir, folders, progress=functools.partial(_show, bar))
+    columns = (survey.survey_released(data_dir, name, tokens, correct) for name in datasets)
+    return [column for of_one in columns for column in of_one]
+
+
+def _show(bar: tqdm.tqdm, path: str, size: int, total: int | None) -> None:
+    bar.set_description(path)
+    bar.total, bar.n = total, size
+    bar.refresh()
+
+
+if __name__ == "__main__":
+    run_with_arguments(main)

@@ -1,0 +1,269 @@
+"""Reads a data set, split by split, into the numbers of `audit`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+from etils import epath
+
+from stepdistill_jax.data import audit, join, release
+from stepdistill_jax.data.audit import Lengths, SplitAudit, TeacherAudit
+from stepdistill_jax.data.config import DataConfig
+from stepdistill_jax.data.sources import SOURCES, Options, Source
+from stepdistill_jax.data.sources.base import SPLITS, release_split, row_number
+from stepdistill_jax.data.teacher_outputs import load_annotations, output_files, read_outputs
+from stepdistill_jax.data.token_cache import TokenConfig
+from stepdistill_jax.data.vocabulary import ENVIRONMENT, Vocabulary
+from stepdistill_jax.records import Annotation, Example, Pair
+from stepdistill_jax.spec import LABEL, RATIONALE, InputError
+from stepdistill_jax.teacher.parse import parse_release
+
+# The data sets of the release and ASDiv, in the order of the paper.
+RELEASED = ("esnli", "anli", "cqa", "svamp", "asdiv")
+
+# (metric, prediction, gold) -> whether it is right: `eval.metrics.correct`, which lies beside this
+# package and is handed in.
+Correct = Callable[[str, str, str], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """How texts become tokens.
+
+    Attributes:
+        config: prefixes and limits.
+        vocabulary: of `config.vocabulary`.
+    """
+
+    config: TokenConfig
+    vocabulary: Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """The texts of one split, in row order; None where a row has none.
+
+    `own_labels` are those that the writers of the rationales gave; None where nothing is known.
+    """
+
+    inputs: Sequence[str]
+    labels: Sequence[str | None]
+    rationales: Sequence[str | None]
+    own_labels: Sequence[str | None] | None
+
+
+def present(data_dir: epath.PathLike) -> tuple[str, ...]:
+    """The data sets of `RELEASED` of which any file lies in `data_dir`."""
+    return tuple(
+        name
+        for name in RELEASED
+        if any(check.state != release.MISSING for check in _checks(data_dir, name))
+    )
+
+
+def choose(
+    data_dir: epath.PathLike, wanted: Sequence[str], download: bool | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which data sets to look at, and which folders of the release to fetch before.
+
+    Args:
+        data_dir: the folder; it need not exist yet.
+        wanted: names of `RELEASED`; empty = those in `data_dir`, or all where there is none.
+        download: fetch whatever the data sets lack, never, or (None) only data sets of which no
+            file is there.
+
+    Raises:
+        InputError: an unknown name, or nothing there and nothing to be fetched.
+    """
+    if unknown := [name for name in wanted if name not in RELEASED]:
+        raise InputError(f"--datasets={','.join(unknown)}: expected some of {','.join(RELEASED)}")
+    there = present(data_dir)
+    if download is False and not there:
+        raise InputError(
+            f"{data_dir}: none of {', '.join(RELEASED)} lies there; name another --data_dir, or "
+            "leave out --nodownload"
+        )
+    datasets = tuple(wanted) or there or RELEASED
+    fetched = datasets if download else tuple(name for name in datasets if name not in there)
+    if download is False:
+        fetched = ()
+    return datasets, tuple(SOURCES[name].folder for name in fetched)
+
+
+def survey_released(
+    data_dir: epath.PathLike, dataset: str, tokens: Tokens | None, correct: Correct
+) -> list[SplitAudit]:
+    """One column a split of the release, and one for the validation that is carved from train.
+
+    A split whose file is not there is a column that says so.
+
+    Raises:
+        InputError: a file is damaged (``file:line``), or teacher outputs do not fit their rows.
+    """
+    data_dir, source = epath.Path(data_dir), SOURCES[dataset]
+    checks = _checks(data_dir, dataset)
+    known: dict[str, _Rows] = {}
+    audits = []
+    for split in (split for split in SPLITS if split in source.splits):
+        of_split = [check for check in checks if _is_of(check.path, source, split)]
+        audit_ = SplitAudit(
+            dataset,
+            split,
+            missing=tuple(check.path for check in of_split if check.state == release.MISSING),
+            differs=tuple(check.path for check in of_split if check.state == release.DIFFERS),
+        )
+        if all(path.exists() for path in source.files(data_dir, split, Options())):
+            examples = source.load(data_dir, split, Options())
+            rows, teacher = _taught(data_dir, source, split, examples, correct)
+            audit_ = _measured(audit_, rows, known, source.metric, tokens)
+            audit_ = dataclasses.replace(audit_, teacher=teacher)
+            known[split] = rows
+        audits.append(audit_)
+    if {"train", "test"} <= known.keys() and "validation" not in source.splits:
+        audits.append(_carved(data_dir, dataset, source.metric, tokens))
+    return audits
+
+
+def survey_pairs(config: DataConfig, tokens: Tokens | None) -> list[SplitAudit]:
+    """One column a split that `config` describes, as training would see it.
+
+    Raises:
+        InputError: the configuration or a file is wrong.
+    """
+    known: dict[str, _Rows] = {}
+    audits = []
+    for split in SPLITS:
+        pairs, report = join.load_pairs(config, split)
+        rows = _of_pairs(pairs)
+        counts = {what: n for what, n in report.counts().items() if n and what != "kept"}
+        counts["rows read"] = counts.pop("rows")
+        audit_ = SplitAudit(config.dataset, split, decisions=counts)
+        audits.append(_measured(audit_, rows, known, _metric(config), tokens))
+        known[split] = rows
+    return audits
+
+
+def _checks(data_dir: epath.PathLike, dataset: str) -> list[release.FileCheck]:
+    return release.check(data_dir, [SOURCES[dataset].folder])
+
+
+def _is_of(path: str, source: Source, split: str) -> bool:
+    """Whether a file of the release belongs to a split: by its name, or being the only one."""
+    name, word = path.split("/")[-1], release_split(split)
+    return name.startswith((f"{source.folder}_{word}.", f"{word}_CoT_")) or len(source.splits) == 1
+
+
+def _taught(
+    data_dir: epath.Path, source: Source, split: str, examples: list[Example], correct: Correct
+) -> tuple[_Rows, TeacherAudit | None]:
+    """The split's texts, and what its released teacher outputs are worth."""
+    inputs = [example.input for example in examples]
+    golds = [example.label for example in examples]
+    parsed = load_annotations(source, data_dir, split, examples, len(examples))
+    if not parsed:
+        nothing = [None] * len(examples)
+        return _Rows(inputs, golds, nothing, None), None
+    answers = [parsed[example.id] for example in examples]
+    own = [answer.label if isinstance(answer, Annotation) else None for answer in answers]
+    raw = [text for path in output_files(source, data_dir, split) for text in read_outputs(path)]
+    released = [
+        parse_release(source.teacher_format, raw[int(row_number(example.where))])[1]
+        for example in examples
+    ]
+    right = functools.partial(correct, source.metric)
+    teacher = audit.audit_teacher(golds, answers, released, right)
+    return _Rows(inputs, golds, [answer.rationale for answer in answers], own), teacher
+
+
+def _carved(data_dir: epath.Path, dataset: str, metric: str, tokens: Tokens | None) -> SplitAudit:
+    """The validation split that training takes from train by default, against the rest of train."""
+    config = DataConfig(dataset=dataset, data_dir=str(data_dir))
+    rest, validation = (
+        _of_pairs(join.load_pairs(config, split)[0]) for split in ("train", "validation")
+    )
+    column = SplitAudit(dataset, "validation, carved")
+    return _measured(column, validation, {"the rest of train": rest}, metric, tokens)
+
+
+def _of_pairs(pairs: Sequence[Pair]) -> _Rows:
+    return _Rows(
+        [pair.input for pair in pairs],
+        [pair.gold for pair in pairs],
+        [pair.rationale for pair in pairs],
+        None,
+    )
+
+
+def _metric(config: DataConfig) -> str:
+    return config.columns.metric if config.columns else SOURCES[config.dataset].metric
+
+
+def _measured(
+    column: SplitAudit,
+    rows: _Rows,
+    known: Mapping[str, _Rows],
+    metric: str,
+    tokens: Tokens | None,
+) -> SplitAudit:
+    """`column` with all that the texts alone tell; `known` are the splits to compare with."""
+    written = [place for place, text in enumerate(rows.rationales) if text and text.strip()]
+
+    def stated(labels: Sequence[str | None]) -> int:
+        return sum(
+            audit.states(rows.rationales[place] or "", labels[place] or "", metric)
+            for place in written
+        )
+
+    return dataclasses.replace(
+        column,
+        rows=len(rows.inputs),
+        duplicates=audit.duplicates(rows.inputs),
+        overlaps={
+            split: audit.overlap(rows.inputs, other.inputs) for split, other in known.items()
+        },
+        rationales=len(written),
+        states_gold=stated(rows.labels),
+        states_own=None if rows.own_labels is None else stated(rows.own_labels),
+        lengths=_lengths(rows, tokens) if tokens else {},
+    )
+
+
+def _lengths(rows: _Rows, tokens: Tokens) -> dict[str, Lengths]:
+    """Tokens of the four features, of the rows that have them: prefix, text and EOS."""
+    prefixes = tokens.config.prefix_texts()
+    texts = {
+        "label_inputs": [prefixes[LABEL] + text for text in rows.inputs],
+        "label_targets": [text for text in rows.labels if text],
+        "rationale_inputs": [prefixes[RATIONALE] + text for text in rows.inputs],
+        "rationale_targets": [text for text in rows.rationales if text],
+    }
+    encode = tokens.vocabulary.encode
+    return {
+        feature: audit.audit_lengths([len(encode(text)) + 1 for text in texts[feature]], limit)
+        for feature, limit in tokens.config.feature_lengths().items()
+        if texts[feature]
+    }
+
+
+def legend(tokens: Tokens | None) -> str:
+    """What the table's numbers mean, for printing below it."""
+    lines = [
+        "Accuracies are shares of the rows with a gold label; after repair a parse failure counts "
+        "as wrong.",
+        "Inputs that differ only in case and white space count as equal.",
+        "Validation, carved: the part of train that a run with DATA_SEED=0 validates on.",
+    ]
+    if tokens is None:
+        lines.append(
+            "Tokens were not counted: no vocabulary was given; pass --vocabulary=PATH or set "
+            f"{ENVIRONMENT}."
+        )
+    else:
+        label, rationale = tokens.config.prefix_texts().values()
+        lines.append(
+            f"Tokens are of {tokens.config.vocabulary}, prefixes {label!r} and {rationale!r} and "
+            "EOS included."
+        )
+    return "\n".join(lines)

@@ -1,0 +1,173 @@
+"""The released data sets, measured, against the paper's figures and against hand counts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from stepdistill_jax.data import audit, survey
+from stepdistill_jax.data.audit import Lengths
+from stepdistill_jax.data.config import DataConfig
+from stepdistill_jax.data.sources import ColumnConfig
+from stepdistill_jax.data.survey import Tokens, choose, survey_pairs, survey_released
+from stepdistill_jax.data.token_cache import TokenConfig
+from stepdistill_jax.data.vocabulary import load_vocabulary
+from stepdistill_jax.eval.metrics import correct
+from stepdistill_jax.spec import InputError
+
+BYTES = Tokens(TokenConfig(vocabulary="bytes", max_label_length=5), load_vocabulary("bytes"))
+
+
+@pytest.fixture(scope="module")
+def columns(shared):
+    """(data set, split) -> column, over all public data; no tokens."""
+    audits = [
+        column
+        for dataset in survey.RELEASED
+        for column in survey_released(shared / "data", dataset, None, correct)
+    ]
+    return {(column.dataset, column.split): column for column in audits}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split", "rows", "percent"),
+    [
+        ("esnli", "validation", 9842, "73.17"),
+        ("esnli", "test", 9824, "72.99"),
+        ("anli", "validation", 1000, "66.80"),
+        ("anli", "test", 1000, "65.60"),
+        ("cqa", "train", 9741, "74.26"),
+        ("cqa", "test", 1221, "77.23"),
+        ("svamp", "train", 800, "73.25"),
+        ("svamp", "test", 200, "74.00"),
+    ],
+)
+def test_teacher_accuracy_is_as_published(columns, dataset, split, rows, percent):
+    column = columns[dataset, split]
+    teacher = column.teacher
+    assert column.rows == teacher.outputs == rows
+    assert f"{100 * teacher.release_accuracy:.2f}" == percent
+    # A repair is made only where it is certain: it may add right labels and lose none.
+    assert teacher.accuracy >= teacher.release_accuracy
+    assert column.missing == column.differs == ()
+
+
+def test_what_is_not_there_is_missing_by_name(columns):
+    esnli, anli = columns["esnli", "train"], columns["anli", "train"]
+    assert esnli.missing[0] == "esnli/esnli_train.json"
+    assert len(esnli.missing) == 1 + 100
+    assert anli.missing[0] == "anli1/anli1_train.json"
+    assert len(anli.missing) == 1 + 4
+    assert esnli.rows == anli.rows == 0
+
+
+def test_carved_validation_does_not_leak(columns):
+    for dataset, total in (("cqa", 9741), ("svamp", 800)):
+        column = columns[dataset, "validation, carved"]
+        assert column.rows == pytest.approx(total / 10, abs=total / 200)
+        assert column.overlaps == {"the rest of train": 0}
+
+
+def test_asdiv_has_rows_and_no_teacher(columns):
+    column = columns["asdiv", "train"]
+    assert (column.rows, column.teacher, column.rationales) == (2305, None, 0)
+
+
+def cqa_row(number, question):
+    return {
+        "id": f"id{number}",
+        "question": question,
+        "choices": ["ant", "bee", "cat", "dog", "eel"],
+        "answer": "cat",
+        "abstractive_explanation": "e",
+        "extractive_explanation": "e",
+    }
+
+
+@pytest.fixture
+def cqa_test_split(tmp_path):
+    """A CQA release of one split: four rows, one of them twice."""
+    rows = [cqa_row(i, q) for i, q in enumerate(["What mews?", "what  MEWS?", "Who?", "Which?"])]
+    outputs = [
+        "A cat mews. So the answer is (c) cat.\n\nQ: next",
+        "A dog mews. So the answer is (d) dog.",
+        "It purrs. So the answer is (c).",
+        "I do not know.",
+    ]
+    (tmp_path / "cqa" / "llm").mkdir(parents=True)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "cqa" / "cqa_test.json").write_text(lines)
+    (tmp_path / "cqa" / "llm" / "test_CoT_0.json").write_text(json.dumps(outputs))
+    return tmp_path
+
+
+def test_counts_by_hand(cqa_test_split):
+    train, test = survey_released(cqa_test_split, "cqa", BYTES, correct)
+    assert (train.split, train.rows, train.missing[0]) == ("train", 0, "cqa/cqa_train.json")
+    assert test.missing == ("cqa/llm/test_CoT_1.json",)
+    assert test.differs == ("cqa/cqa_test.json", "cqa/llm/test_CoT_0.json")
+    assert (test.rows, test.duplicates, test.overlaps) == (4, 1, {})
+    assert test.teacher.outputs == 4
+    assert test.teacher.release_accuracy == 0.25
+    assert test.teacher.accuracy == 0.5
+    assert test.teacher.repaired == 1
+    assert test.teacher.failures == {"no answer marker": 1}
+    # Rationales: "A cat mews." states both its own label and the gold one, "A dog mews." its own.
+    assert (test.rationales, test.states_gold, test.states_own) == (3, 1, 2)
+    # "cat" is three bytes and EOS; rationales have 11, 11 and 9 bytes.
+    assert test.lengths["label_targets"] == Lengths((4, 4, 4, 4), 5, 0)
+    assert test.lengths["rationale_targets"] == Lengths((12, 12, 12, 12), 256, 0)
+    longest = "predict: what  MEWS?\nAnswer Choices:\n(a) ant\n(b) bee\n(c) cat\n(d) dog\n(e) eel"
+    assert test.lengths["label_inputs"].quantiles[-1] == len(longest) + 1
+    assert test.lengths["rationale_inputs"].quantiles[-1] == len(longest) + 1
+
+
+def test_a_damaged_file_names_its_line(cqa_test_split):
+    path = cqa_test_split / "cqa" / "cqa_test.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(InputError, match=r"cqa_test\.json:4: not a JSON object"):
+        survey_released(cqa_test_split, "cqa", None, correct)
+
+
+def test_own_data_set(tmp_path):
+    for split, texts in {"train": ["a", "b", "B"], "validation": ["b"], "test": ["c", "a"]}.items():
+        rows = [{"q": text, "y": "yes", "why": f"{text}, so yes"} for text in texts]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{split}.jsonl").write_text(lines)
+    columns = ColumnConfig(
+        train_file="train.jsonl",
+        validation_file="validation.jsonl",
+        test_file="test.jsonl",
+        input_template="{q}",
+        label_column="y",
+        rationale_column="why",
+    )
+    config = DataConfig(dataset="jsonl", data_dir=str(tmp_path), columns=columns)
+    train, validation, test = survey_pairs(config, BYTES)
+    assert test.overlaps["train"] == 1
+    assert validation.rows == 1
+    assert (test.rows, test.rationales, test.states_gold) == (2, 2, 2)
+    assert test.lengths["label_inputs"].quantiles == (11,) * 4
+    assert train.rows + train.decisions.get("dropped", 0) <= train.decisions["rows read"] == 3
+    assert "rows read" in audit.table([train, validation, test])
+
+
+def test_choose(shared, tmp_path):
+    everything = survey.RELEASED
+    folders = ("esnli", "anli1", "cqa", "svamp", "asdiv")
+    assert choose(shared / "data", [], None) == (everything, ())
+    assert choose(shared / "data", [], True) == (everything, folders)
+    assert choose(tmp_path / "new", [], None) == (everything, folders)
+    shutil.copytree(shared / "data" / "asdiv", tmp_path / "asdiv")
+    assert choose(tmp_path, [], None) == (("asdiv",), ())
+    assert choose(tmp_path, ["cqa", "asdiv"], None) == (("cqa", "asdiv"), ("cqa",))
+    assert choose(tmp_path, ["cqa", "asdiv"], False) == (("cqa", "asdiv"), ())
+
+
+def test_choose_refuses(tmp_path):
+    with pytest.raises(InputError, match="--datasets=anli1: expected some of esnli,anli,cqa"):
+        choose(tmp_path, ["anli1", "cqa"], None)
+    with pytest.raises(InputError, match="none of esnli, anli, cqa, svamp, asdiv lies there"):
+        choose(tmp_path, [], False)
