@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from stepdistill_jax.data.join import DataConfig
-from stepdistill_jax.data.row_shape import PipelineConfig
+from stepdistill_jax.data.config import DataConfig
+from stepdistill_jax.data.packing import PipelineConfig
 from stepdistill_jax.data.token_cache import TokenConfig
 from stepdistill_jax.eval.runner import EvalConfig
 from stepdistill_jax.model.config import T5Config
@@ -15,9 +15,6 @@ from stepdistill_jax.parallel.mesh import MeshConfig
 from stepdistill_jax.spec import METHOD_STREAMS, InputError
 
 PRNG_IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
-
-# Data sets whose columns the user names.
-COLUMN_DATASETS = ("jsonl", "hf")
 
 # Macros in which a resumed run may differ from what its folder holds: they change neither the
 # parameters that come out nor the figures in results.jsonl, beyond the order of float additions.

@@ -33,7 +33,7 @@ MIN_ROWS = 8
 
 # Pairs that the simulations of first-fit draw: to compare row lengths, and to count rows.
 SEARCH_PAIRS = 3072
-COUNT_PAIRS = 16384
+COUNT_PAIRS = 8192
 SEARCH_BINS = 32
 
 

@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 
 from stepdistill_jax import spec
 from stepdistill_jax.data import packing, pipeline
+from stepdistill_jax.data.join import DataConfig
 from stepdistill_jax.data.pipeline import PipelineConfig, RowShape
+from stepdistill_jax.data.token_cache import TokenConfig, open_or_build
 from stepdistill_jax.data.vocabulary import load_vocabulary
 
 BOTH = spec.STREAMS
@@ -67,7 +69,7 @@ def random_cache(count: int, seed: int = 0, longest: Sequence[int] = (12, 3, 12,
 
 
 def iterate(
-    cache: MemoryCache,
+    cache: pipeline.PairSource,
     config: PipelineConfig,
     streams: Sequence[str] = BOTH,
     process_index: int = 0,
@@ -91,7 +93,7 @@ def assert_same(left: pipeline.Batch, right: pipeline.Batch) -> None:
         assert left[key].dtype == right[key].dtype
 
 
-def assert_holds(batch: pipeline.Batch, cache: MemoryCache, streams: Sequence[str]) -> None:
+def assert_holds(batch: pipeline.Batch, cache: pipeline.PairSource, streams: Sequence[str]) -> None:
     """Every row is its pairs' tokens one after the other, in every feature alike, then padding."""
     for row, index in enumerate(batch[spec.EXAMPLE_INDEX]):
         members = index[index > 0]
@@ -172,7 +174,7 @@ def test_pairs_stay_whole_in_every_batch(count, data_seed, seed, batch_size, pac
         assert_holds(batch, cache, streams)
 
 
-def epochs_of(cache: MemoryCache, config: PipelineConfig, epochs: int) -> list[int]:
+def epochs_of(cache: pipeline.PairSource, config: PipelineConfig, epochs: int) -> list[int]:
     """Cache indices in the order in which batches bring them, of whole batches."""
     iterator, seen = iterate(cache, config), []
     while len(seen) < epochs * len(cache):
@@ -259,7 +261,7 @@ def test_a_restored_iterator_goes_on_bit_for_bit(pack, prefetch):
         states.append(iterator.get_state())
     for position in (0, 1, 2, 5, 6, 7, 13, 24, 25, 26, 41, 50):
         restored = iterate(cache, config, shape=shape)
-        restored.set_state(states[position])
+        restored.set_state(json.loads(json.dumps(states[position])))
         assert restored.get_state() == states[position]
         for expected, found in zip(batches[position:], take(restored, 10), strict=False):
             assert_same(expected, found)
@@ -287,7 +289,10 @@ def test_an_iterator_restores_again_and_again_and_on_other_processes():
 
 
 def iterate_state(
-    cache: MemoryCache, config: PipelineConfig, shape: RowShape, batches: Sequence[pipeline.Batch]
+    cache: pipeline.PairSource,
+    config: PipelineConfig,
+    shape: RowShape,
+    batches: Sequence[pipeline.Batch],
 ) -> dict[str, Any]:
     """The state after `batches`, from an iterator of its own."""
     iterator = iterate(cache, config, shape=shape)
@@ -451,3 +456,19 @@ def test_esnli_fills_its_rows(shared, spiece, batch_size):
         mean = {feature: np.mean([fill[feature] for fill in fills]) for feature in fills[0]}
         assert all(mean[f"{stream}_inputs"] >= 0.95 for stream in streams), mean
         assert all(mean[f"{stream}_targets"] >= 0.75 for stream in streams), mean
+
+
+def test_a_cache_on_disk_feeds_batches_and_resumes(shared, spiece, tmp_path):
+    data = DataConfig(dataset="svamp", data_dir=str(shared / "data"))
+    tokens = TokenConfig(vocabulary=str(spiece), cache_dir=str(tmp_path))
+    cache = open_or_build(data, tokens, "train")
+    config = PipelineConfig(batch_size=64)
+    iterator = iterate(cache, config)
+    batches = take(iterator, 5)
+    state = iterator.get_state()
+    for batch in batches:
+        assert_holds(batch, cache, BOTH)
+    restored = iterate(open_or_build(data, tokens, "train"), config)
+    restored.set_state(state)
+    for expected, found in zip(take(iterator, 5), take(restored, 5), strict=True):
+        assert_same(expected, found)
