@@ -59,7 +59,7 @@ def main(arguments: Arguments) -> None:
     else:
         tokens = _tokens(TokenConfig())
         audits = _released(tokens)
-    print(f"{audit.table(audits)}\n\n{survey.legend(tokens)}")
+    print(f"{audit.table(audits)}\n\n{survey.notes(audits, tokens)}")
     if _JSON.value:
         numbers = {"quantiles": audit.QUANTILES, "splits": [*map(dataclasses.asdict, audits)]}
         records.write_atomic(_JSON.value, json.dumps(numbers, indent=2) + "\n")

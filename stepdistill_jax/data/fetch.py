@@ -263,7 +263,7 @@ def _connect(url: str, start: int, timeout: float) -> http.client.HTTPResponse |
             raise
         raise _TransferError(str(error)) from error
     except (OSError, http.client.HTTPException) as error:
-        raise _TransferError(str(error)) from error
+        raise _TransferError(str(getattr(error, "reason", error))) from error
     assert isinstance(response, http.client.HTTPResponse)
     return response
 

@@ -139,6 +139,8 @@ def download(
 ) -> list[str]:
     """Fetches, verifies and unpacks what `folders` lack; what is there and right is kept.
 
+    The archive stays where it was put; once unpacked it may be deleted.
+
     Args:
         data_dir: a local folder; made where there is none.
         folders: of the release, keys of `FILES`.

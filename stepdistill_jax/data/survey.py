@@ -23,6 +23,9 @@ from stepdistill_jax.teacher.parse import parse_release
 # The data sets of the release and ASDiv, in the order of the paper.
 RELEASED = ("esnli", "anli", "cqa", "svamp", "asdiv")
 
+# The column of the validation split that training takes from train where a release has none.
+CARVED = "validation, carved"
+
 # (metric, prediction, gold) -> whether it is right: `eval.metrics.correct`, which lies beside this
 # package and is handed in.
 Correct = Callable[[str, str, str], bool]
@@ -183,7 +186,7 @@ def _carved(data_dir: epath.Path, dataset: str, metric: str, tokens: Tokens | No
     rest, validation = (
         _of_pairs(join.load_pairs(config, split)[0]) for split in ("train", "validation")
     )
-    column = SplitAudit(dataset, "validation, carved")
+    column = SplitAudit(dataset, CARVED)
     return _measured(column, validation, {"the rest of train": rest}, metric, tokens)
 
 
@@ -247,14 +250,20 @@ def _lengths(rows: _Rows, tokens: Tokens) -> dict[str, Lengths]:
     }
 
 
-def legend(tokens: Tokens | None) -> str:
-    """What the table's numbers mean, for printing below it."""
+def notes(audits: Sequence[SplitAudit], tokens: Tokens | None) -> str:
+    """What the table's numbers mean and what to do about gaps, for printing below it."""
     lines = [
         "Accuracies are shares of the rows with a gold label; after repair a parse failure counts "
         "as wrong.",
         "Inputs that differ only in case and white space count as equal.",
-        "Validation, carved: the part of train that a run with DATA_SEED=0 validates on.",
     ]
+    if any(column.split == CARVED for column in audits):
+        lines.append(f"{CARVED.capitalize()}: what a run with DATA_SEED=0 validates on.")
+    if any(column.missing for column in audits):
+        lines.append(
+            "Missing files: --download fetches them; where only train is missing, "
+            "TRAIN_SPLIT='validation' trains without it."
+        )
     if tokens is None:
         lines.append(
             "Tokens were not counted: no vocabulary was given; pass --vocabulary=PATH or set "

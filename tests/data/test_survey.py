@@ -154,6 +154,18 @@ def test_own_data_set(tmp_path):
     assert "rows read" in audit.table([train, validation, test])
 
 
+def test_notes_say_what_is_lacking_and_what_to_do():
+    whole = audit.SplitAudit("svamp", "train", rows=1)
+    carved = audit.SplitAudit("svamp", survey.CARVED, rows=1)
+    gap = audit.SplitAudit("esnli", "train", missing=("esnli/esnli_train.json",))
+    assert "--download" not in survey.notes([whole], BYTES)
+    assert "prefixes 'predict: ' and 'explain: '" in survey.notes([whole], BYTES)
+    text = survey.notes([whole, carved, gap], None)
+    assert "Validation, carved: what a run with DATA_SEED=0 validates on." in text
+    assert "--download fetches them" in text
+    assert "Tokens were not counted: no vocabulary was given" in text
+
+
 def test_choose(shared, tmp_path):
     everything = survey.RELEASED
     folders = ("esnli", "anli1", "cqa", "svamp", "asdiv")
