@@ -31,6 +31,7 @@ processes, and an iterator state written by one number of them restores on anoth
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -96,11 +97,10 @@ def train_iterator(
         spec.InputError: the rows do not divide among the processes.
     """
     if shape.rows % process_count:
-        fitting = max(round(shape.rows / process_count), 1) * process_count
+        fitting = _fitting_batch_size(cache.lengths, config, shape, streams, process_count)
         raise spec.InputError(
             f"BATCH_SIZE = {config.batch_size} makes {shape.rows} rows a step, which do not divide "
-            f"among {process_count} processes; pass BATCH_SIZE = "
-            f"{round(fitting * shape.pairs_per_row)} ({fitting} rows)"
+            f"among {process_count} processes; pass BATCH_SIZE = {fitting}"
         )
     lengths = {feature: np.asarray(cache.lengths[feature]) for feature in shape.feature_lengths()}
     pairs = grain.MapDataset.range(len(cache)).seed(config.seed).shuffle().repeat()
@@ -193,6 +193,24 @@ def _close(reference: weakref.ref[grain.DatasetIterator[Batch]]) -> None:
     iterator = reference()
     if iterator is not None:
         iterator.close()
+
+
+def _fitting_batch_size(
+    lengths: Mapping[str, np.ndarray],
+    config: PipelineConfig,
+    shape: RowShape,
+    streams: Sequence[str],
+    process_count: int,
+) -> int:
+    """A batch size near the configured one whose rows divide among the processes."""
+    share = max(round(shape.rows / process_count), 1)
+    while True:
+        batch_size = round(share * process_count * shape.pairs_per_row)
+        # Another batch size may choose other row lengths, and so another number of rows.
+        shape = row_shape(lengths, dataclasses.replace(config, batch_size=batch_size), streams)
+        if shape.rows % process_count == 0:
+            return batch_size
+        share += 1
 
 
 def _pack(
