@@ -20,10 +20,11 @@ from etils import epath
 
 import gin
 from gin import config_parser
+from stepdistill_jax.data.config import OWN
 from stepdistill_jax.data.sources.base import ColumnConfig
 from stepdistill_jax.field_types import fits, frozen
 from stepdistill_jax.model.config import T5Config
-from stepdistill_jax.run_config import COLUMN_DATASETS, FREE_MACROS, PARTS, RunConfig
+from stepdistill_jax.run_config import FREE_MACROS, PARTS, RunConfig
 from stepdistill_jax.spec import InputError
 
 RUN_PART = "parts/run.gin"
@@ -126,10 +127,11 @@ def _statements(path: epath.Path) -> Iterator[Any]:
         yield from config_parser.ConfigParser(text, _Delegate(path.name))
     except SyntaxError as error:
         raise InputError(
-            f"{path}:{error.lineno}: {error.msg}: {(error.text or '').strip()!r}; texts need quotes"
+            f"{path}:{error.lineno}: cannot be read: {(error.text or '').strip()!r}; write "
+            f"NAME = value, with texts in quotes"
         ) from error
     except (tokenize.TokenError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a gin file: {error.args}; is a bracket open?") from error
+        raise InputError(f"{path}: not a gin file ({error}); is a bracket open?") from error
 
 
 def find(name: str, folders: Iterable[epath.PathLike], where: str) -> epath.Path:
@@ -326,7 +328,7 @@ def _in_brackets(places: list[str]) -> str:
 def _build(changed: Mapping[str, str]) -> RunConfig:
     """RunConfig from gin's bindings; `changed` are the macros that a user set, and where."""
     parts = {field: gin.get_bindings(config) for field, config in PARTS.items()}
-    if parts["data"]["dataset"] in COLUMN_DATASETS:
+    if parts["data"]["dataset"] in OWN:
         parts["data"]["columns"] = ColumnConfig(**gin.get_bindings(ColumnConfig))
     else:
         unread = [n for n in changed if macros()[n].fields[0][0] == ColumnConfig.__name__]
@@ -334,7 +336,7 @@ def _build(changed: Mapping[str, str]) -> RunConfig:
             raise InputError(
                 f"{', '.join(unread)} has no effect with DATASET={parts['data']['dataset']!r}, "
                 f"whose columns are known; take it out or set DATASET to "
-                f"{' or '.join(COLUMN_DATASETS)}"
+                f"{' or '.join(OWN)}"
             )
     return RunConfig(
         **{field: config(**parts[field]) for field, config in PARTS.items()},

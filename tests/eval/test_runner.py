@@ -1,0 +1,253 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stepdistill_jax import records
+from stepdistill_jax.data.vocabulary import load_vocabulary
+from stepdistill_jax.decode.greedy import greedy
+from stepdistill_jax.eval import runner
+from stepdistill_jax.eval.results import RunFacts
+from stepdistill_jax.eval.runner import EvalConfig, Evaluator
+from stepdistill_jax.model.config import T5Config
+from stepdistill_jax.model.network import Transformer, init_params, logical_axes
+from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
+from stepdistill_jax.parallel.rules import param_shardings
+from stepdistill_jax.spec import EOS_ID, InputError
+
+VOCABULARY = load_vocabulary("bytes")
+MODEL = T5Config(
+    vocab_size=VOCABULARY.size,
+    emb_dim=16,
+    num_heads=2,
+    head_dim=8,
+    mlp_dim=32,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    mlp_activations=("gelu", "linear"),
+    logits_via_embedding=False,
+    dropout_rate=0.1,
+)
+FACTS = RunFacts("demo", "standard", "gold", "none", 1.0, 0, "tiny")
+CHOICES = ("no", "yes")
+LENGTH = 6
+ROWS = 7
+
+
+class Rows:
+    """Rows of a data set in memory, as a token cache gives them."""
+
+    def __init__(self, texts, golds, choices=CHOICES):
+        self.texts, self.golds, self.choices = texts, golds, choices
+        self.tokens = [np.array([*VOCABULARY.encode(t), EOS_ID], np.int32) for t in texts]
+
+    @property
+    def lengths(self):
+        return {"label_inputs": np.array([len(ids) for ids in self.tokens], np.int32)}
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, index):
+        return {"label_inputs": self.tokens[index]}
+
+    def row(self, index):
+        return {
+            "id": f"id{index}",
+            "input": self.texts[index],
+            "label": self.golds[index],
+            "gold": self.golds[index],
+            "choices": self.choices,
+        }
+
+
+def make_rows(choices=CHOICES):
+    words = tuple("abcdefghijklmnopqrst")
+    texts = [" ".join(words[start : start + 1 + 8 * (start % 2)]) for start in range(ROWS)]
+    return Rows(texts, ["yes"] * len(texts), choices)
+
+
+@pytest.fixture(scope="module")
+def params():
+    # Ten times the usual output matrix, so that the most probable token is never a near tie.
+    params = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(1))
+    params["decoder"]["logits_dense"]["kernel"] *= 10
+    return params
+
+
+def evaluator(folder, rows, mesh=MeshConfig(), devices=2, **settings):  # noqa: B008
+    config = EvalConfig(**{"batch_size": 4, "max_decode_length": LENGTH, **settings})
+    return Evaluator(
+        folder,
+        config,
+        MODEL,
+        make_mesh(mesh, jax.devices()[:devices]),
+        VOCABULARY,
+        caches=lambda split: rows,
+        metric="exact",
+        facts=FACTS,
+    )
+
+
+@pytest.fixture(scope="module")
+def one_by_one(params):
+    """Each row of `make_rows` decoded alone, without padding, mesh or batch."""
+    texts = []
+    for ids in make_rows().tokens:
+        inputs = jnp.asarray(ids)[None]
+        tokens = greedy(MODEL, params, inputs, jnp.ones_like(inputs), LENGTH)
+        texts.append(VOCABULARY.decode(tokens[0].tolist()))
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("mesh", "devices", "batch_size"),
+    [
+        (MeshConfig(), 1, 1),
+        (MeshConfig(), 1, 64),
+        (MeshConfig(fsdp=8), 8, 3),
+        (MeshConfig(replica=2, fsdp=2, tensor=2), 8, 4),
+    ],
+)
+def test_predictions_are_those_of_each_row_alone(
+    tmp_path, params, one_by_one, mesh, devices, batch_size
+):
+    rows = make_rows()
+    scorer = evaluator(tmp_path, rows, mesh, devices, batch_size=batch_size)
+    shardings = param_shardings(logical_axes(MODEL), params, scorer.mesh)
+    predictions = scorer.predict(jax.device_put(params, shardings), rows)
+    assert [prediction.row for prediction in predictions] == list(range(len(rows)))
+    texts = [prediction.text for prediction in predictions]
+    assert texts == one_by_one
+    assert len(set(texts)) > 2, "rows that all decode to one text would prove nothing"
+
+
+def test_files_of_an_evaluation(tmp_path, params, one_by_one):
+    rows = make_rows()
+    rows.golds = [text if i < 4 else "no such text" for i, text in enumerate(one_by_one)]
+    result = evaluator(tmp_path, rows).evaluate(params, 30, "test", "validation")
+    share = 4 / ROWS
+    folder = tmp_path / "eval" / "test" / "30"
+    lines = [row for _, row in records.read_jsonl(folder / "predictions.jsonl")]
+    assert [set(line) for line in lines] == [
+        {"id", "input", "target", "prediction", "correct"}
+    ] * ROWS
+    assert [line["correct"] for line in lines] == [True] * 4 + [False] * (ROWS - 4)
+    assert [line["prediction"] for line in lines] == one_by_one
+    stored = json.loads((folder / "metrics.json").read_text())
+    assert (stored["n"], stored["accuracy"], stored["mode"]) == (ROWS, share, "decode")
+    (line,) = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert list(json.loads(line).items()) == [
+        ("dataset", "demo"),
+        ("method", "standard"),
+        ("labels", "gold"),
+        ("rationales", "none"),
+        ("fraction", 1.0),
+        ("seed", 0),
+        ("model", "tiny"),
+        ("step", 30),
+        ("split", "test"),
+        ("n", ROWS),
+        ("accuracy", share),
+        ("stderr", pytest.approx((share * (1 - share) / ROWS) ** 0.5)),
+        ("selected_on", "validation"),
+    ]
+    assert dataclasses.asdict(result) == json.loads(line)
+
+
+def test_what_results_hold_is_not_computed_again(tmp_path, params):
+    first = evaluator(tmp_path, make_rows()).evaluate(params, 10, "test")
+
+    def unread(split):
+        raise AssertionError("the data of a known result were read")
+
+    again = evaluator(tmp_path, make_rows())
+    again._cache = unread
+    assert again.evaluate(None, 10, "test") == first
+    # The line is enough: predictions may have been deleted to save space.
+    (tmp_path / "eval" / "test" / "10" / "metrics.json").unlink()
+    assert again.evaluate(None, 10, "test") == first
+    with pytest.raises(AssertionError, match="were read"):
+        again.evaluate(None, 20, "test")
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_crash_before_the_results_line_is_made_good(tmp_path, params, monkeypatch):
+    def crash(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "append_result", crash)
+        with pytest.raises(KeyboardInterrupt):
+            evaluator(tmp_path, make_rows()).evaluate(params, 10, "test")
+    assert not (tmp_path / "results.jsonl").exists()
+    evaluator(tmp_path, make_rows()).evaluate(params, 10, "test")
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
+
+
+def log_prob(params, ids, choice):
+    """Sum of the log-probabilities of a choice's tokens, by the whole-sequence pass."""
+    targets = [*VOCABULARY.encode(choice), EOS_ID]
+    inputs = jnp.asarray(ids)[None]
+    decoder_inputs = jnp.asarray([[0, *targets[:-1]]])
+    ones = jnp.ones_like
+    model = jax.jit(Transformer(MODEL).apply)
+    logits = model({"params": params}, inputs, ones(inputs), decoder_inputs, ones(decoder_inputs))
+    log_probs = np.asarray(logits[0], np.float64)
+    log_probs -= np.logaddexp.reduce(log_probs, axis=-1, keepdims=True)
+    return log_probs[np.arange(len(targets)), targets].sum()
+
+
+def test_choices_get_probabilities(tmp_path, params):
+    rows = make_rows()
+    predictions = evaluator(tmp_path, rows, mode="choices").predict(params, rows)
+    for prediction in predictions[::2]:
+        ids = rows.tokens[prediction.row]
+        scores = np.array([log_prob(params, ids, choice) for choice in CHOICES])
+        expected = np.exp(scores - np.logaddexp.reduce(scores))
+        assert prediction.text == CHOICES[int(np.argmax(expected))]
+        assert prediction.probabilities == pytest.approx(
+            dict(zip(CHOICES, expected, strict=True)), abs=1e-5
+        )
+
+
+def test_another_mode_keeps_the_line_and_gets_its_own_folder(tmp_path, params):
+    decoded = evaluator(tmp_path, make_rows()).evaluate(params, 10, "test")
+    chooser = evaluator(tmp_path, make_rows(), mode="choices")
+    chosen = chooser.evaluate(params, 10, "test")
+    assert chooser.evaluate(None, 10, "test") == chosen
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [dataclasses.asdict(decoded)]
+    folder = tmp_path / "eval" / "test" / "10"
+    assert json.loads((folder / "metrics.json").read_text())["mode"] == "decode"
+    assert json.loads((folder / "choices" / "metrics.json").read_text())["mode"] == "choices"
+    for _, line in records.read_jsonl(folder / "choices" / "predictions.jsonl"):
+        assert set(line["probabilities"]) == set(CHOICES)
+
+
+def test_rows_without_gold_label_or_choices_stop(tmp_path, params):
+    unlabelled = make_rows()
+    unlabelled.golds[3] = None
+    with pytest.raises(InputError, match="test has 1 rows without a gold label, the first is id3"):
+        evaluator(tmp_path, unlabelled).evaluate(params, 10, "test")
+    with pytest.raises(InputError, match=r"EVAL_MODE='choices' needs .*row id0 of DATASET='demo'"):
+        evaluator(tmp_path, make_rows(()), mode="choices").evaluate(params, 10, "test")
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"splits": ()}, "EVAL_SPLITS"),
+        ({"step": -1}, "EVAL_STEP is -1"),
+        ({"batch_size": 0}, "EVAL_BATCH_SIZE is 0"),
+        ({"max_decode_length": 0}, "MAX_DECODE_LENGTH is 0"),
+        ({"watch_period": 0.0}, "WATCH_PERIOD is 0"),
+    ],
+)
+def test_illegal_settings_name_their_macro(settings, message):
+    with pytest.raises(InputError, match=message):
+        EvalConfig(**settings)
