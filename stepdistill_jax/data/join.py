@@ -270,11 +270,10 @@ class _Join:
         self, example: Example, label: str | None, rationale: str | None, output: Parsed | None
     ) -> Pair:
         if rationale is None and self.config.rationales != "none":
-            self.no_rationale[
-                f"teacher output: {output.reason}"
-                if isinstance(output, ParseFailure)
-                else "none given"
-            ] += 1
+            reason = "none given"
+            if isinstance(output, ParseFailure) and self.config.rationales != "human":
+                reason = f"teacher output: {output.reason}"
+            self.no_rationale[reason] += 1
         return Pair(
             id=example.id,
             input=example.input,
