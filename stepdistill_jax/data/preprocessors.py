@@ -25,10 +25,12 @@ from stepdistill_jax.data.vocabulary import (
     load_vocabulary,
 )
 from stepdistill_jax.records import Pair
-from stepdistill_jax.spec import EOS_ID, FEATURES, LABEL, RATIONALE, SEPARATOR, UNK_ID
+from stepdistill_jax.spec import EOS_ID, FEATURES, SEPARATOR, STREAMS, UNK_ID
 
 LoadPairs = Callable[[DataConfig, str], tuple[list[Pair], JoinReport]]
 MetricFn = Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
+
+_TEXTS_A_CALL = 256
 
 
 class SeqioVocabulary(seqio.Vocabulary):
@@ -75,25 +77,24 @@ class SeqioVocabulary(seqio.Vocabulary):
     def _decode(self, ids: Iterable[int]) -> str:
         return self.ours.decode(ids)
 
-    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        """Int32 ids of one text (a scalar, as SeqIO's contract has it)."""
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
+        """Int32 ids [T] of one text, or ragged [N, T] of texts [N]."""
+        if s.shape.rank == 0:
+            return self._encode_tf(s[tf.newaxis])[0]
         parts = tf.strings.split(s, SEPARATOR)
-        ends = tf.ones_like(parts, tf.int32)[:, tf.newaxis] * EOS_ID
+        ends = tf.fill([tf.size(parts.flat_values), 1], EOS_ID)
+        ids = tf.concat([self._tokenize(parts.flat_values), ends], axis=1)
         # One EOS too many: it stands between the parts, not after the last.
-        return tf.concat([self._tokenize(parts), ends], axis=1).flat_values[:-1]
+        return parts.with_flat_values(ids).merge_dims(1, 2)[:, :-1]
 
-    def _tokenize(self, parts: tf.Tensor) -> tf.RaggedTensor:
+    def _tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
         vocabulary = self.ours
         if isinstance(vocabulary, SentencePieceVocabulary):
-            return tensorflow_text.SentencepieceTokenizer(model=vocabulary.model).tokenize(parts)
+            return tensorflow_text.SentencepieceTokenizer(model=vocabulary.model).tokenize(texts)
         assert isinstance(vocabulary, ByteVocabulary)
-        return tf.ragged.map_flat_values(
-            lambda bytes_: (
-                tf.cast(tf.reshape(tf.io.decode_raw(bytes_, tf.uint8), [-1]), tf.int32)
-                + vocabulary.offset
-            ),
-            tf.strings.bytes_split(parts),
-        )
+        split = tf.strings.bytes_split(texts)
+        values = tf.reshape(tf.io.decode_raw(split.flat_values, tf.uint8), [-1])
+        return split.with_flat_values(tf.cast(values, tf.int32) + vocabulary.offset)
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
         def texts(rows: np.ndarray) -> np.ndarray:
@@ -205,15 +206,18 @@ class _Tokenize:
         for feature in limits.keys() & (sequence_length or {}).keys():
             limits[feature] = min(limits[feature], (sequence_length or {})[feature])
 
-        def tokenize(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            texts = {"label_targets": example["label"], "rationale_targets": example["rationale"]}
-            for stream in (LABEL, RATIONALE):
-                texts[f"{stream}_inputs"] = self._prefixes[stream] + example["input"]
-            features = {"label_targets_pretokenized": example["gold"]}
+        def tokenize(examples: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            texts = {"label_targets": examples["label"], "rationale_targets": examples["rationale"]}
+            for stream in STREAMS:
+                texts[f"{stream}_inputs"] = self._prefixes[stream] + examples["input"]
+            ends = tf.fill([tf.size(examples["id"]), 1], EOS_ID)
+            features = {"label_targets_pretokenized": examples["gold"]}
             for feature in FEATURES:
                 ids = self._vocabulary.encode_tf(texts[feature])
-                features[feature] = tf.concat([ids[: limits[feature] - 1], [EOS_ID]], axis=0)
-                features[feature + FULL_LENGTH] = tf.size(ids) + 1
-            return {**example, **features}
+                features[feature] = tf.concat([ids[:, : limits[feature] - 1], ends], axis=1)
+                features[feature + FULL_LENGTH] = tf.cast(ids.row_lengths(), tf.int32) + 1
+            return {**examples, **features}
 
-        return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+        # Many texts an operation: one by one costs several times as much.
+        batches = dataset.ragged_batch(_TEXTS_A_CALL)
+        return batches.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE).unbatch()

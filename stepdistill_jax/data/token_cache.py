@@ -12,18 +12,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
-from array_record.python import array_record_data_source
 
 from stepdistill_jax.data import token_shards
 from stepdistill_jax.data.join import DataConfig, JoinReport, load_pairs, source_fingerprint
@@ -39,6 +39,7 @@ DEFAULT_ROOT = "~/.cache/stepdistill_jax"
 _ABANDONED_SECONDS = 24 * 3600
 # Above this share of unknown tokens the vocabulary is hardly the one for the data.
 _UNKNOWN_WARNING = 0.05
+_ROWS_A_CALL = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +120,7 @@ class TokenCache:
             if size != shard.bytes:
                 found = "is missing" if size is None else f"has {size} bytes"
                 raise self._damaged(f"{shard.name} {found}, expected {shard.bytes} bytes")
-        self._source = array_record_data_source.ArrayRecordDataSource(
-            [f"{self.folder / shard.name}[0:{shard.rows}]" for shard in self.manifest.shards]
-        )
+        self._reader = token_shards.Reader(self.folder, self.manifest.shards)
 
     def __reduce__(self) -> tuple[type[TokenCache], tuple[str]]:
         return TokenCache, (str(self.folder),)
@@ -166,13 +165,8 @@ class TokenCache:
         return dict(zip(FEATURES, np.load(path), strict=True))
 
     def _records(self, indices: Sequence[int]) -> list[bytes]:
-        for index in indices:
-            if not 0 <= index < len(self):
-                raise IndexError(f"row {index} of a token cache of {len(self)} rows")
         try:
-            if len(indices) == 1:
-                return [self._source[indices[0]]]
-            return list(self._source.__getitems__(indices))
+            return self._reader.read(indices)
         except (ValueError, RuntimeError) as error:
             raise self._damaged(f"row {min(indices)} or a later one: {error}") from error
 
@@ -293,8 +287,20 @@ def _tokenised(
         f"{data.dataset}_{split}", data, tokens, load=lambda *_: (pairs, report)
     )
     dataset = task.get_dataset(split=split, shuffle=False)
-    examples: Iterator[dict[str, Any]] = dataset.as_numpy_iterator()
-    return examples
+    # Handing over rows one by one costs more than tokenising them.
+    return itertools.chain.from_iterable(map(_rows, dataset.ragged_batch(_ROWS_A_CALL)))
+
+
+def _rows(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The examples of a batch of (ragged) tensors."""
+    columns = {}
+    for name, tensor in batch.items():
+        if hasattr(tensor, "row_splits"):
+            columns[name] = np.split(tensor.flat_values.numpy(), tensor.row_splits.numpy()[1:-1])
+        else:
+            columns[name] = tensor.numpy()
+    for row in range(len(columns["id"])):
+        yield {name: column[row] for name, column in columns.items()}
 
 
 def _warn_of_unknown(manifest: Manifest) -> None:

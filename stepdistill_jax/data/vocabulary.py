@@ -231,8 +231,6 @@ def _demo_model() -> bytes:
         eos_id=EOS_ID,
         unk_id=UNK_ID,
         bos_id=-1,
-        # No rewriting of Unicode: the words are plain, and the rules would be 240 kB of model.
-        normalization_rule_name="identity",
         # The default drops words whose letters are rare.
         character_coverage=1.0,
         num_threads=1,

@@ -1,0 +1,5 @@
+"""SeqIO tasks of e-SNLI."""
+
+from tasks.registration import register
+
+NAMES = register("esnli")

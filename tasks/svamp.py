@@ -1,0 +1,5 @@
+"""SeqIO tasks of SVAMP."""
+
+from tasks.registration import register
+
+NAMES = register("svamp")
