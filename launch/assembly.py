@@ -45,7 +45,12 @@ def make_trainer(
     """
     started = time.perf_counter()
     cache = open_or_build(config.data, config.tokens, "train")
-    shape = row_shape(cache.lengths, config.pipeline, config.streams)
+    shape = row_shape(
+        cache.lengths,
+        config.pipeline,
+        config.streams,
+        name=lambda row: f"example {cache.row(row)['id']}",
+    )
     shard, shards = data_shard(mesh)
     batches = train_iterator(
         cache,
