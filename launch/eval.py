@@ -39,7 +39,7 @@ def runs(arguments: flags.Arguments) -> list[RunConfig]:
         raise InputError("nothing to score: name folders of runs, or --gin_file=FILE")
     if arguments.gin_files:
         return [_same_run(arguments.parse())]
-    return [configs.read(folder, arguments.overrides) for folder in folders]
+    return [_same_run(configs.read(folder, arguments.overrides)) for folder in folders]
 
 
 def _same_run(config: RunConfig) -> RunConfig:
@@ -53,8 +53,8 @@ def _same_run(config: RunConfig) -> RunConfig:
     if different:
         changes = (f"{name} {old!r}, now {new!r}" for name, (old, new) in different.items())
         raise InputError(
-            f"{config.model_dir} holds another run: {'; '.join(changes)}; set MODEL_DIR, or give "
-            f"the folder instead of --gin_file"
+            f"{config.model_dir} holds another run: {'; '.join(changes)}; for scoring, "
+            f"only the section Evaluation of --help, the mesh and folders may change"
         )
     return config
 
@@ -66,16 +66,16 @@ def score(config: RunConfig) -> Iterator[Result]:
     abstract = evaluation.abstract_sharded_params(config, mesh)
     for step, selected_on in steps_to_score(config.model_dir, config.eval):
         known = {split: evaluator.known(step, split) for split in config.eval.splits}
-        params = None
+        params = {}
+        if not all(known.values()):
+            try:
+                params = restore_params(config.model_dir, step, abstract)
+            except InputError:
+                if not config.eval.watch or step in available_steps(config.model_dir):
+                    raise
+                logging.warning("Step %d was deleted by the run before it was read.", step)
+                continue
         for split, result in known.items():
-            if result is None and params is None:
-                try:
-                    params = restore_params(config.model_dir, step, abstract)
-                except InputError:
-                    if not config.eval.watch or step in available_steps(config.model_dir):
-                        raise
-                    logging.warning("Step %d was deleted by the run before it was read.", step)
-                    break
             yield result or evaluator.evaluate(params, step, split, selected_on)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import logging as python_logging
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -11,12 +13,15 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from stepdistill_jax import config
+from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import EXIT_INPUT_ERROR, InputError
 
 _PREFIX = "--gin."
 _HELP = frozenset({"--help", "-h", "-help", "--helpfull", "-helpfull"})
 # Not a defect of the program: a full, read-only or forbidden folder.
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+
+_PACKAGE = str(pathlib.Path(config.__file__).parent)
 
 _GIN_FILE = flags.DEFINE_multi_string(
     "gin_file", [], "Gin file, in the working folder or shipped; may be given several times."
@@ -42,7 +47,7 @@ class Arguments:
     search_paths: tuple[str, ...] = ()
     positional: tuple[str, ...] = ()
 
-    def parse(self) -> config.RunConfig:
+    def parse(self) -> RunConfig:
         """The run that the gin files and overrides describe.
 
         Raises:
@@ -56,7 +61,7 @@ class Arguments:
         return config.parse(self.gin_files, self.overrides, self.search_paths)
 
 
-def run(main: Callable[[config.RunConfig], int | None], argv: Sequence[str] | None = None) -> None:
+def run(main: Callable[[RunConfig], int | None], argv: Sequence[str] | None = None) -> None:
     """Runs a binary on one `RunConfig`; takes no positional arguments. Never returns."""
 
     def on_config(arguments: Arguments) -> int | None:
@@ -87,6 +92,9 @@ def run_with_arguments(
     rest = [a for a in argv if not a.startswith(_PREFIX)]
 
     def on_flags(left: Sequence[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.INFO)
+            logging.get_absl_handler().addFilter(_is_wanted)
         arguments = Arguments(
             tuple(_GIN_FILE.value), overrides, tuple(_SEARCH_PATHS.value), tuple(left[1:])
         )
@@ -103,6 +111,14 @@ def run_with_arguments(
             )
 
     app.run(on_flags, argv=rest)
+
+
+def _is_wanted(record: python_logging.LogRecord) -> bool:
+    """Whether to log: what libraries say of every checkpoint would hide what the run says."""
+    if record.pathname.startswith(_PACKAGE):
+        return True
+    loud = python_logging.ERROR if "/orbax/" in record.pathname else python_logging.WARNING
+    return record.levelno >= loud
 
 
 def _stop(message: str) -> NoReturn:

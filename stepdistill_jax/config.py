@@ -225,9 +225,11 @@ def _typed(macro: Macro, setting: Setting) -> Any:
         InputError: it is of another type.
     """
     value = frozen(setting.value)
+    candidate: Any
     for candidate in (value, (value,)):
         if all(fits(candidate, hint) for hint in macro.hints):
-            is_float = macro.hints[0] is float
+            # 1 is as good as 1.0, and is written back as such.
+            is_float = macro.hints[0] is float and isinstance(candidate, int)
             return float(candidate) if is_float else candidate
     hint = macro.hints[0]
     kind = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint
@@ -375,6 +377,9 @@ def read(model_dir: epath.PathLike, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         InputError: the folder holds no run, or an override is wrong.
     """
+    moved = [text for text in overrides if text.startswith("MODEL_DIR=")]
+    if moved:
+        raise InputError(f"--gin.{moved[0]}: the folder {model_dir} is given; leave one out")
     path = epath.Path(model_dir) / CONFIG_FILE
     if not path.exists():
         raise InputError(f"{path}: no such file, so {model_dir} holds no run; check MODEL_DIR")

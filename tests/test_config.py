@@ -244,6 +244,8 @@ def test_read_takes_a_run_from_its_folder(tmp_path):
     old.rename(new)
     run = config.read(new, ["EVAL_STEP=latest"])
     assert (run.model_dir, run.seed, run.eval.step) == (str(new), 5, "latest")
+    with pytest.raises(InputError, match=r"--gin\.MODEL_DIR=other: the folder .* is given"):
+        config.read(new, ["MODEL_DIR=other"])
     with pytest.raises(InputError, match=r"config\.gin: no such file, so .* holds no run"):
         config.read(old)
 

@@ -1,0 +1,101 @@
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# A binary as the shipped ones are; what it does is said by its first argument.
+PROGRAM = '''
+"""Says what it was given."""
+import errno
+import os
+import sys
+
+from launch import flags
+
+
+def main(config):
+    print(config.model_dir, config.seed)
+    if config.seed == 99:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/demo/config.gin")
+    if config.seed == 98:
+        raise KeyError("a defect")
+    return 75 if config.seed == 75 else None
+
+
+if __name__ == "__main__":
+    flags.run(main)
+'''
+
+
+def launch(tmp_path, *arguments):
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    return subprocess.run(
+        [sys.executable, str(script), *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_flags_and_macros_reach_the_configuration(tmp_path):
+    (tmp_path / "extra").mkdir()
+    (tmp_path / "extra" / "seed.gin").write_text("SEED = 4\nMODEL_DIR = 'from/file'\n")
+    done = launch(
+        tmp_path,
+        "--gin_file=demo.gin",
+        "--gin_file=seed.gin",
+        "--gin_search_paths=elsewhere,extra",
+        "--gin.MODEL_DIR=runs/a b",
+    )
+    assert (done.returncode, done.stdout) == (0, "runs/a b 4\n"), done.stderr
+
+
+def test_exit_code_of_the_binary(tmp_path):
+    assert launch(tmp_path, "--gin_file=demo.gin", "--gin.SEED=75").returncode == 75
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: --gin_file is missing: name a run file, as in --gin_file=demo.gin"),
+        (["--gin_file=dmo.gin"], "the nearest is demo.gin"),
+        (["--gin_file=demo.gin", "--gin.SEEED=1"], "the nearest is SEED"),
+        (["--gin_file=demo.gin", "SEED=1"], "error: SEED=1: not a flag"),
+        (
+            ["--gin_file=demo.gin", "--gin.SEED=99"],
+            "error: runs/demo/config.gin: No space left on device; free or unlock the disk",
+        ),
+    ],
+)
+def test_a_users_error_is_one_line_and_exit_code_2(tmp_path, arguments, message):
+    done = launch(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_defect_shows_its_stack_trace(tmp_path):
+    done = launch(tmp_path, "--gin_file=demo.gin", "--gin.SEED=98")
+    assert done.returncode not in (0, 2)
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_flags_run_files_and_macros(tmp_path, flag):
+    done = launch(tmp_path, flag)
+    assert done.returncode == 0
+    for expected in (
+        "Says what it was given.",
+        "--gin_search_paths",
+        "demo_standard.gin",
+        "models/t5_1_1_base.gin",
+        "--gin.BATCH_SIZE=64\n      Pairs a step over all devices;",
+        "--gin.WATCH_PERIOD=30.0",
+    ):
+        assert expected in done.stdout
