@@ -74,19 +74,26 @@ class T5Config:
     embedding_init_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        _require(
+            isinstance(self.mlp_activations, (tuple, list))
+            and len(self.mlp_activations) in (1, 2)
+            and set(self.mlp_activations) <= set(ACTIVATIONS),
+            "MLP_ACTIVATIONS",
+            self.mlp_activations,
+            f"one or two of {', '.join(ACTIVATIONS)}, such as ('relu',) or ('gelu', 'linear')",
+        )
         # Gin writes a sequence as a list too; the configuration must stay hashable for jit.
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         for name in _SIZES:
             _require(getattr(self, name) >= 1, name.upper(), getattr(self, name), "at least 1")
-        _require(
-            len(self.mlp_activations) in (1, 2) and set(self.mlp_activations) <= set(ACTIVATIONS),
-            "MLP_ACTIVATIONS",
-            self.mlp_activations,
-            f"one or two of {', '.join(ACTIVATIONS)}, such as ('gelu', 'linear')",
-        )
         _require(0 <= self.dropout_rate < 1, "DROPOUT_RATE", self.dropout_rate, "in [0, 1)")
         _require(self.dtype in DTYPES, "DTYPE", self.dtype, f"one of {', '.join(DTYPES)}")
-        _require(self.remat in REMAT_POLICIES, "REMAT", self.remat, f"of {REMAT_POLICIES}")
+        _require(
+            self.remat in REMAT_POLICIES,
+            "REMAT",
+            self.remat,
+            f"one of {', '.join(REMAT_POLICIES)}",
+        )
         _require(
             self.relpos_buckets >= 4 and self.relpos_buckets % 4 == 0,
             "RELPOS_BUCKETS",

@@ -6,6 +6,7 @@ the end give a model's parameters as a plain tree, their shapes, and their logic
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -283,8 +284,9 @@ class Transformer(nn.Module):
         return self.logits(hidden)[:, 0], cache
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def init_params(config: T5Config, rng: jax.Array) -> Params:
-    """Fresh parameters, float32, as a plain nested dict; to be jitted by the caller."""
+    """Fresh parameters, float32, as a plain nested dict; jitted, may be jitted around too."""
     return nn.meta.unbox(_init(config, rng))
 
 
