@@ -90,8 +90,8 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         _, metrics = combine(sums, objective.alpha)
-        metrics["grad_norm"] = optax.global_norm(gradients)
-        metrics["param_norm"] = optax.global_norm(params)
+        metrics["grad_norm"] = optax.tree.norm(gradients)
+        metrics["param_norm"] = optax.tree.norm(params)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 

@@ -1,11 +1,15 @@
 """A tiny model and a batch of unequal rows, shared by the tests and goldens of the train step."""
 
+import functools
+
 import jax
 import numpy as np
+import optax
+import pytest
 
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.objective import ObjectiveConfig
-from stepdistill_jax.optim import OptimizerConfig, optimizer, schedule
+from stepdistill_jax.optim import OptimizerConfig, schedule
 from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
 from stepdistill_jax.parallel.place import place_batch
 from stepdistill_jax.spec import EOS_ID, STREAMS
@@ -24,6 +28,19 @@ MODEL = T5Config(
     num_decoder_layers=2,
     dropout_rate=0.0,
 )
+PLAIN = ObjectiveConfig()
+ADAMW = OptimizerConfig(learning_rate=1e-2)
+RATE = schedule(ADAMW, train_steps=10)
+# Leaves the gradient in the optimizer's state, to be read after the step.
+KEEP_GRADIENT = optax.trace(decay=0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    """For modules that import it: what they show does not depend on how fast the code is."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def tokens(rng, length):
@@ -84,9 +101,43 @@ def packed(count, seed=0):
     return rows([source[i : i + 2] for i in range(0, count, 2)])
 
 
+def with_rows(batch, count):
+    """The batch with empty rows up to `count`: one shape, one compilation."""
+    return {name: np.pad(array, ((0, count - len(array)), (0, 0))) for name, array in batch.items()}
+
+
 def mesh_of(replica=1, fsdp=1, tensor=1):
     devices = jax.devices()[: replica * fsdp * tensor]
     return make_mesh(MeshConfig(replica, fsdp, tensor), devices)
+
+
+@functools.cache
+def initial_params(model):
+    """Fresh parameters on the host."""
+    return jax.device_get(create_state(model, optax.identity(), mesh_of(), seed=0).params)
+
+
+def fresh_state(model, rule, mesh):
+    """A state on `mesh` that starts from `initial_params`."""
+    shardings = state_shardings(model, rule, mesh)
+    params = jax.device_put(initial_params(model), shardings.params)
+    return create_state(model, rule, mesh, seed=0, params=params)
+
+
+@functools.cache
+def compiled_step(model, objective, rule, streams, microbatches, seed, prng_impl, mesh):
+    return make_train_step(
+        model,
+        objective,
+        rule,
+        RATE,
+        streams,
+        microbatches,
+        seed,
+        prng_impl,
+        mesh,
+        state_shardings(model, rule, mesh),
+    )
 
 
 def run_step(
@@ -94,8 +145,8 @@ def run_step(
     *,
     mesh=None,
     model=MODEL,
-    objective=None,
-    rule=None,
+    objective=PLAIN,
+    rule=KEEP_GRADIENT,
     streams=STREAMS,
     microbatches=1,
     steps=1,
@@ -104,22 +155,26 @@ def run_step(
 ):
     """Some steps from a fresh state: (state, metrics of the last step) on the host."""
     mesh = mesh or mesh_of()
-    config = OptimizerConfig(learning_rate=1e-2, clip_norm=1.0)
-    rule = rule or optimizer(config, train_steps=10)
-    state = create_state(model, rule, mesh, seed=0)
-    step = make_train_step(
-        model,
-        objective or ObjectiveConfig(),
-        rule,
-        schedule(config, train_steps=10),
-        streams,
-        microbatches,
-        seed,
-        prng_impl,
-        mesh,
-        state_shardings(model, rule, mesh),
-    )
+    step = compiled_step(model, objective, rule, streams, microbatches, seed, prng_impl, mesh)
+    state = fresh_state(model, rule, mesh)
     placed = place_batch(batch, mesh, microbatches)
     for _ in range(steps):
         state, metrics = step(state, placed)
     return jax.device_get(state), {k: float(v) for k, v in jax.device_get(metrics).items()}
+
+
+def gradient_of(state):
+    """The gradient of the last step of `KEEP_GRADIENT`."""
+    return state.opt_state.trace
+
+
+def assert_trees_close(ours, expected, tolerance):
+    """Every leaf agrees, relative to the largest magnitude of its own tensor."""
+    for (path, x), (_, y) in zip(
+        jax.tree_util.tree_leaves_with_path(ours),
+        jax.tree_util.tree_leaves_with_path(expected),
+        strict=True,
+    ):
+        np.testing.assert_allclose(
+            x, y, rtol=0, atol=tolerance * max(1.0, np.abs(y).max()), err_msg=str(path)
+        )

@@ -1,0 +1,107 @@
+"""The same step on every mesh and with microbatches: how it is spread never changes it."""
+
+import dataclasses
+import re
+
+import jax
+import pytest
+import step_cases as cases
+from step_cases import compile_quickly  # noqa: F401
+
+from stepdistill_jax.model.network import abstract_params
+from stepdistill_jax.objective import ObjectiveConfig
+from stepdistill_jax.parallel.place import place_batch
+from stepdistill_jax.spec import STREAMS
+from stepdistill_jax.train.state import abstract_state
+
+# Rows of unequal token counts, and a number of rows that no mesh divides.
+BATCH = cases.packed(37)
+MESHES = {
+    "1x1x1": {},
+    "8x1x1": {"replica": 8},
+    "1x8x1": {"fsdp": 8},
+    "1x4x2": {"fsdp": 4, "tensor": 2},
+    "1x2x4": {"fsdp": 2, "tensor": 4},
+    "2x2x2": {"replica": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return cases.run_step(BATCH)
+
+
+# Every axis, alone and together, with and without microbatches; the rest of the table is slow.
+EVERYWHERE = (("1x1x1", 4), ("1x8x1", 1), ("1x4x2", 4), ("2x2x2", 1))
+CASES = [
+    pytest.param(mesh, m, marks=() if (mesh, m) in EVERYWHERE else pytest.mark.slow)
+    for mesh in MESHES
+    for m in (1, 4)
+    if (mesh, m) != ("1x1x1", 1)
+]
+
+
+@pytest.mark.parametrize(("mesh", "microbatches"), CASES)
+def test_loss_and_gradients_agree(reference, mesh, microbatches):
+    state, metrics = cases.run_step(
+        BATCH, mesh=cases.mesh_of(**MESHES[mesh]), microbatches=microbatches
+    )
+    assert metrics == pytest.approx(reference[1], rel=1e-5)
+    cases.assert_trees_close(
+        cases.gradient_of(state), cases.gradient_of(reference[0]), tolerance=1e-5
+    )
+
+
+@pytest.mark.slow
+def test_logits_in_chunks_agree_on_a_mesh(reference):
+    state, metrics = cases.run_step(
+        BATCH,
+        mesh=cases.mesh_of(**MESHES["1x4x2"]),
+        objective=ObjectiveConfig(logits_chunk=3),
+        microbatches=2,
+    )
+    assert metrics == pytest.approx(reference[1], rel=1e-5)
+    cases.assert_trees_close(
+        cases.gradient_of(state), cases.gradient_of(reference[0]), tolerance=1e-5
+    )
+
+
+@pytest.mark.slow
+def test_dropout_masks_do_not_depend_on_the_mesh():
+    model = dataclasses.replace(cases.MODEL, dropout_rate=0.3)
+    _, one = cases.run_step(BATCH, model=model)
+    _, eight = cases.run_step(BATCH, model=model, mesh=cases.mesh_of(**MESHES["1x4x2"]))
+    assert eight == pytest.approx(one, rel=1e-5)
+
+
+def test_rows_stay_on_their_devices():
+    """Devices exchange parameters and sums; rows of the batch are never gathered or moved."""
+    mesh, microbatches = cases.mesh_of(fsdp=8), 4
+    step = cases.compiled_step(
+        cases.MODEL,
+        cases.PLAIN,
+        cases.KEEP_GRADIENT,
+        STREAMS,
+        microbatches,
+        0,
+        "threefry2x32",
+        mesh,
+    )
+    state = abstract_state(cases.MODEL, cases.KEEP_GRADIENT, mesh)
+    batch = place_batch(BATCH, mesh, microbatches)
+    program = step.lower(state, batch).compile().as_text()
+    parameters = {leaf.shape for leaf in jax.tree.leaves(abstract_params(cases.MODEL))}
+    one_layer = {shape[1:] for shape in parameters}
+    moves = re.findall(
+        r"= (\(?)\w+\[([\d,]*)\].* (all-gather|all-to-all|collective-permute)\(.*op_name=\"(.*?)\"",
+        program,
+    )
+    assert any(kind == "all-gather" for _, _, kind, _ in moves)
+    for several, dimensions, kind, operation in moves:
+        # Which device looks a token up in the split embedding is the partitioner's choice.
+        if "token_embedder" in operation:
+            continue
+        shape = tuple(map(int, dimensions.split(",")))
+        assert kind == "all-gather", operation
+        assert not several, operation
+        assert shape in parameters | one_layer, operation
