@@ -9,6 +9,7 @@ two builders the slower one discards its copy.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,6 +17,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shutil
 import time
 import uuid
@@ -37,6 +39,7 @@ DEFAULT_ROOT = "~/.cache/stepdistill_jax"
 
 # Nobody builds for this long: what is older was left by a killed process.
 _ABANDONED_SECONDS = 24 * 3600
+_TEMPORARY = re.compile(r"\.\w+-(train|validation|test)-[0-9a-f]{16}\.\d+\.[0-9a-f]{32}")
 # Above this share of unknown tokens the vocabulary is hardly the one for the data.
 _UNKNOWN_WARNING = 0.05
 _ROWS_A_CALL = 512
@@ -219,6 +222,7 @@ def _build(
     """Writes a cache under a temporary name and moves it to `folder`."""
     pairs, report = load_pairs(data, split)
     examples = _tokenised(data, tokens, split, pairs, report)
+    # Matches _TEMPORARY, by which leftovers are known.
     temporary = folder.parent / f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex}"
     try:
         temporary.mkdir(parents=True)
@@ -258,15 +262,20 @@ def _publish(temporary: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def _remove_abandoned(root: pathlib.Path) -> None:
-    for path in root.glob(".*.*.*"):
-        if path.is_dir() and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
+    """Sweeps temporary folders of killed builds; nothing that is not named like one."""
+    for path in filter(lambda path: _TEMPORARY.fullmatch(path.name), root.iterdir()):
+        # Another builder may rename or remove its folder at any moment.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _tokenised(
     data: DataConfig, tokens: TokenConfig, split: str, pairs: list[Pair], report: JoinReport
 ) -> Iterator[dict[str, Any]]:
     """The SeqIO task's examples as numpy values, in the order of `pairs`."""
+    # The first import prints a screen of notices about the build; errors still raise.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow as tf
 

@@ -335,9 +335,13 @@ def test_a_build_killed_half_way_is_never_read_and_later_swept(data, tmp_path, c
     built = open_or_build(data, tokens, "train")
     assert built[39]["label_inputs"].tolist() == cache[39]["label_inputs"].tolist()
     assert left.exists()  # a builder may still be at work on it
-    os.utime(left, (time.time() - 2 * 24 * 3600,) * 2)
+    bystander = tmp_path / ".some.thing.else"
+    bystander.mkdir()
+    for path in (left, bystander):
+        os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)
     open_or_build(data, tokens, "test")
     assert not left.exists()
+    assert bystander.exists()
 
 
 def test_a_build_that_fails_leaves_nothing_behind(data, tmp_path, monkeypatch):
