@@ -65,7 +65,7 @@ def score(config: RunConfig) -> Iterator[Result]:
     evaluator = evaluation.make_evaluator(config, mesh)
     abstract = evaluation.abstract_sharded_params(config, mesh)
     for step, selected_on in steps_to_score(config.model_dir, config.eval):
-        known = {split: evaluator.known(step, split) for split in config.eval.splits}
+        known = {split: evaluator.known(step, split, selected_on) for split in config.eval.splits}
         params = {}
         if not all(known.values()):
             try:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from etils import epath
 
 from stepdistill_jax.checkpoint.restore import available_steps, best_step
+from stepdistill_jax.eval.results import NOT_SELECTED, VALIDATION
 from stepdistill_jax.eval.runner import EvalConfig
 from stepdistill_jax.spec import InputError
 
@@ -33,7 +34,7 @@ def steps_to_score(
         for step in _named(model_dir, config.step, last_look):
             if step not in seen:
                 seen.add(step)
-                yield step, "validation" if config.step == "best" else "none"
+                yield step, VALIDATION if config.step == "best" else NOT_SELECTED
         if last_look:
             break
         sleep(config.watch_period)

@@ -16,6 +16,10 @@ from stepdistill_jax.spec import InputError
 RESULTS_FILE = "results.jsonl"
 _LOCK_FILE = ".results.lock"
 
+# Values of `Result.selected_on`.
+VALIDATION = "validation"
+NOT_SELECTED = "none"
+
 
 @dataclasses.dataclass(frozen=True)
 class RunFacts:
@@ -96,13 +100,40 @@ def append_result(model_dir: epath.PathLike, result: Result) -> bool:
     """
     folder = epath.Path(model_dir)
     with _locked(folder):
-        if find_result(folder, result.step, result.split) is not None:
+        results = read_results(folder)
+        if any((old.step, old.split) == (result.step, result.split) for old in results):
             return False
-        rows = [dataclasses.asdict(row) for row in (*read_results(folder), result)]
-        records.write_jsonl(
-            folder / RESULTS_FILE, [{name: row[name] for name in RESULT_FIELDS} for row in rows]
-        )
+        _write(folder, [*results, result], result)
     return True
+
+
+def mark_selected(model_dir: epath.PathLike, result: Result) -> Result:
+    """Notes that a step scored before has turned out to be the best on validation.
+
+    Args:
+        model_dir: the run's folder.
+        result: as `find_result` gave it.
+
+    Returns:
+        The result as it now stands in the file.
+    """
+    folder = epath.Path(model_dir)
+    selected = dataclasses.replace(result, selected_on=VALIDATION)
+    with _locked(folder):
+        results = read_results(folder)
+        _write(folder, [selected if old == result else old for old in results], selected)
+    return selected
+
+
+def _write(folder: epath.Path, results: list[Result], new: Result) -> None:
+    """Writes all lines; a split has one selected step, so a new one takes the place of the old."""
+    rows = []
+    for result in results:
+        row = dataclasses.asdict(result)
+        if new.selected_on == VALIDATION and result.split == new.split and result.step != new.step:
+            row["selected_on"] = NOT_SELECTED
+        rows.append({name: row[name] for name in RESULT_FIELDS})
+    records.write_jsonl(folder / RESULTS_FILE, rows)
 
 
 @contextlib.contextmanager

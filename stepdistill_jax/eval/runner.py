@@ -22,7 +22,15 @@ from stepdistill_jax.data.vocabulary import Vocabulary
 from stepdistill_jax.decode.choices import choice_log_probs, choice_probabilities
 from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.eval import metrics
-from stepdistill_jax.eval.results import RESULT_FIELDS, Result, RunFacts, append_result, find_result
+from stepdistill_jax.eval.results import (
+    NOT_SELECTED,
+    VALIDATION,
+    Result,
+    RunFacts,
+    append_result,
+    find_result,
+    mark_selected,
+)
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import abstract_params, logical_axes
 from stepdistill_jax.model.stack import Params
@@ -144,7 +152,9 @@ class Evaluator:
         self._cache = functools.cache(caches)
         self._rules = fitting_rules(logical_axes(model), abstract_params(model), mesh)
 
-    def evaluate(self, params: Params, step: int, split: str, selected_on: str = "none") -> Result:
+    def evaluate(
+        self, params: Params, step: int, split: str, selected_on: str = NOT_SELECTED
+    ) -> Result:
         """Scores one split, writes its files, and adds its line to ``results.jsonl``.
 
         What ``results.jsonl`` holds already is returned as it stands. There is one line a step
@@ -160,7 +170,7 @@ class Evaluator:
         Raises:
             InputError: the split is empty, has no gold label, or no choices to score.
         """
-        known = self.known(step, split)
+        known = self.known(step, split, selected_on)
         if known is not None:
             return known
         folder = self._folder(step, split)
@@ -198,19 +208,31 @@ class Evaluator:
                 "seconds": round(seconds, 3),
                 "examples_per_second": round(len(rows) / seconds, 1),
             }
-            text = json.dumps({**dataclasses.asdict(result), **about}, indent=1)
+            # Which step is selected may change later; results.jsonl keeps that alone.
+            facts = dataclasses.asdict(result)
+            del facts["selected_on"]
+            text = json.dumps({**facts, **about}, indent=1)
             records.write_atomic(folder / METRICS_FILE, text + "\n")
             append_result(self.model_dir, result)
         return result
 
-    def known(self, step: int, split: str) -> Result | None:
-        """The result of an earlier evaluation of the same step, split and mode."""
+    def known(self, step: int, split: str, selected_on: str = NOT_SELECTED) -> Result | None:
+        """The result of an earlier evaluation of the same step, split and mode.
+
+        Where `selected_on` says that the step has been selected since, its line says so from now.
+        """
         known = find_result(self.model_dir, step, split)
+        if known is not None and selected_on == VALIDATION != known.selected_on:
+            if jax.process_index() == 0:
+                mark_selected(self.model_dir, known)
+            known = dataclasses.replace(known, selected_on=selected_on)
         folder = self._folder(step, split)
         if known is not None and folder.name == self.config.mode:
             path = folder / METRICS_FILE
             stored = json.loads(path.read_text()) if path.exists() else None
-            known = stored and Result(**{name: stored[name] for name in RESULT_FIELDS})
+            known = stored and dataclasses.replace(
+                known, **{name: stored[name] for name in ("n", "accuracy", "stderr")}
+            )
         if jax.process_count() == 1:
             return known
         # The first process decides for all: they must agree on whether to compute.

@@ -6,7 +6,13 @@ import sys
 import pytest
 from etils import epath
 
-from stepdistill_jax.eval.results import Result, append_result, find_result, read_results
+from stepdistill_jax.eval.results import (
+    Result,
+    append_result,
+    find_result,
+    mark_selected,
+    read_results,
+)
 from stepdistill_jax.spec import InputError
 
 RESULT = Result(
@@ -56,6 +62,21 @@ def test_a_second_line_of_the_same_step_and_split_is_refused(tmp_path):
     assert append_result(tmp_path, dataclasses.replace(RESULT, split="validation"))
     assert find_result(tmp_path, 10, "test") == RESULT
     assert find_result(tmp_path, 20, "test") is None
+
+
+def test_one_step_a_split_is_the_selected_one(tmp_path):
+    def selected():
+        return [(r.step, r.split) for r in read_results(tmp_path) if r.selected_on == "validation"]
+
+    append_result(tmp_path, RESULT)
+    append_result(
+        tmp_path, dataclasses.replace(RESULT, split="validation", selected_on="validation")
+    )
+    append_result(tmp_path, dataclasses.replace(RESULT, step=20, selected_on="validation"))
+    assert selected() == [(10, "validation"), (20, "test")]
+    mark_selected(tmp_path, RESULT)
+    assert selected() == [(10, "test"), (10, "validation")]
+    assert len(read_results(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(

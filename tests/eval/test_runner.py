@@ -167,9 +167,13 @@ def test_what_results_hold_is_not_computed_again(tmp_path, params):
     again = evaluator(tmp_path, make_rows())
     again._cache = unread
     assert again.evaluate(None, 10, "test") == first
+    # Selected since: the line says so from now on.
+    selected = dataclasses.replace(first, selected_on="validation")
+    assert again.evaluate(None, 10, "test", "validation") == selected
+    assert again.evaluate(None, 10, "test") == selected
     # The line is enough: predictions may have been deleted to save space.
     (tmp_path / "eval" / "test" / "10" / "metrics.json").unlink()
-    assert again.evaluate(None, 10, "test") == first
+    assert again.evaluate(None, 10, "test") == selected
     with pytest.raises(AssertionError, match="were read"):
         again.evaluate(None, 20, "test")
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
