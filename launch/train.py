@@ -18,7 +18,7 @@ from stepdistill_jax import records
 from stepdistill_jax.checkpoint import manager, restore
 from stepdistill_jax.data.token_cache import open_or_build
 from stepdistill_jax.eval.follow import FINISHED_FILE
-from stepdistill_jax.eval.results import Result
+from stepdistill_jax.eval.results import Result, read_results
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.run_config import RunConfig
@@ -31,11 +31,14 @@ VALIDATION = "validation"
 def claim(config: RunConfig) -> str:
     """Writes ``config.gin``, or checks that the run in MODEL_DIR is this one; returns its text.
 
+    A run that stopped before its first checkpoint or result holds nothing to spoil.
+
     Raises:
         InputError: MODEL_DIR holds a run with other settings.
     """
     path = epath.Path(config.model_dir) / configs.CONFIG_FILE
-    if path.exists():
+    begun = restore.available_steps(config.model_dir) or read_results(config.model_dir)
+    if path.exists() and begun:
         changed = configs.difference(configs.read(config.model_dir), config)
         if changed:
             listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
@@ -53,7 +56,7 @@ def finish(config: RunConfig, evaluator: Evaluator, outcome: loop.Outcome) -> li
     """Scores EVAL_SPLITS with the best step on validation, once, and marks the run finished."""
     best = restore.best_step(config.model_dir)
     assert best is not None  # the last step is always scored on validation
-    known = {split: evaluator.known(best, split) for split in config.eval.splits}
+    known = {split: evaluator.known(best, split, VALIDATION) for split in config.eval.splits}
     if not all(known.values()):
         abstract = evaluation.abstract_sharded_params(config, evaluator.mesh)
         params = restore.restore_params(config.model_dir, best, abstract)
@@ -91,8 +94,11 @@ def main(config: RunConfig) -> int:
         finally:
             trainer.log.close()
     if outcome.preempted:
-        print(f"preempted: step {outcome.step} is saved in {config.model_dir}; run the same "
-              "command again to continue", file=sys.stderr)  # fmt: skip
+        print(
+            f"preempted: step {outcome.step} is saved in {config.model_dir}; run the same command "
+            "again to continue",
+            file=sys.stderr,
+        )
         return EXIT_PREEMPTED
     for result in finish(config, evaluator, outcome):
         print(

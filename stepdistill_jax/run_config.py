@@ -68,7 +68,7 @@ class RunConfig:
     early_stop_evals: int = 0
     initial_checkpoint: str | None = None
     prng_impl: str = "threefry2x32"
-    tensorboard: bool = True
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if not self.model_dir:

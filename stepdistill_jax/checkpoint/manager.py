@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,12 @@ def best_key(metrics: dict[str, float]) -> tuple[float, float]:
     return (accuracy, step) if accuracy == NOT_SCORED else (accuracy, -step)
 
 
+def checkpoints_folder(model_dir: epath.PathLike) -> epath.Path:
+    """``MODEL_DIR/checkpoints``, absolute, as Orbax wants it."""
+    path = os.fspath(model_dir)
+    return epath.Path(path if "://" in path else os.path.abspath(path)) / CHECKPOINTS
+
+
 def manager(
     model_dir: epath.PathLike, *, keep: int = 2, read_only: bool = False
 ) -> ocp.CheckpointManager:
@@ -46,7 +53,7 @@ def manager(
         [
             ocp.checkpoint_managers.LatestN(keep),
             ocp.checkpoint_managers.BestN(
-                get_metric_fn=best_key,  # type: ignore[arg-type]  # any sortable will do
+                get_metric_fn=best_key,
                 n=1,
             ),
         ]
@@ -54,12 +61,12 @@ def manager(
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy,
         # Orbax writes and reads metrics only where a best_fn is named.
-        best_fn=best_key,  # type: ignore[arg-type]
+        best_fn=best_key,
         create=not read_only,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
     )
-    folder = epath.Path(model_dir) / CHECKPOINTS
+    folder = checkpoints_folder(model_dir)
     return ocp.CheckpointManager(folder, item_names=("state", "data", "identity"), options=options)
 
 

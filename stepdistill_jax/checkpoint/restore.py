@@ -16,7 +16,7 @@ PyTree = Any
 
 def available_steps(model_dir: epath.PathLike) -> list[int]:
     """Steps with a finished checkpoint, ascending; [] where there is none yet."""
-    folder = epath.Path(model_dir) / manager.CHECKPOINTS
+    folder = manager.checkpoints_folder(model_dir)
     if not folder.exists():
         return []
     return sorted(ocp.utils.checkpoint_steps(folder))
@@ -45,7 +45,7 @@ def restore_params(model_dir: epath.PathLike, step: int, abstract_params: PyTree
         InputError: no such step, a file missing or damaged, or another model's shapes.
     """
     steps = available_steps(model_dir)
-    folder = epath.Path(model_dir) / manager.CHECKPOINTS / str(step)
+    folder = manager.checkpoints_folder(model_dir) / str(step)
     if step not in steps:
         raise InputError(f"{folder}: no checkpoint of step {step}; there are {steps}")
     _check_shapes(folder, abstract_params)

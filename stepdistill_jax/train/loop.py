@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -174,7 +175,14 @@ class Trainer:
         pending: _Step | None = None
         with (
             Preemption() as preemption,
-            tqdm(total=config.train_steps, initial=step, unit="step", dynamic_ncols=True) as bar,
+            tqdm(
+                total=config.train_steps,
+                initial=step,
+                unit="step",
+                dynamic_ncols=True,
+                # A log file gets a line now and then, a terminal a bar that moves.
+                mininterval=0.1 if sys.stderr.isatty() else 10,
+            ) as bar,
         ):
             while step < config.train_steps and not self._stop_early(evals):
                 waiting = time.perf_counter()
