@@ -138,7 +138,10 @@ class Embed(nn.Module):
             # Rows are cast after the gather: the table is read where it is needed, and its
             # gradient adds up in float32. Ids are in range (checked against the vocabulary at
             # start), so no pass over the result fills in for those that are not.
-            x = jnp.take(self.embedding, tokens, axis=0, mode="clip").astype(dtype)
+            # Whole rows on each device: looking tokens up across split rows would send the tokens
+            # of every device to all others.
+            table = with_logical_constraint(self.embedding, ("vocab", None))
+            x = jnp.take(table, tokens, axis=0, mode="clip").astype(dtype)
         return with_logical_constraint(x, RESIDUAL_AXES)
 
     def attend(self, hidden: jax.Array) -> jax.Array:

@@ -98,9 +98,6 @@ def test_rows_stay_on_their_devices():
     )
     assert any(kind == "all-gather" for _, _, kind, _ in moves)
     for several, dimensions, kind, operation in moves:
-        # Which device looks a token up in the split embedding is the partitioner's choice.
-        if "token_embedder" in operation:
-            continue
         shape = tuple(map(int, dimensions.split(",")))
         assert kind == "all-gather", operation
         assert not several, operation
