@@ -1,0 +1,96 @@
+import ast
+import dataclasses
+import pathlib
+
+import jax
+import pytest
+
+from stepdistill_jax.model.config import T5Config
+from stepdistill_jax.model.network import abstract_params
+from stepdistill_jax.spec import InputError
+
+MODELS = pathlib.Path(__file__).parents[2] / "gin" / "models"
+FIELDS = {"TIED_EMBEDDINGS": "logits_via_embedding"}
+
+
+def read_model(name):
+    """The config that a gin file of literal macros gives."""
+    assignments = ast.parse((MODELS / f"{name}.gin").read_text()).body
+    macros = {a.targets[0].id: ast.literal_eval(a.value) for a in assignments}
+    return T5Config(**{FIELDS.get(macro, macro.lower()): v for macro, v in macros.items()})
+
+
+# Millions of parameters. The published figures, rounded: 60 220 770 2.8B 11B for 1.0 (Raffel et
+# al. 2020, section 3.7), 77 250 780 3B 11B for 1.1.
+MILLIONS = {
+    "t5_1_0_small": 60.5,
+    "t5_1_0_base": 222.9,
+    "t5_1_0_large": 737.7,
+    "t5_1_0_3b": 2851.6,
+    "t5_1_0_11b": 11307.3,
+    "t5_1_1_small": 77.0,
+    "t5_1_1_base": 247.6,
+    "t5_1_1_large": 783.2,
+    "t5_1_1_xl": 2849.8,
+    "t5_1_1_xxl": 11135.3,
+}
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("name", MILLIONS)
+def test_parameter_count_of_every_published_size(name, scan_layers):
+    config = dataclasses.replace(read_model(name), scan_layers=scan_layers)
+    count = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
+    assert count / 1e6 == pytest.approx(MILLIONS[name], abs=0.06)
+
+
+def test_every_model_file_is_one_of_the_sizes_or_a_small_trial_model():
+    names = {path.stem for path in MODELS.glob("*.gin")}
+    assert names == {*MILLIONS, "tiny", "demo"}
+    for name in ("tiny", "demo"):
+        assert read_model(name).emb_dim == 64
+
+
+def test_variant_of_every_published_size():
+    for name in MILLIONS:
+        config = read_model(name)
+        first = name.startswith("t5_1_0")
+        assert config.logits_via_embedding is first
+        assert config.mlp_activations == (("relu",) if first else ("gelu", "linear"))
+        assert config.vocab_size == 32128
+
+
+SIZES = {
+    "vocab_size": 11,
+    "emb_dim": 8,
+    "num_heads": 2,
+    "head_dim": 4,
+    "mlp_dim": 16,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"num_heads": 0}, r"NUM_HEADS = 0: must be at least 1"),
+        ({"dropout_rate": 1.0}, r"DROPOUT_RATE = 1.0: must be in \[0, 1\)"),
+        ({"dtype": "float16"}, r"DTYPE = 'float16': must be one of float32, bfloat16"),
+        ({"remat": "some"}, r"REMAT = 'some': must be one of none, dots, full"),
+        ({"mlp_activations": ("gleu", "linear")}, r"MLP_ACTIVATIONS = \('gleu', 'linear'\)"),
+        ({"mlp_activations": ()}, r"MLP_ACTIVATIONS = \(\): must be one or two of relu, gelu"),
+        ({"mlp_activations": "relu"}, r"MLP_ACTIVATIONS = 'relu': .* such as \('relu',\)"),
+        ({"relpos_buckets": 6}, r"RELPOS_BUCKETS = 6: must be a positive multiple of 4"),
+        ({"relpos_max_distance": 16}, r"RELPOS_MAX_DISTANCE = 16: must be more than half"),
+        ({"embedding_init_scale": 0.0}, r"EMBEDDING_INIT_SCALE = 0.0: must be greater than 0"),
+    ],
+)
+def test_illegal_configurations_cannot_be_built(change, match):
+    with pytest.raises(InputError, match=match):
+        T5Config(**{**SIZES, **change})
+
+
+def test_a_list_of_activations_is_hashable_all_the_same():
+    config = T5Config(**SIZES, mlp_activations=["gelu", "linear"])
+    assert hash(config) == hash(T5Config(**SIZES, mlp_activations=("gelu", "linear")))
