@@ -1,0 +1,59 @@
+"""What a benchmark ran on, and how much memory it took."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import platform
+import resource
+import sys
+from typing import Any
+
+import jax
+
+_CPU_INFO = pathlib.Path("/proc/cpuinfo")
+
+
+def machine() -> dict[str, Any]:
+    """CPU model and cores, devices as JAX counts them, versions."""
+    device = jax.devices()[0]
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def cpu_model() -> str:
+    """The processor's own name, as far as the system tells."""
+    if _CPU_INFO.exists():
+        for line in _CPU_INFO.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_host_bytes() -> int:
+    """Most memory that this process held at once."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_device_bytes() -> int | None:
+    """Most memory in use on any one local device; None where the device does not report it."""
+    peaks = [
+        stats["peak_bytes_in_use"]
+        for device in jax.local_devices()
+        if (stats := device.memory_stats()) and "peak_bytes_in_use" in stats
+    ]
+    return max(peaks, default=None)
