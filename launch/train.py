@@ -12,7 +12,7 @@ import sys
 import jax
 from etils import epath
 
-from launch import assembly, evaluation, flags
+from launch import assembly, compilation, evaluation, flags
 from stepdistill_jax import config as configs
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import manager, restore
@@ -77,6 +77,7 @@ def finish(config: RunConfig, evaluator: Evaluator, outcome: loop.Outcome) -> li
 def main(config: RunConfig) -> int:
     """Trains, scores and says where everything lies; returns the exit code."""
     identity = {"config": claim(config)}
+    compilation.enable_compilation_cache(config.tokens.root())
     mesh = make_mesh(config.mesh)
     evaluator = evaluation.make_evaluator(config, mesh)
     # Splits are opened before hours are spent, not after.
