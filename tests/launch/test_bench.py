@@ -1,0 +1,135 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from stepdistill_jax import config
+from stepdistill_jax.data.token_cache import open_or_build
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# As on a machine where they are not installed: no finder knows them.
+BLOCKED = """
+import sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow", "tensorflow_text", "seqio", "tasks"):
+            return None
+        return self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+
+from launch import bench, flags
+
+def main(arguments):
+    bench.main(arguments)
+    assert not {"tensorflow", "seqio", "tasks"} & set(sys.modules)
+
+flags.run_with_arguments(main)
+"""
+
+
+def overrides(folder):
+    return [
+        f"CACHE_DIR={str(folder / 'caches')!r}",
+        f"MODEL_DIR={str(folder / 'run')!r}",
+        "FRACTION=0.1",
+        "EMB_DIM=8",
+        "MLP_DIM=8",
+        "NUM_HEADS=2",
+        "NUM_ENCODER_LAYERS=1",
+        "EVAL_BATCH_SIZE=16",
+        "INITIAL_CHECKPOINT='hf:not/fetched'",
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Holds warm token caches of a small part of the demo."""
+    folder = tmp_path_factory.mktemp("bench")
+    run = config.parse(["demo.gin"], overrides(folder))
+    for split in ("train", "validation"):
+        open_or_build(run.data, run.tokens, split)
+    return folder
+
+
+def bench(folder, *flags):
+    return subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            BLOCKED,
+            "--gin_file=demo.gin",
+            *(f"--gin.{setting}" for setting in overrides(folder)),
+            "--windows=2",
+            "--steps_per_window=1",
+            *flags,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_measures_a_run_with_a_warm_token_cache_and_no_tensorflow(folder):
+    done = bench(folder, f"--json={folder / 'numbers.json'}", "--startup")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "numbers.json").read_text())
+    assert found["machine"]["devices"] == 8
+    assert found["run"]["dtype"] == "float32"
+    assert found["unpacked batch"]["rows"] == 32
+    assert [what.split(" (")[0] for what in found["left_out"]] == ["start-up", "token cache build"]
+
+    medians = {
+        (m["name"], m["unit"]): m["spread"] and m["spread"]["median"] for m in found["measurements"]
+    }
+    for name in ("train, packed", "train, unpacked"):
+        # The demo's pairs hold 18 input tokens a stream and at least three of targets.
+        assert medians[name, "tokens/s"] > 39 * medians[name, "pairs/s"] > 0
+    for mode in ("packed", "unpacked"):
+        parts = [medians[f"step time, {mode}: {part}", "ms"] for part in ("wait", "place", "step")]
+        assert min(parts) >= 0 < max(parts)
+        for stream in ("label", "rationale"):
+            for feature in ("inputs", "targets"):
+                assert 0 < medians[f"fill, {mode}: {stream}_{feature}", "of slots"] <= 1
+    # The demo's inputs are all as long as their rows, its rationales are not.
+    assert medians["fill, unpacked: label_inputs", "of slots"] == 1
+    assert medians["fill, unpacked: rationale_targets", "of slots"] < 1
+    for measured in (
+        ("train, packed over unpacked", "times"),
+        ("label decode", "examples/s"),
+        ("pipeline alone", "pairs/s"),
+        ("pipeline alone", "pairs/CPU s"),
+        ("peak host memory", "MiB"),
+    ):
+        assert medians[measured] > 0
+    assert medians["peak device memory", "MiB"] is None
+
+    repeated = [m for m in found["measurements"] if m["name"].startswith("train")]
+    assert {len(m["spread"]["values"]) for m in repeated} == {2}
+    for line in (
+        "machine: cpu ",
+        "run: dataset demo, ",
+        "left out: token cache build",
+        "measured ",
+    ):
+        assert f"\n{line}" in f"\n{done.stdout}"
+    assert "not reported by this device" in done.stdout
+    assert not (folder / "run").exists()
+
+
+def test_a_cache_that_is_neither_there_nor_can_be_built_is_one_line(tmp_path):
+    done = bench(tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "error: there is no token cache of dataset 'demo', split 'train'" in done.stderr
+    assert "Traceback" not in done.stderr
