@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
-from stepdistill_jax.data.token_cache import open_or_build
 
 from stepdistill_jax import config as configs
+from stepdistill_jax import records
+from stepdistill_jax.checkpoint import restore
 from stepdistill_jax.data.sources import SOURCES
+from stepdistill_jax.data.token_cache import open_or_build
 from stepdistill_jax.data.vocabulary import load_vocabulary
-from stepdistill_jax.eval.results import RunFacts
+from stepdistill_jax.eval.follow import FINISHED_FILE
+from stepdistill_jax.eval.results import Result, RunFacts
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.network import abstract_params, logical_axes
 from stepdistill_jax.parallel.rules import param_shardings
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import RATIONALE
+
+# The split that a step is chosen on.
+SELECTED_ON = "validation"
 
 
 def make_evaluator(config: RunConfig, mesh: Mesh) -> Evaluator:
@@ -57,3 +65,29 @@ def abstract_sharded_params(config: RunConfig, mesh: Mesh) -> Any:
         shapes,
         param_shardings(logical_axes(config.model), shapes, mesh),
     )
+
+
+def score_best(config: RunConfig, evaluator: Evaluator, steps: int) -> list[Result]:
+    """Scores EVAL_SPLITS with the best step on validation, once, and marks the run finished.
+
+    Args:
+        config: of a run whose last step was scored on validation.
+        evaluator: of the same run.
+        steps: optimizer steps done.
+    """
+    best = restore.best_step(config.model_dir)
+    assert best is not None
+    results = {split: evaluator.known(best, split, SELECTED_ON) for split in config.eval.splits}
+    missing = [split for split, result in results.items() if result is None]
+    if missing:
+        abstract = abstract_sharded_params(config, evaluator.mesh)
+        params = restore.restore_params(config.model_dir, best, abstract)
+        for split in missing:
+            results[split] = evaluator.evaluate(params, best, split, selected_on=SELECTED_ON)
+    scored = [result for result in results.values() if result is not None]
+    if jax.process_index() == 0:
+        accuracy = {result.split: result.accuracy for result in scored}
+        summary = {"step": steps, "best_step": best, "accuracy": accuracy}
+        text = json.dumps(summary, indent=1) + "\n"
+        records.write_atomic(epath.Path(config.model_dir) / FINISHED_FILE, text)
+    return scored

@@ -21,9 +21,8 @@ from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax import records
 from stepdistill_jax.data import audit, release, survey, vocabulary
 from stepdistill_jax.data.audit import SplitAudit
-from stepdistill_jax.data.config import DATA_DIR_VARIABLE
+from stepdistill_jax.data.config import DATA_DIR_VARIABLE, TokenConfig
 from stepdistill_jax.data.survey import RELEASED, Tokens
-from stepdistill_jax.data.token_cache import TokenConfig
 from stepdistill_jax.eval.metrics import correct
 from stepdistill_jax.spec import InputError
 

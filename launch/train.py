@@ -6,7 +6,6 @@ The same command again continues a run that was stopped. Exit codes: 0 finished,
 
 from __future__ import annotations
 
-import json
 import sys
 
 import jax
@@ -17,15 +16,11 @@ from stepdistill_jax import config as configs
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import manager, restore
 from stepdistill_jax.data.token_cache import open_or_build
-from stepdistill_jax.eval.follow import FINISHED_FILE
-from stepdistill_jax.eval.results import Result, read_results
-from stepdistill_jax.eval.runner import Evaluator
+from stepdistill_jax.eval.results import read_results
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import EXIT_NON_FINITE, EXIT_PREEMPTED, InputError
 from stepdistill_jax.train import loop
-
-VALIDATION = "validation"
 
 
 def claim(config: RunConfig) -> str:
@@ -52,28 +47,6 @@ def claim(config: RunConfig) -> str:
     return text
 
 
-def finish(config: RunConfig, evaluator: Evaluator, outcome: loop.Outcome) -> list[Result]:
-    """Scores EVAL_SPLITS with the best step on validation, once, and marks the run finished."""
-    best = restore.best_step(config.model_dir)
-    assert best is not None  # the last step is always scored on validation
-    known = {split: evaluator.known(best, split, VALIDATION) for split in config.eval.splits}
-    if not all(known.values()):
-        abstract = evaluation.abstract_sharded_params(config, evaluator.mesh)
-        params = restore.restore_params(config.model_dir, best, abstract)
-        for split in config.eval.splits:
-            known[split] = evaluator.evaluate(params, best, split, selected_on=VALIDATION)
-    results = [result for result in known.values() if result is not None]
-    if jax.process_index() == 0:
-        summary = {
-            "step": outcome.step,
-            "best_step": best,
-            "accuracy": {result.split: result.accuracy for result in results},
-        }
-        text = json.dumps(summary, indent=1) + "\n"
-        records.write_atomic(epath.Path(config.model_dir) / FINISHED_FILE, text)
-    return results
-
-
 def main(config: RunConfig) -> int:
     """Trains, scores and says where everything lies; returns the exit code."""
     identity = {"config": claim(config)}
@@ -81,7 +54,7 @@ def main(config: RunConfig) -> int:
     mesh = make_mesh(config.mesh)
     evaluator = evaluation.make_evaluator(config, mesh)
     # Splits are opened before hours are spent, not after.
-    for split in {VALIDATION, *config.eval.splits}:
+    for split in {"validation", *config.eval.splits}:
         open_or_build(config.data, config.tokens, split)
     with manager.manager(config.model_dir, keep=config.keep_checkpoints) as checkpoints:
         trainer, state, evals = assembly.make_trainer(
@@ -101,7 +74,7 @@ def main(config: RunConfig) -> int:
             file=sys.stderr,
         )
         return EXIT_PREEMPTED
-    for result in finish(config, evaluator, outcome):
+    for result in evaluation.score_best(config, evaluator, outcome.step):
         print(
             f"{result.split} accuracy {result.accuracy:.2%} (standard error {result.stderr:.2%}, "
             f"n {result.n}) with step {result.step}, the best on validation of {outcome.step} "

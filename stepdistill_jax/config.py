@@ -16,10 +16,10 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from etils import epath
-
 import gin
+from etils import epath
 from gin import config_parser
+
 from stepdistill_jax.data.config import OWN
 from stepdistill_jax.data.sources.base import ColumnConfig
 from stepdistill_jax.field_types import fits, frozen

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from stepdistill_jax.data.config import DataConfig
+from stepdistill_jax.data.config import DataConfig, TokenConfig
 from stepdistill_jax.data.packing import PipelineConfig
-from stepdistill_jax.data.token_cache import TokenConfig
 from stepdistill_jax.eval.runner import EvalConfig
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.objective import ObjectiveConfig

@@ -1,15 +1,19 @@
-"""Which rows of which data set, with which targets: what a run file says about its data."""
+"""What a run file says about its data: which rows, with which targets, as which tokens."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Sequence
 
 from stepdistill_jax.data.sources import SOURCES
 from stepdistill_jax.data.sources.base import SPLITS, ColumnConfig
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.spec import PREFIXES, STREAMS, InputError
 
 DATA_DIR_VARIABLE = "STEPDISTILL_DATA_DIR"
+CACHE_DIR_VARIABLE = "STEPDISTILL_CACHE_DIR"
+DEFAULT_CACHE_DIR = "~/.cache/stepdistill_jax"
 LABELS = ("gold", "teacher")
 RATIONALES = ("teacher", "human", "shuffled", "none")
 FILE_PREFIX = "file:"
@@ -87,3 +91,54 @@ def reject(name: str, value: str, allowed: Sequence[str]) -> None:
     """Raises InputError: `value` is not among those allowed for the macro `name`."""
     choices = ", ".join(repr(item) for item in allowed)
     raise InputError(f"{name} is {value!r}, not one of {choices}; set {name}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenConfig:
+    """How text becomes tokens; each field is the gin macro of its upper-case name.
+
+    Attributes:
+        vocabulary: see `vocabulary.load_vocabulary`.
+        prefixes: a key of `spec.PREFIXES`.
+        max_input_length: tokens of an input, prefix and EOS included.
+        max_label_length, max_rationale_length: tokens of a target, EOS included.
+        cache_dir: a local or shared folder; "" = $STEPDISTILL_CACHE_DIR, else
+            ~/.cache/stepdistill_jax.
+    """
+
+    vocabulary: str = ""
+    prefixes: str = "release"
+    max_input_length: int = 1024
+    max_label_length: int = 256
+    max_rationale_length: int = 256
+    cache_dir: str = ""
+
+    def __post_init__(self) -> None:
+        if self.prefixes not in PREFIXES:
+            raise InputError(
+                f"PREFIXES is {self.prefixes!r}, not one of {', '.join(PREFIXES)}; set PREFIXES"
+            )
+        for name in ("max_input_length", "max_label_length", "max_rationale_length"):
+            if getattr(self, name) < 2:
+                raise InputError(
+                    f"{name.upper()} is {getattr(self, name)}, which leaves no room for a token "
+                    f"before EOS; set {name.upper()} to 2 or more"
+                )
+
+    def prefix_texts(self) -> dict[str, str]:
+        """Stream -> the text put before its input."""
+        return dict(zip(STREAMS, PREFIXES[self.prefixes], strict=True))
+
+    def feature_lengths(self) -> dict[str, int]:
+        """Feature -> tokens at most, EOS included."""
+        return {
+            "label_inputs": self.max_input_length,
+            "label_targets": self.max_label_length,
+            "rationale_inputs": self.max_input_length,
+            "rationale_targets": self.max_rationale_length,
+        }
+
+    def root(self) -> pathlib.Path:
+        """The folder of all caches."""
+        chosen = self.cache_dir or os.environ.get(CACHE_DIR_VARIABLE, "") or DEFAULT_CACHE_DIR
+        return pathlib.Path(chosen).expanduser()

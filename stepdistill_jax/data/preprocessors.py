@@ -14,9 +14,9 @@ import seqio
 import tensorflow as tf
 import tensorflow_text
 
+from stepdistill_jax.data.config import TokenConfig
 from stepdistill_jax.data.join import DataConfig, JoinReport, load_pairs
 from stepdistill_jax.data.sources.base import SPLITS
-from stepdistill_jax.data.token_cache import TokenConfig
 from stepdistill_jax.data.token_shards import FULL_LENGTH
 from stepdistill_jax.data.vocabulary import (
     ByteVocabulary,

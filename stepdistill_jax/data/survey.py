@@ -10,11 +10,10 @@ from etils import epath
 
 from stepdistill_jax.data import audit, join, release
 from stepdistill_jax.data.audit import Lengths, SplitAudit, TeacherAudit
-from stepdistill_jax.data.config import DataConfig
+from stepdistill_jax.data.config import DataConfig, TokenConfig
 from stepdistill_jax.data.sources import SOURCES, Options, Source
 from stepdistill_jax.data.sources.base import SPLITS, release_split, row_number
 from stepdistill_jax.data.teacher_outputs import load_annotations, output_files, read_outputs
-from stepdistill_jax.data.token_cache import TokenConfig
 from stepdistill_jax.data.vocabulary import ENVIRONMENT, Vocabulary
 from stepdistill_jax.records import Annotation, Example, Pair
 from stepdistill_jax.spec import LABEL, RATIONALE, InputError

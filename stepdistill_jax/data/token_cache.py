@@ -10,7 +10,6 @@ two builders the slower one discards its copy.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -28,14 +27,12 @@ import numpy as np
 from absl import logging
 
 from stepdistill_jax.data import token_shards
-from stepdistill_jax.data.join import DataConfig, JoinReport, load_pairs, source_fingerprint
+from stepdistill_jax.data.config import CACHE_DIR_VARIABLE, DataConfig, TokenConfig
+from stepdistill_jax.data.join import JoinReport, load_pairs, source_fingerprint
 from stepdistill_jax.data.token_shards import LENGTHS, MANIFEST, Manifest
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.records import Pair
-from stepdistill_jax.spec import FEATURES, PREFIXES, STREAMS, InputError
-
-ENVIRONMENT = "STEPDISTILL_CACHE_DIR"
-DEFAULT_ROOT = "~/.cache/stepdistill_jax"
+from stepdistill_jax.spec import FEATURES, InputError
 
 # Nobody builds for this long: what is older was left by a killed process.
 _ABANDONED_SECONDS = 24 * 3600
@@ -43,57 +40,6 @@ _TEMPORARY = re.compile(r"\.\w+-(train|validation|test)-[0-9a-f]{16}\.\d+\.[0-9a
 # Above this share of unknown tokens the vocabulary is hardly the one for the data.
 _UNKNOWN_WARNING = 0.05
 _ROWS_A_CALL = 512
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenConfig:
-    """How text becomes tokens; each field is the gin macro of its upper-case name.
-
-    Attributes:
-        vocabulary: see `vocabulary.load_vocabulary`.
-        prefixes: a key of `spec.PREFIXES`.
-        max_input_length: tokens of an input, prefix and EOS included.
-        max_label_length, max_rationale_length: tokens of a target, EOS included.
-        cache_dir: a local or shared folder; "" = $STEPDISTILL_CACHE_DIR, else
-            ~/.cache/stepdistill_jax.
-    """
-
-    vocabulary: str = ""
-    prefixes: str = "release"
-    max_input_length: int = 1024
-    max_label_length: int = 256
-    max_rationale_length: int = 256
-    cache_dir: str = ""
-
-    def __post_init__(self) -> None:
-        if self.prefixes not in PREFIXES:
-            raise InputError(
-                f"PREFIXES is {self.prefixes!r}, not one of {', '.join(PREFIXES)}; set PREFIXES"
-            )
-        for name in ("max_input_length", "max_label_length", "max_rationale_length"):
-            if getattr(self, name) < 2:
-                raise InputError(
-                    f"{name.upper()} is {getattr(self, name)}, which leaves no room for a token "
-                    f"before EOS; set {name.upper()} to 2 or more"
-                )
-
-    def prefix_texts(self) -> dict[str, str]:
-        """Stream -> the text put before its input."""
-        return dict(zip(STREAMS, PREFIXES[self.prefixes], strict=True))
-
-    def feature_lengths(self) -> dict[str, int]:
-        """Feature -> tokens at most, EOS included."""
-        return {
-            "label_inputs": self.max_input_length,
-            "label_targets": self.max_label_length,
-            "rationale_inputs": self.max_input_length,
-            "rationale_targets": self.max_rationale_length,
-        }
-
-    def root(self) -> pathlib.Path:
-        """The folder of all caches."""
-        chosen = self.cache_dir or os.environ.get(ENVIRONMENT, "") or DEFAULT_ROOT
-        return pathlib.Path(chosen).expanduser()
 
 
 class TokenCache:
@@ -245,7 +191,7 @@ def _build(
     except OSError as error:
         raise InputError(
             f"token cache {folder} cannot be written: {error}; make room, or set CACHE_DIR (or "
-            f"{ENVIRONMENT}) to another folder"
+            f"{CACHE_DIR_VARIABLE}) to another folder"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from stepdistill_jax import spec
 from stepdistill_jax.data import packing, pipeline
+from stepdistill_jax.data.config import TokenConfig
 from stepdistill_jax.data.join import DataConfig
 from stepdistill_jax.data.pipeline import PipelineConfig, RowShape
-from stepdistill_jax.data.token_cache import TokenConfig, open_or_build
+from stepdistill_jax.data.token_cache import open_or_build
 from stepdistill_jax.data.vocabulary import load_vocabulary
 
 BOTH = spec.STREAMS

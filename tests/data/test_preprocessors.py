@@ -6,9 +6,9 @@ import pytest
 import seqio
 import tensorflow as tf
 
+from stepdistill_jax.data.config import TokenConfig
 from stepdistill_jax.data.join import ColumnConfig, DataConfig, load_pairs
 from stepdistill_jax.data.preprocessors import seqio_task, seqio_vocabulary
-from stepdistill_jax.data.token_cache import TokenConfig
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.spec import FEATURES
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from stepdistill_jax.data import token_cache, token_shards
+from stepdistill_jax.data.config import TokenConfig
 from stepdistill_jax.data.join import ColumnConfig, DataConfig, load_pairs
-from stepdistill_jax.data.token_cache import TokenCache, TokenConfig, open_or_build
+from stepdistill_jax.data.token_cache import TokenCache, open_or_build
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.spec import FEATURES, InputError
 
@@ -239,7 +240,8 @@ OPEN = """
 import dataclasses, sys
 sys.path.insert(0, "tests/data")
 from test_token_cache import own_data
-from stepdistill_jax.data.token_cache import TokenConfig, open_or_build
+from stepdistill_jax.data.config import TokenConfig
+from stepdistill_jax.data.token_cache import open_or_build
 cache = open_or_build(own_data(sys.argv[1]), TokenConfig("bytes", cache_dir=sys.argv[2]), "train")
 print(len(cache), cache[5]["label_inputs"].tolist(), cache.row(5)["gold"])
 assert not {"tensorflow", "seqio", "tasks"} & set(sys.modules)
@@ -305,7 +307,8 @@ import sys
 sys.path.insert(0, "tests/data")
 from test_token_cache import own_data
 from stepdistill_jax.data import token_cache, token_shards
-from stepdistill_jax.data.token_cache import TokenConfig, open_or_build
+from stepdistill_jax.data.config import TokenConfig
+from stepdistill_jax.data.token_cache import open_or_build
 add, added = token_shards.Writer.add, []
 def slow(self, example):
     add(self, example)
