@@ -9,6 +9,7 @@ depend on them. Nothing is written to MODEL_DIR.
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import jax
 from absl import flags
@@ -47,15 +48,20 @@ def main(arguments: Arguments) -> None:
     # In the only order in which nothing disturbs the next: an accelerator belongs to one process
     # at a time, and TensorFlow, once imported, keeps its memory.
     if _STARTUP.value and builds:
+        _say("start-up")
         found += benchmark.start_up(arguments, _WINDOWS.value)
     elif _STARTUP.value:
         left_out.append("start-up (a cold one needs TensorFlow and SeqIO, which are not installed)")
     parts = benchmark.Benchmark(config, _WINDOWS.value)
+    _say("train steps, packed and unpacked")
     found += parts.train(_STEPS.value)
+    _say("label decode")
     found += parts.decode()
+    _say("pipeline")
     found += parts.pipeline()
     found += benchmark.memory()
     if _CACHE_BUILD.value and builds:
+        _say("token cache build")
         found += parts.build()
     elif _CACHE_BUILD.value:
         left_out.append("token cache build (TensorFlow and SeqIO are not installed)")
@@ -65,6 +71,11 @@ def main(arguments: Arguments) -> None:
         print(report.text(about, found, left_out))
         if _JSON.value:
             records.write_atomic(_JSON.value, report.as_json(about, found, left_out))
+
+
+def _say(what: str) -> None:
+    """Tells whoever waits, apart from the results."""
+    print(f"measuring: {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -82,8 +82,6 @@ class Benchmark:
         for mode in (PACKED, UNPACKED):
             loops[mode] = self._loop(mode)
             first = loops[mode].window(1).seconds
-            # The first step after compilation still meets arrays of another layout.
-            loops[mode].window(1)
             seconds = loops[mode].window(1).seconds
             slowest = max(slowest, seconds)
             found.append(
