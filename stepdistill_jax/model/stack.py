@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from stepdistill_jax.model.config import T5Config
+from stepdistill_jax.model.layers import DENSE_OUTPUT
 
 Params = dict[str, Any]
 
@@ -19,7 +20,7 @@ STACKED = "layers"
 _LAYER = re.compile(r"layers_(\d+)")
 
 REMAT: dict[str, Callable[..., bool] | None] = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(DENSE_OUTPUT),
     "full": None,
 }
 
