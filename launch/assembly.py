@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ def make_trainer(
     mesh: Mesh,
     evaluator: Evaluator,
     checkpoints: ocp.CheckpointManager,
-    identity: Mapping[str, Any],
+    text: str,
 ) -> tuple[loop.Trainer, TrainState, list[tuple[int, float]]]:
     """Builds the run, continued from its latest checkpoint where there is one.
 
@@ -68,9 +67,10 @@ def make_trainer(
         params = initial_params(config.initial_checkpoint, shardings)
         return create_state(config.model, optimizer, mesh, config.seed, params)
 
-    state, evals = loop.resume(
-        checkpoints, batches, fresh, abstract_state(config.model, optimizer, mesh)
-    )
+    # The fingerprint covers the data's bytes, the vocabulary and all that makes tokens of text.
+    identity = {"config": text, "training data": cache.manifest.fingerprint}
+    abstract = abstract_state(config.model, optimizer, mesh)
+    state, evals = loop.resume(checkpoints, batches, fresh, abstract, identity)
     train_step = make_train_step(
         config.model,
         config.objective,
@@ -84,6 +84,11 @@ def make_trainer(
         state_shardings(config.model, optimizer, mesh),
     )
     count = log.write_inventory(config.model_dir, state.params)
+    noted = {
+        **cache.manifest.report,
+        **{f"{k} cut": n for k, n in cache.manifest.truncated.items()},
+    }
+    print("training data: " + ", ".join(f"{name} {n:,}" for name, n in noted.items() if n))
     print(
         f"{count:,} parameters; {len(cache):,} pairs for training; a step is {shape.rows} rows of "
         f"{shape.inputs} inputs and {dict(shape.targets)} targets on {mesh.size} device(s); "

@@ -15,6 +15,7 @@ from launch import assembly, compilation, evaluation, flags
 from stepdistill_jax import config as configs
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import manager, restore
+from stepdistill_jax.checkpoint.initial import check_readable
 from stepdistill_jax.data.token_cache import open_or_build
 from stepdistill_jax.eval.results import read_results
 from stepdistill_jax.parallel.mesh import make_mesh
@@ -29,7 +30,7 @@ def claim(config: RunConfig) -> str:
     A run that stopped before its first checkpoint or result holds nothing to spoil.
 
     Raises:
-        InputError: MODEL_DIR holds a run with other settings.
+        InputError: MODEL_DIR holds a run with other settings, or cannot be written.
     """
     path = epath.Path(config.model_dir) / configs.CONFIG_FILE
     begun = restore.available_steps(config.model_dir) or read_results(config.model_dir)
@@ -43,13 +44,20 @@ def claim(config: RunConfig) -> str:
             )
     text = configs.dump(config)
     if jax.process_index() == 0:
-        records.write_atomic(path, text)
+        try:
+            records.write_atomic(path, text)
+        except OSError as error:
+            raise InputError(
+                f"MODEL_DIR={config.model_dir!r} cannot be written: {error.strerror or error}; "
+                "make room or give the right to write, or choose another MODEL_DIR"
+            ) from error
     return text
 
 
 def main(config: RunConfig) -> int:
     """Trains, scores and says where everything lies; returns the exit code."""
-    identity = {"config": claim(config)}
+    check_readable(config.initial_checkpoint)
+    text = claim(config)
     compilation.enable_compilation_cache(config.tokens.root())
     mesh = make_mesh(config.mesh)
     evaluator = evaluation.make_evaluator(config, mesh)
@@ -57,9 +65,7 @@ def main(config: RunConfig) -> int:
     for split in {"validation", *config.eval.splits}:
         open_or_build(config.data, config.tokens, split)
     with manager.manager(config.model_dir, keep=config.keep_checkpoints) as checkpoints:
-        trainer, state, evals = assembly.make_trainer(
-            config, mesh, evaluator, checkpoints, identity
-        )
+        trainer, state, evals = assembly.make_trainer(config, mesh, evaluator, checkpoints, text)
         try:
             outcome = trainer.run(state, evals)
         except loop.NonFiniteError as error:

@@ -20,7 +20,6 @@ PRNG_IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
 FREE_MACROS = frozenset(
     {
         "MODEL_DIR",
-        "MICROBATCHES",
         "LOG_PERIOD",
         "CHECKPOINT_PERIOD",
         "KEEP_CHECKPOINTS",

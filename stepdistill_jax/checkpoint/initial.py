@@ -12,6 +12,20 @@ from stepdistill_jax.spec import InputError
 PyTree = Any
 
 
+def check_readable(name: str | None) -> None:
+    """Refuses at once what `initial_params` would refuse after the data has been prepared.
+
+    Raises:
+        InputError: INITIAL_CHECKPOINT names Hugging Face weights.
+    """
+    if name is not None and name.startswith("hf:"):
+        raise InputError(
+            f"INITIAL_CHECKPOINT={name!r}: reading Hugging Face weights is not part of this "
+            "version; set INITIAL_CHECKPOINT=None to train from scratch, or to the folder of a run "
+            "of this package"
+        )
+
+
 def initial_params(name: str | None, abstract_params: PyTree) -> PyTree | None:
     """Reads the parameters that INITIAL_CHECKPOINT names; None where training is from scratch.
 
@@ -25,20 +39,15 @@ def initial_params(name: str | None, abstract_params: PyTree) -> PyTree | None:
     """
     if name is None:
         return None
-    if name.startswith("hf:"):
-        raise InputError(
-            f"INITIAL_CHECKPOINT={name!r}: reading Hugging Face weights is not part of this "
-            "version; set INITIAL_CHECKPOINT=None to train from scratch, or to the folder of a run "
-            "of this package"
-        )
+    check_readable(name)
     folder = epath.Path(name)
     if folder.parent.name == "checkpoints" and folder.name.isdigit():
         return restore.restore_params(folder.parent.parent, int(folder.name), abstract_params)
-    best = restore.best_step(folder)
     steps = restore.available_steps(folder)
     if not steps:
         raise InputError(
             f"INITIAL_CHECKPOINT={name!r}: no checkpoint lies in {folder / 'checkpoints'}; name "
             "the folder of a run, or set INITIAL_CHECKPOINT=None to train from scratch"
         )
+    best = restore.best_step(folder)
     return restore.restore_params(folder, steps[-1] if best is None else best, abstract_params)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,15 +40,21 @@ def checkpoints_folder(model_dir: epath.PathLike) -> epath.Path:
     return epath.Path(path if "://" in path else os.path.abspath(path)) / CHECKPOINTS
 
 
+@contextlib.contextmanager
 def manager(
     model_dir: epath.PathLike, *, keep: int = 2, read_only: bool = False
-) -> ocp.CheckpointManager:
+) -> Iterator[ocp.CheckpointManager]:
     """Orbax manager of ``MODEL_DIR/checkpoints``: the latest `keep` and the best on validation.
+
+    Leaving it waits until what was saved is on disk.
 
     Args:
         model_dir: local or ``gs://`` folder of the run.
         keep: how many of the latest steps survive, besides the best one.
         read_only: for readers beside a running trainer: nothing is created or deleted.
+
+    Raises:
+        InputError: a checkpoint cannot be written.
     """
     policy = ocp.checkpoint_managers.AnyPreservationPolicy(
         [
@@ -67,7 +74,26 @@ def manager(
         cleanup_tmp_directories=not read_only,
     )
     folder = checkpoints_folder(model_dir)
-    return ocp.CheckpointManager(folder, item_names=("state", "data", "identity"), options=options)
+    checkpoints = ocp.CheckpointManager(
+        folder, item_names=("state", "data", "identity"), options=options
+    )
+    try:
+        yield checkpoints
+        wait(checkpoints)
+    finally:
+        # A save that failed has been reported, and would be once more.
+        with contextlib.suppress(Exception):
+            checkpoints.close()
+
+
+def wait(checkpoints: ocp.CheckpointManager) -> None:
+    """Waits until every checkpoint is on disk.
+
+    Raises:
+        InputError: one cannot be written.
+    """
+    with _writable(checkpoints):
+        checkpoints.wait_until_finished()
 
 
 def save(
@@ -87,27 +113,30 @@ def save(
         data_state: the Grain iterator's state after the batch of `step`.
         identity: what run this is, as JSON.
         accuracy: label accuracy on validation at this step, where it was measured.
+
+    Raises:
+        InputError: this or the checkpoint before cannot be written.
     """
-    checkpoints.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            data=ocp.args.JsonSave(data_state),
-            identity=ocp.args.JsonSave(identity),
-        ),
-        metrics={METRIC: NOT_SCORED if accuracy is None else accuracy, "step": step},
-        # A step that was saved by CHECKPOINT_PERIOD may be saved once more by a preemption.
-        force=True,
-    )
+    with _writable(checkpoints):
+        checkpoints.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=ocp.args.JsonSave(data_state),
+                identity=ocp.args.JsonSave(identity),
+            ),
+            metrics={METRIC: NOT_SCORED if accuracy is None else accuracy, "step": step},
+            force=True,  # save at this very step, whatever Orbax's own intervals say
+        )
 
 
 def restore(
     checkpoints: ocp.CheckpointManager, step: int, abstract_state: PyTree
-) -> tuple[PyTree, dict[str, Any]]:
+) -> tuple[PyTree, dict[str, Any], dict[str, Any]]:
     """Reads the whole of one step back, onto the shardings of `abstract_state`.
 
     Returns:
-        The train state and the data iterator's state.
+        The train state, the data iterator's state and the run's identity.
 
     Raises:
         InputError: a file of the step is missing or damaged, or the shapes differ.
@@ -117,10 +146,40 @@ def restore(
         restored = checkpoints.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
+                state=ocp.args.StandardRestore(abstract_state),
+                data=ocp.args.JsonRestore(),
+                identity=ocp.args.JsonRestore(),
             ),
         )
-    return restored["state"], restored["data"]
+    return restored["state"], restored["data"], restored["identity"]
+
+
+@contextlib.contextmanager
+def _writable(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
+    """Turns what Orbax and tensorstore raise on a full or forbidden disk into one clear error."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = _in_short(error)
+        if not isinstance(error, OSError) and not _DISK_ERROR.search(reason):
+            raise
+        raise InputError(
+            f"{checkpoints.directory}: a checkpoint cannot be written: {reason}; make room or set "
+            f"another MODEL_DIR, and run the same command again: it continues from step "
+            f"{checkpoints.latest_step() or 0}"
+        ) from error
+
+
+# tensorstore's words for a disk that is full, read-only or forbidden.
+_DISK_ERROR = re.compile("RESOURCE_EXHAUSTED|PERMISSION_DENIED|No space left|Read-only")
+
+
+def _in_short(error: Exception) -> str:
+    """The reason in one line, without tensorstore's dump of its own settings."""
+    text = " ".join(str(error).split())
+    return re.split(r" See full TensorStore details| \[tensorstore_spec| \[source locations", text)[
+        0
+    ][:400]
 
 
 @contextlib.contextmanager
@@ -133,8 +192,7 @@ def readable(folder: epath.Path) -> Iterator[None]:
     except Exception as error:  # a missing array chunk comes as a bare Exception
         # The abandoned reads would each log a stack trace of their own.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{folder}: this checkpoint cannot be read: {reason}; copy the step's folder back from "
-            "a backup, or delete it so that the run continues from the step before"
+            f"{folder}: this checkpoint cannot be read: {_in_short(error)}; copy the "
+            "step's folder back, or delete it so that the run continues from the step before"
         ) from error

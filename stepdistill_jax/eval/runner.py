@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -18,12 +18,14 @@ from jax.sharding import Mesh
 
 from stepdistill_jax import records
 from stepdistill_jax.data.pipeline import PairSource, eval_batches
+from stepdistill_jax.data.token_shards import Manifest
 from stepdistill_jax.data.vocabulary import Vocabulary
 from stepdistill_jax.decode.choices import choice_log_probs, choice_probabilities
 from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.eval import metrics
 from stepdistill_jax.eval.results import (
     NOT_SELECTED,
+    RESULTS_FILE,
     VALIDATION,
     Result,
     RunFacts,
@@ -95,6 +97,14 @@ class TextSource(PairSource, Protocol):
         """One pair with its texts: id, input, label, gold (None if unlabelled) and choices."""
 
 
+class SplitCache(TextSource, Protocol):
+    """A split's rows that can say what they were made from."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its fingerprint names the data and the vocabulary that a score is of."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Prediction:
     """What the model says of one example.
@@ -126,7 +136,7 @@ class Evaluator:
         model: T5Config,
         mesh: Mesh,
         vocabulary: Vocabulary,
-        caches: Callable[[str], TextSource],
+        caches: Callable[[str], SplitCache],
         metric: str,
         facts: RunFacts,
     ):
@@ -203,7 +213,7 @@ class Evaluator:
             about = {
                 "metric": self.metric,
                 "mode": self.config.mode,
-                "max_decode_length": self.config.max_decode_length,
+                **self._conditions(split),
                 "unfinished": sum(not prediction.ended for prediction in predictions),
                 "seconds": round(seconds, 3),
                 "examples_per_second": round(len(rows) / seconds, 1),
@@ -220,8 +230,13 @@ class Evaluator:
         """The result of an earlier evaluation of the same step, split and mode.
 
         Where `selected_on` says that the step has been selected since, its line says so from now.
+
+        Raises:
+            InputError: it was scored on other data or with another MAX_DECODE_LENGTH.
         """
         known = find_result(self.model_dir, step, split)
+        if known is not None:
+            self._refuse_other_conditions(step, split)
         if known is not None and selected_on == VALIDATION != known.selected_on:
             if jax.process_index() == 0:
                 mark_selected(self.model_dir, known)
@@ -238,6 +253,25 @@ class Evaluator:
         # The first process decides for all: they must agree on whether to compute.
         agreed = bool(multihost_utils.broadcast_one_to_all(np.int32(known is not None)))
         return known if agreed else None
+
+    def _conditions(self, split: str) -> dict[str, Any]:
+        """What else decides a score, beside the run and the mode: kept in metrics.json."""
+        return {
+            "max_decode_length": self.config.max_decode_length,
+            "data": self._cache(split).manifest.fingerprint,
+        }
+
+    def _refuse_other_conditions(self, step: int, split: str) -> None:
+        path = self._folder(step, split) / METRICS_FILE
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        for name, now in self._conditions(split).items():
+            if name in stored and stored[name] != now:
+                what = "data and vocabulary" if name == "data" else name.upper()
+                raise InputError(
+                    f"{path}: this step was scored with {what} {stored[name]}, now {now}; to score "
+                    f"it anew, delete {path.parent} and the line of step {step}, {split}, in "
+                    f"{self.model_dir / RESULTS_FILE}; else take the old {what} back"
+                )
 
     def _folder(self, step: int, split: str) -> epath.Path:
         folder = self.model_dir / "eval" / split / str(step)
@@ -316,7 +350,8 @@ class Evaluator:
         def read() -> list[Prediction]:
             predictions = []
             for row, values in _real_rows(batch["row"], probabilities):
-                named = dict(zip(cache.row(row)["choices"], values.tolist(), strict=False))
+                choices = _distinct(cache.row(row)["choices"])
+                named = dict(zip(choices, values.tolist(), strict=False))
                 best = max(named, key=named.__getitem__)
                 predictions.append(Prediction(row, best, True, named))
             return predictions
@@ -325,7 +360,7 @@ class Evaluator:
 
     def _choice_ids(self, cache: TextSource) -> np.ndarray:
         """Every row's choices as int32 [rows, C, T]: ids and EOS, PAD elsewhere."""
-        texts = [cache.row(row)["choices"] for row in range(len(cache))]
+        texts = [_distinct(cache.row(row)["choices"]) for row in range(len(cache))]
         bare = [row for row, choices in enumerate(texts) if not choices]
         if bare:
             raise InputError(
@@ -342,6 +377,11 @@ class Evaluator:
             for number, choice in enumerate(choices):
                 padded[row, number, : len(ids[choice])] = ids[choice]
         return padded
+
+
+def _distinct(choices: Iterable[str]) -> tuple[str, ...]:
+    """CQA has rows that offer the same words twice, which would share their probability."""
+    return tuple(dict.fromkeys(choices))
 
 
 def _real_rows(rows: jax.Array, values: jax.Array) -> Iterator[tuple[int, np.ndarray]]:

@@ -116,6 +116,10 @@ class Throughput:
                 self._tokens += int(np.count_nonzero(values))
                 self._slots += values.size
 
+    def leave_out(self, seconds: float) -> None:
+        """Takes time that was spent on something else (evaluation, saving) out of the rates."""
+        self._start += seconds
+
     def read(self) -> dict[str, float | None]:
         """Rates a second since the last call; every process is taken to feed as much as this one.
 

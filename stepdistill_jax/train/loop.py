@@ -113,6 +113,7 @@ def resume(
     batches: grain.DatasetIterator,
     fresh: Callable[[], TrainState],
     abstract_state: TrainState,
+    identity: Mapping[str, Any],
 ) -> tuple[TrainState, list[tuple[int, float]]]:
     """Continues from the latest checkpoint, where there is one.
 
@@ -123,14 +124,25 @@ def resume(
         batches: moved to the batch after the checkpoint's.
         fresh: makes the state of step 0.
         abstract_state: shapes and shardings of a state.
+        identity: what run this is; all but ``config`` has to be what the checkpoint's run was.
 
     Returns:
         The state to go on with and the validation accuracies so far.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or was trained on other data.
     """
     step = checkpoints.latest_step()
     if step is None:
         return fresh(), []
-    state, data = manager.restore(checkpoints, step, abstract_state)
+    state, data, stored = manager.restore(checkpoints, step, abstract_state)
+    for name in sorted(identity.keys() - {"config"}):
+        if stored.get(name) != identity[name]:
+            raise InputError(
+                f"{checkpoints.directory}: the run so far had the {name} {stored.get(name)}, now "
+                f"it is {identity[name]}; give the old files back (DATA_DIR, VOCABULARY and their "
+                "environment variables), or choose another MODEL_DIR"
+            )
     batches.set_state(data["iterator"])
     logging.info("Continuing from the checkpoint of step %d.", step)
     return state, [(int(s), float(a)) for s, a in data["evals"]]
@@ -200,14 +212,16 @@ class Trainer:
                     # A state is saved or scored only once its own step is known to be finite.
                     self._report(pending, bar)
                     pending = None
+                    aside = time.perf_counter()
                     accuracy = self.evaluate(state.params, step) if evaluates else None
                     if accuracy is not None:
                         evals.append((step, accuracy))
                         bar.write(f"step {step}: validation label accuracy {accuracy:.2%}")
                     self._save(state, step, evals, accuracy)
+                    self.throughput.leave_out(time.perf_counter() - aside)
                 if preemption.requested and saves:
                     break
-        self.checkpoints.wait_until_finished()
+        manager.wait(self.checkpoints)
         return Outcome(step, preemption.requested and step < config.train_steps, tuple(evals))
 
     def _stop_early(self, evals: list[tuple[int, float]]) -> bool:
@@ -251,7 +265,7 @@ class Trainer:
         path = epath.Path(self.config.model_dir) / NON_FINITE_FILE
         report = {"step": step, "metrics": {k: repr(v) for k, v in values.items()}, "ids": ids}
         records.write_jsonl(path, [report])
-        self.checkpoints.wait_until_finished()
+        manager.wait(self.checkpoints)
         raise NonFiniteError(
             f"step {step}: {', '.join(f'{name} is {values[name]}' for name in bad)}; the "
             f"{len(ids)} examples of its batch are in {path}; the last checkpoint is of step "

@@ -47,7 +47,7 @@ def write(model_dir, params, accuracies):
             state = {"params": scaled, "opt_state": optax.adamw(1e-3).init(scaled)}
             data = {"iterator": {"next": step}, "evals": []}
             manager.save(checkpoints, step, state, data, {"config": ""}, accuracy)
-        checkpoints.wait_until_finished()
+        manager.wait(checkpoints)
 
 
 def test_the_latest_two_and_the_best_on_validation_are_kept(tmp_path, params):
@@ -80,7 +80,8 @@ def test_whole_state_and_data_position_come_back(tmp_path, params):
     write(tmp_path, params, [(7, None)])
     state = {"params": params, "opt_state": optax.adamw(1e-3).init(params)}
     with manager.manager(tmp_path) as checkpoints:
-        restored, data = manager.restore(checkpoints, 7, abstract(state, mesh(1, 1, 1)))
+        restored, data, identity = manager.restore(checkpoints, 7, abstract(state, mesh(1, 1, 1)))
+    assert identity == {"config": ""}
     assert data == {"iterator": {"next": 7}, "evals": []}
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     np.testing.assert_array_equal(

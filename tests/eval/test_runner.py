@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,8 @@ ROWS = 7
 
 class Rows:
     """Rows of a data set in memory, as a token cache gives them."""
+
+    manifest = types.SimpleNamespace(fingerprint="first")
 
     def __init__(self, texts, golds, choices=CHOICES):
         self.texts, self.golds, self.choices = texts, golds, choices
@@ -161,11 +164,13 @@ def test_files_of_an_evaluation(tmp_path, params, one_by_one):
 def test_what_results_hold_is_not_computed_again(tmp_path, params):
     first = evaluator(tmp_path, make_rows()).evaluate(params, 10, "test")
 
-    def unread(split):
-        raise AssertionError("the data of a known result were read")
+    class Unread:
+        manifest = Rows.manifest
 
-    again = evaluator(tmp_path, make_rows())
-    again._cache = unread
+        def __getattr__(self, name):
+            raise AssertionError("the data of a known result were read")
+
+    again = evaluator(tmp_path, Unread())
     assert again.evaluate(None, 10, "test") == first
     # Selected since: the line says so from now on.
     selected = dataclasses.replace(first, selected_on="validation")
@@ -216,6 +221,26 @@ def test_choices_get_probabilities(tmp_path, params):
         assert prediction.probabilities == pytest.approx(
             dict(zip(CHOICES, expected, strict=True)), abs=1e-5
         )
+
+
+def test_a_choice_offered_twice_counts_once(tmp_path, params):
+    once, twice = make_rows(("no", "yes")), make_rows(("no", "yes", "no"))
+    for one, two in zip(
+        evaluator(tmp_path, once, mode="choices").predict(params, once),
+        evaluator(tmp_path, twice, mode="choices").predict(params, twice),
+        strict=True,
+    ):
+        assert two.probabilities == pytest.approx(one.probabilities, abs=1e-6)
+
+
+def test_a_score_of_other_data_or_decode_length_is_not_passed_off_as_this(tmp_path, params):
+    evaluator(tmp_path, make_rows()).evaluate(params, 10, "test")
+    with pytest.raises(InputError, match="scored with MAX_DECODE_LENGTH 6, now 5"):
+        evaluator(tmp_path, make_rows(), max_decode_length=5).evaluate(params, 10, "test")
+    changed = make_rows()
+    changed.manifest = types.SimpleNamespace(fingerprint="second")
+    with pytest.raises(InputError, match="scored with data and vocabulary first, now second"):
+        evaluator(tmp_path, changed).evaluate(params, 10, "test")
 
 
 def test_another_mode_keeps_the_line_and_gets_its_own_folder(tmp_path, params):

@@ -47,11 +47,12 @@ def fresh_state():
     return TrainState(step=jnp.int32(0), params={"w": jnp.zeros(2)}, opt_state={})
 
 
-def train(folder, accuracies=None, losses=float, **config):
+def train(folder, accuracies=None, losses=float, data="a", **config):
     """Runs the loop; returns (outcome, evaluated steps)."""
     settings = {"train_steps": 10, "log_period": 1, "eval_period": 0, "checkpoint_period": 100}
     config = loop.LoopConfig(model_dir=str(folder), **{**settings, **config})
     evaluated = []
+    identity = {"config": "", "training data": data}
 
     def evaluate(params, step):
         evaluated.append((step, float(params["w"][0])))
@@ -62,7 +63,7 @@ def train(folder, accuracies=None, losses=float, **config):
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh_state()
         )
-        state, evals = loop.resume(checkpoints, batches, fresh_state, abstract)
+        state, evals = loop.resume(checkpoints, batches, fresh_state, abstract, identity)
         log = MetricLog(folder, int(state.step), tensorboard=False)
         trainer = loop.Trainer(
             config=config,
@@ -74,7 +75,7 @@ def train(folder, accuracies=None, losses=float, **config):
             log=log,
             throughput=Throughput(0.0),
             example_ids=lambda index: [f"id{i}" for i in index],
-            identity={"config": ""},
+            identity=identity,
         )
         try:
             return trainer.run(state, evals), evaluated
@@ -147,3 +148,9 @@ def test_a_non_finite_step_due_for_a_checkpoint_is_not_saved(tmp_path):
 def test_periods_that_make_no_sense():
     with pytest.raises(InputError, match="LOG_PERIOD is 0: expected 1 or more"):
         loop.LoopConfig(model_dir="", train_steps=1, log_period=0)
+
+
+def test_a_run_on_other_data_is_not_continued(tmp_path):
+    train(tmp_path, train_steps=4)
+    with pytest.raises(InputError, match="had the training data a, now it is b"):
+        train(tmp_path, train_steps=6, data="b")
