@@ -94,14 +94,16 @@ def read_jsonl(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields ``("file:line", object)`` for every line of a JSON-lines file.
 
     Raises:
-        InputError: the file is missing, or a line is not one JSON object (naming the line).
+        InputError: the file is missing, or a line is not one JSON object in UTF-8 (naming the
+            line).
     """
     path = epath.Path(path)
-    if not path.exists():
+    if not path.is_file():
         raise InputError(f"{path}: no such file")
-    with path.open("r", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
+    with path.open("rb") as lines:
+        for number, raw in enumerate(lines, start=1):
             where = f"{path.name}:{number}"
+            line = decode_utf8(raw, path.name, number)
             if not line.strip():
                 raise InputError(f"{where}: empty line where a JSON object was expected; remove it")
             try:
@@ -113,7 +115,40 @@ def read_jsonl(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
                 ) from error
             if not isinstance(row, dict):
                 raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
+            if "\\u" in line:
+                refuse_surrogates(row, where)
             yield where, row
+
+
+def decode_utf8(raw: bytes, name: str, line: int = 1) -> str:
+    """The text of `raw`, which begins at `line` of the file `name`.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line += raw.count(b"\n", 0, error.start)
+        raise InputError(
+            f"{name}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; convert the file to UTF-8"
+        ) from error
+
+
+def refuse_surrogates(value: Any, where: str) -> None:
+    """Refuses a JSON value of which a text holds half a character, which cannot be written again.
+
+    Raises:
+        InputError: naming `where`.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise InputError(
+            f"{where}: a text holds \\u{code:04x} alone, which is half a character (a lone "
+            "surrogate); write the character whole, or take it out"
+        ) from error
 
 
 def write_atomic(path: epath.PathLike, text: str) -> None:

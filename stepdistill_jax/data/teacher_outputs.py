@@ -15,7 +15,13 @@ import numpy as np
 from etils import epath
 
 from stepdistill_jax.data.sources.base import Source, release_split, row_number
-from stepdistill_jax.records import Annotation, Example, ParseFailure
+from stepdistill_jax.records import (
+    Annotation,
+    Example,
+    ParseFailure,
+    decode_utf8,
+    refuse_surrogates,
+)
 from stepdistill_jax.spec import SEPARATOR, InputError
 from stepdistill_jax.teacher import parse as parser
 
@@ -54,10 +60,11 @@ def read_outputs(path: epath.Path) -> list[str]:
     """One file's outputs.
 
     Raises:
-        InputError: the file is not a JSON list of strings.
+        InputError: the file is not a JSON list of strings in UTF-8.
     """
+    text = decode_utf8(path.read_bytes(), path.name)
     try:
-        outputs = json.loads(path.read_text(encoding="utf-8"))
+        outputs = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path.name}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); the file "
@@ -71,6 +78,8 @@ def read_outputs(path: epath.Path) -> list[str]:
                 f"{path.name}: output {number} is {type(output).__name__}, expected str; fetch "
                 "the file again"
             )
+        if "\\u" in text:
+            refuse_surrogates(output, f"{path.name}: output {number}")
     return outputs
 
 

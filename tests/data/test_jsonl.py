@@ -196,3 +196,40 @@ def test_hugging_face_errors_name_what_to_set(hub):
         load_hub(hf_name="")
     with pytest.raises(InputError, match=r"'no-one/nothing' .*could not be loaded.*HF_HOME"):
         load_hub(hf_name="no-one/nothing")
+
+
+def test_a_hugging_face_data_set_that_is_a_script_is_refused(tmp_path):
+    (tmp_path / "scripted").mkdir()
+    (tmp_path / "scripted" / "scripted.py").write_text("raise SystemExit\n")
+    options = Options(columns=hub_columns(str(tmp_path / "scripted")))
+    with pytest.raises(InputError, match=r"could not be loaded: .*script.*; check HF_NAME"):
+        SOURCES["hf"].load(epath.Path(""), "train", options)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ImportError])
+def test_what_the_library_raises_on_loading_is_told_in_its_words(monkeypatch, error):
+    import datasets
+
+    def load_dataset(*_, **__):
+        raise error("needs another library\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    options = Options(columns=hub_columns("mine"))
+    with pytest.raises(InputError, match=r"could not be loaded: needs another library; check"):
+        SOURCES["hf"].load(epath.Path(""), "train", options)
+
+
+def test_text_that_is_not_utf8_is_named_with_line_and_remedy(tmp_path):
+    path = write(tmp_path, ROWS[0])
+    whole = json.dumps(changed(uid="b", premise="Caf\u00e9"), ensure_ascii=False)
+    path.write_bytes(path.read_bytes() + whole.encode("latin-1"))
+    with pytest.raises(InputError, match=r"^train.jsonl:2: byte 0xe9 is not UTF-8; convert"):
+        load(tmp_path)
+
+
+def test_half_a_character_is_named_and_a_whole_one_is_read(tmp_path):
+    write(tmp_path, ROWS[1], changed(premise="\U0001f600"))
+    assert load(tmp_path)[1].input.startswith("\U0001f600</s>")
+    write(tmp_path, ROWS[1], changed(premise="\ud83d"))
+    with pytest.raises(InputError, match=r"^train.jsonl:2: a text holds \\ud83d alone, .*whole"):
+        load(tmp_path)

@@ -189,9 +189,15 @@ def _hub_split(split: str, options: Options) -> Any:
     hub_split = _file(columns, "hf", split)
     try:
         return datasets.load_dataset(columns.hf_name, columns.hf_config or None, split=hub_split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        # Missing names, unknown configurations or splits and an absent network all end here; the
-        # library's first line says which.
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        ImportError,
+        datasets.exceptions.DatasetsError,
+    ) as error:
+        # Missing names, unknown configurations or splits, loading scripts, formats that need
+        # another library and an absent network all end here; the library's first line says which.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"Hugging Face data set {columns.hf_name!r} (HF_CONFIG {columns.hf_config!r}, split "
