@@ -17,6 +17,7 @@ from stepdistill_jax.data.sources import SOURCES, ColumnConfig
 from stepdistill_jax.data.sources.base import SPLITS
 from stepdistill_jax.data.subsets import carve_validation, content_key, derange, take_fraction
 from stepdistill_jax.data.teacher_outputs import Parsed
+from stepdistill_jax.eval import equation
 from stepdistill_jax.records import Annotation, Example, Pair, ParseFailure
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher import parse as parser
@@ -118,7 +119,8 @@ def source_fingerprint(config: DataConfig, split: str) -> str:
         settings["rationales"] = FILE_PREFIX
     elif config.rationales == "shuffled" and split != "train":
         settings["rationales"] = "teacher"
-    versions = [VERSION, parser.VERSION, reader.source.version, SOURCES["asdiv"].version]
+    sources = [reader.source.version, SOURCES["asdiv"].version]
+    versions = [VERSION, parser.VERSION, equation.VERSION, *sources]
     digest = hashlib.sha256(json.dumps([versions, split, settings], default=str).encode())
     for path in reader.files():
         digest.update(f"\n{path.name}\n".encode())

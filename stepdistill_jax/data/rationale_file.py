@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from absl import logging
 from etils import epath
 
 from stepdistill_jax.data.sources.base import field, text
@@ -11,10 +12,18 @@ from stepdistill_jax.records import Annotation, Example, read_jsonl
 from stepdistill_jax.spec import InputError
 
 
-def read_rationales(path: epath.Path, examples: Sequence[Example]) -> dict[str, Annotation]:
+def read_rationales(
+    path: epath.Path, examples: Sequence[Example], rows_skipped: int = 0
+) -> dict[str, Annotation]:
     """Example id -> its line of ``{"id": ..., "rationale": ..., "label": ...}``; label optional.
 
     Rows without a line have no entry; a missing label is "".
+
+    Args:
+        path: the file.
+        examples: the rows that its lines may be about.
+        rows_skipped: bad rows left out of `examples`: up to as many lines of unknown ids are
+            taken to be about them, passed over, and counted in a warning.
 
     Raises:
         InputError: a damaged or blank line, an empty rationale, an id twice or of no example, or a
@@ -22,12 +31,16 @@ def read_rationales(path: epath.Path, examples: Sequence[Example]) -> dict[str, 
     """
     by_id = {example.id: example for example in examples}
     found: dict[str, Annotation] = {}
+    unknown: set[str] = set()
     for where, row in read_jsonl(path):
         row_id = str(field(row, "id", where, (str, int)))
         rationale = text(row, "rationale", where).strip()
         label = text(row, "label", where).strip() if "label" in row else ""
-        if row_id in found:
+        if row_id in found or row_id in unknown:
             raise InputError(f"{where}: id {row_id} occurs a second time; keep one line")
+        if row_id not in by_id and len(unknown) < rows_skipped:
+            unknown.add(row_id)
+            continue
         if row_id not in by_id:
             raise InputError(
                 f"{where}: id {row_id} is no row of the training split, whose ids are like "
@@ -39,4 +52,8 @@ def read_rationales(path: epath.Path, examples: Sequence[Example]) -> dict[str, 
                 f"{where}: label {label!r} is not one of {', '.join(choices)}; fix the line"
             )
         found[row_id] = Annotation(row_id, rationale, label)
+    if unknown:
+        logging.warning(
+            "%s: passed over %d rationales of rows that SKIP_BAD_ROWS left out", path, len(unknown)
+        )
     return found

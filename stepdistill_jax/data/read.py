@@ -57,18 +57,25 @@ class Reader:
     def require(self, source: Source, split: str, options: Options) -> None:
         """Says which splits there are, where the wanted one is not among them."""
         splits = self.splits if source is self.source else source.splits
+        own = source.name in OWN
         if split not in splits:
+            empty = f"{split.upper()}_FILE is empty: " if own else ""
             raise InputError(
-                f"DATASET {source.name!r} has no split {split!r}, only {', '.join(splits)}; "
-                "set TRAIN_SPLIT, or supply the file"
+                f"{empty}DATASET {source.name!r} has no split {split!r}, only "
+                f"{', '.join(splits) or 'none'}; {_remedy(split, own)}"
             )
         for path in source.files(self.data_dir, split, options):
-            if path.exists():
+            if path.is_file():
                 continue
+            if own:
+                raise InputError(
+                    f"{path} is no file, but {split.upper()}_FILE names it; "
+                    f"correct {split.upper()}_FILE or DATA_DIR"
+                )
             here = [
                 other
                 for other in splits
-                if all(file.exists() for file in source.files(self.data_dir, other, options))
+                if all(file.is_file() for file in source.files(self.data_dir, other, options))
             ]
             raise InputError(
                 f"{path}: no such file; of {source.name!r} there is "
@@ -103,14 +110,17 @@ class Reader:
         given = self.config.rationales
         if not given.startswith(FILE_PREFIX) or self.file_split != self.config.train_split:
             return []
-        return [epath.Path(given.removeprefix(FILE_PREFIX)).expanduser()]
+        path = epath.Path(given.removeprefix(FILE_PREFIX)).expanduser()
+        if not path.is_file():
+            raise InputError(f"RATIONALES is {given!r}, but {path} is no file; correct RATIONALES")
+        return [path]
 
     def annotations(self, examples: Sequence[Example], rows: int) -> dict[str, Parsed]:
         """Example id -> what its teacher, or the user's file, says."""
         files = self.rationale_files()
         if not files:
             return self.teacher(examples, rows)
-        given = read_rationales(files[0], examples)
+        given = read_rationales(files[0], examples, rows - len(examples))
         if self.config.labels == "gold" or any(line.label for line in given.values()):
             return dict(given)
         if self.config.dataset in OWN:
@@ -151,11 +161,28 @@ class Reader:
         return found
 
 
+def _remedy(split: str, own: bool) -> str:
+    """What to set where a data set lacks `split`; `own` files are named by macros."""
+    if split == "test":
+        remedy = "take 'test' out of EVAL_SPLITS"
+    else:
+        remedy = f"set TRAIN_SPLIT={'validation' if split == 'train' else 'train'!r}"
+    return f"set {split.upper()}_FILE, or {remedy}" if own else f"{remedy}, or supply the file"
+
+
 def find_data_dir(config: DataConfig, source: Source) -> epath.Path:
-    """The folder of the release; raises InputError, naming both ways to set it."""
-    given = config.data_dir or os.environ.get(DATA_DIR_VARIABLE, "")
+    """The folder that a data set's files lie under.
+
+    A release's is DATA_DIR, else what the environment's STEPDISTILL_DATA_DIR names. A user's own
+    files (jsonl, hf) are found from DATA_DIR alone, else from the working folder: the environment
+    says where the release lies, not where they do.
+
+    Raises:
+        InputError: a release's folder is not given or not there; names both ways to set it.
+    """
     if not source.needs_data_dir:
-        return epath.Path(given or ".")
+        return epath.Path(config.data_dir or ".").expanduser()
+    given = config.data_dir or os.environ.get(DATA_DIR_VARIABLE, "")
     if not given:
         raise InputError(
             f"DATASET {config.dataset!r} needs its files: set DATA_DIR, or the environment "

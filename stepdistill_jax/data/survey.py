@@ -11,6 +11,7 @@ from etils import epath
 from stepdistill_jax.data import audit, join, release
 from stepdistill_jax.data.audit import Lengths, SplitAudit, TeacherAudit
 from stepdistill_jax.data.config import DataConfig, TokenConfig
+from stepdistill_jax.data.read import Reader
 from stepdistill_jax.data.sources import SOURCES, Options, Source
 from stepdistill_jax.data.sources.base import SPLITS, release_split, row_number
 from stepdistill_jax.data.teacher_outputs import load_annotations, output_files, read_outputs
@@ -131,12 +132,17 @@ def survey_released(
 def survey_pairs(config: DataConfig, tokens: Tokens | None) -> list[SplitAudit]:
     """One column a split that `config` describes, as training would see it.
 
+    Splits that the data set lacks are left out.
+
     Raises:
         InputError: the configuration or a file is wrong.
     """
     known: dict[str, _Rows] = {}
     audits = []
-    for split in SPLITS:
+    readers = [Reader(config, split) for split in SPLITS]
+    there = [reader.split for reader in readers if reader.file_split in reader.splits]
+    # Where there is none at all, reading the first says what to set.
+    for split in there or SPLITS[:1]:
         pairs, report = join.load_pairs(config, split)
         rows = _of_pairs(pairs)
         counts = {what: n for what, n in report.counts().items() if n and what != "kept"}
@@ -181,7 +187,10 @@ def _taught(
 
 def _carved(data_dir: epath.Path, dataset: str, metric: str, tokens: Tokens | None) -> SplitAudit:
     """The validation split that training takes from train by default, against the rest of train."""
-    config = DataConfig(dataset=dataset, data_dir=str(data_dir))
+    # The carve does not depend on RATIONALES, and training would refuse to lack the teacher's.
+    taught = output_files(SOURCES[dataset], data_dir, "train")
+    rationales = "teacher" if taught else "none"
+    config = DataConfig(dataset=dataset, data_dir=str(data_dir), rationales=rationales)
     rest, validation = (
         _of_pairs(join.load_pairs(config, split)[0]) for split in ("train", "validation")
     )

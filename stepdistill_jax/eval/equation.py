@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+# Raised whenever a text would have another value, or a failure another reason.
+VERSION = 1
+
 MAX_CHARACTERS = 1000
 # Larger than any word problem's answer; keeps every value convertible to a float.
 MAX_MAGNITUDE = Fraction(10**30)

@@ -1,6 +1,8 @@
 """Labels and rationales meet their rows by id, and every row is accounted for."""
 
+import dataclasses
 import json
+import logging
 import shutil
 from fractions import Fraction
 
@@ -11,6 +13,7 @@ from stepdistill_jax.data.config import DATA_DIR_VARIABLE
 from stepdistill_jax.data.join import ColumnConfig, DataConfig, load_pairs, source_fingerprint
 from stepdistill_jax.data.sources import SOURCES, Options
 from stepdistill_jax.data.subsets import carve_validation, content_key, derange, take_fraction
+from stepdistill_jax.eval import equation
 from stepdistill_jax.records import Example
 from stepdistill_jax.spec import InputError
 
@@ -466,3 +469,91 @@ def test_fingerprint_follows_what_decides_the_pairs(cqa, tmp_path):
     assert source_fingerprint(base, "train") != before["train"]
     assert source_fingerprint(base, "validation") != before["validation"]
     assert source_fingerprint(base, "test") == before["test"]
+
+
+def test_teacher_outputs_that_no_file_could_hold_again_are_named(cqa, tmp_path):
+    path = tmp_path / "cqa" / "llm" / "train_CoT_1.json"
+    outputs = json.loads(path.read_text())
+    path.write_text(json.dumps([*outputs[:-1], "half \ud83d"]))
+    with pytest.raises(InputError, match=r"^train_CoT_1.json: output 39: .* \\ud83d alone"):
+        load_pairs(config(cqa), "train")
+    path.write_bytes(b'[\n"caf\xe9"]')
+    with pytest.raises(InputError, match=r"^train_CoT_1.json:2: byte 0xe9 is not UTF-8; convert"):
+        load_pairs(config(cqa), "train")
+
+
+@pytest.mark.parametrize("read", [load_pairs, source_fingerprint])
+def test_a_rationale_file_that_is_none_is_named(cqa, tmp_path, read):
+    for path in (tmp_path / "typo.jsonl", tmp_path):
+        with pytest.raises(InputError, match=rf"RATIONALES is 'file:{path}', but .* is no file"):
+            read(config(cqa, rationales=f"file:{path}"), "train")
+
+
+def test_rationales_of_skipped_rows_are_passed_over(cqa, tmp_path, caplog):
+    path = tmp_path / "cqa" / "cqa_train.json"
+    rows = [cqa_row(n) for n in range(100)]
+    rows[7]["question"] = ""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [{"id": f"row{n}", "rationale": f"mine {n}"} for n in range(100)]
+    given = write_rationales(tmp_path, *lines)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        pairs, report = load_pairs(config(cqa, rationales=given, skip_bad_rows=True), "train")
+    assert "passed over 1 rationales of rows that SKIP_BAD_ROWS left out" in caplog.text
+    assert all(pair.rationale == f"mine {number(pair)}" for pair in pairs)
+    assert len(report.skipped) == 1
+    assert balanced(report)
+    # More unknown ids than rows left out are about no row at all.
+    given = write_rationales(tmp_path, *lines, {"id": "row900", "rationale": "x"})
+    with pytest.raises(InputError, match=r"^mine.jsonl:101: id row900 is no row of the training"):
+        load_pairs(config(cqa, rationales=given, skip_bad_rows=True), "train")
+
+
+def own(folder, **changes):
+    row = {"input": "2 + 2", "label": "4", "why": "Two and two."}
+    lines = "".join(json.dumps({**row, "input": f"{n} + 2"}) + "\n" for n in range(20))
+    (folder / "mine.jsonl").write_text(lines)
+    given = {"train_file": "mine.jsonl", "rationale_column": "why", **changes}
+    return DataConfig("jsonl", data_dir=str(folder), columns=ColumnConfig(**given))
+
+
+@pytest.mark.parametrize("read", [load_pairs, source_fingerprint])
+@pytest.mark.parametrize(
+    ("split", "changes", "message"),
+    [
+        (
+            "test",
+            {},
+            "^TEST_FILE is empty: .* no split 'test', only train; set TEST_FILE, or take 'test' "
+            "out of EVAL_SPLITS$",
+        ),
+        ("train", {"train_file": ""}, "^TRAIN_FILE is empty: .* only none; set TRAIN_FILE, or"),
+        ("train", {"train_file": "."}, r"is no file, but TRAIN_FILE names it; correct TRAIN_FILE"),
+        ("test", {"test_file": "typo"}, r"typo is no file, but TEST_FILE names it"),
+    ],
+)
+def test_files_of_ones_own_are_asked_for_by_their_macros(tmp_path, read, split, changes, message):
+    with pytest.raises(InputError, match=message):
+        read(own(tmp_path, **changes), split)
+
+
+def test_a_lacking_validation_file_of_ones_own_is_asked_for_by_its_macro(tmp_path):
+    settings = dataclasses.replace(own(tmp_path), train_split="validation")
+    with pytest.raises(InputError, match=r"^VALIDATION_FILE is empty: .*; set VALIDATION_FILE, or"):
+        load_pairs(settings, "train")
+
+
+def test_files_of_ones_own_lie_under_data_dir_or_here_whatever_the_environment_says(
+    tmp_path, monkeypatch
+):
+    settings = own(tmp_path)
+    (tmp_path / "release").mkdir()
+    monkeypatch.setenv(DATA_DIR_VARIABLE, str(tmp_path / "release"))
+    monkeypatch.chdir(tmp_path)
+    here = dataclasses.replace(settings, data_dir="")
+    assert load_pairs(here, "train")[0] == load_pairs(settings, "train")[0]
+
+
+def test_another_value_of_equations_is_another_fingerprint(cqa, monkeypatch):
+    before = source_fingerprint(config(cqa), "train")
+    monkeypatch.setattr(equation, "VERSION", equation.VERSION + 1)
+    assert source_fingerprint(config(cqa), "train") != before

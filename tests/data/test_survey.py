@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -182,3 +183,25 @@ def test_choose_refuses(tmp_path):
         choose(tmp_path, ["anli1", "cqa"], None)
     with pytest.raises(InputError, match="none of esnli, anli, cqa, svamp, asdiv lies there"):
         choose(tmp_path, [], False)
+
+
+def test_own_data_set_without_a_test_file(tmp_path):
+    rows = [{"input": f"{n}", "label": "yes", "why": "so"} for n in range(20)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ColumnConfig(train_file="mine.jsonl", rationale_column="why")
+    config = DataConfig(dataset="jsonl", data_dir=str(tmp_path), columns=columns)
+    assert [(column.split, column.rows) for column in survey_pairs(config, None)] == [
+        ("train", 18),
+        ("validation", 2),
+    ]
+    nothing = dataclasses.replace(config, columns=ColumnConfig())
+    with pytest.raises(InputError, match="TRAIN_FILE is empty"):
+        survey_pairs(nothing, None)
+
+
+def test_the_carve_is_measured_without_teacher_outputs(cqa_test_split):
+    rows = [cqa_row(100 + n, f"Which is {n}?") for n in range(20)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (cqa_test_split / "cqa" / "cqa_train.json").write_text(lines)
+    *_, carved = survey_released(cqa_test_split, "cqa", None, correct)
+    assert (carved.split, carved.rows, carved.rationales) == (survey.CARVED, 2, 0)
