@@ -9,6 +9,7 @@ two builders the slower one discards its copy.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import hashlib
@@ -29,6 +30,7 @@ from absl import logging
 from stepdistill_jax.data import token_shards
 from stepdistill_jax.data.config import CACHE_DIR_VARIABLE, DataConfig, TokenConfig
 from stepdistill_jax.data.join import JoinReport, load_pairs, source_fingerprint
+from stepdistill_jax.data.sources import SOURCES
 from stepdistill_jax.data.token_shards import LENGTHS, MANIFEST, Manifest
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.records import Pair
@@ -40,6 +42,8 @@ _TEMPORARY = re.compile(r"\.\w+-(train|validation|test)-[0-9a-f]{16}\.\d+\.[0-9a
 # Above this share of unknown tokens the vocabulary is hardly the one for the data.
 _UNKNOWN_WARNING = 0.05
 _ROWS_A_CALL = 512
+# Raised whenever `preprocessors` would make other tokens of the same texts.
+_TOKENISATION = 1
 
 
 class TokenCache:
@@ -158,6 +162,7 @@ def cache_fingerprint(data: DataConfig, tokens: TokenConfig, split: str) -> str:
         "vocabulary": load_vocabulary(tokens.vocabulary).fingerprint,
         "prefixes": tokens.prefix_texts(),
         "lengths": tokens.feature_lengths(),
+        "tokenisation": _TOKENISATION,
     }
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
@@ -184,6 +189,7 @@ def _build(
             prefixes=tokens.prefix_texts(),
             max_lengths=tokens.feature_lengths(),
             report=report.counts(),
+            lost_labels=_lost_labels(data, tokens, split, pairs),
         )
         if manifest.rows != len(pairs):
             raise RuntimeError(f"{len(pairs)} pairs became {manifest.rows} rows")
@@ -256,6 +262,37 @@ def _rows(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             columns[name] = tensor.numpy()
     for row in range(len(columns["id"])):
         yield {name: column[row] for name, column in columns.items()}
+
+
+def _lost_labels(data: DataConfig, tokens: TokenConfig, split: str, pairs: list[Pair]) -> int:
+    """Rows whose label no prediction can equal: encoded and decoded it is another text."""
+    vocabulary = load_vocabulary(tokens.vocabulary)
+    metric = data.columns.metric if data.columns else SOURCES[data.dataset].metric
+
+    def compared(text: str) -> str:
+        # An equation is scored by its value, which white space does not change.
+        return re.sub(r"\s", "", text) if metric == "equation" else text.strip()
+
+    rows = collections.Counter(pair.label for pair in pairs)
+    back = {label: vocabulary.decode(vocabulary.encode(label)) for label in rows}
+    lost = {label: text for label, text in back.items() if compared(text) != compared(label)}
+    if not lost:
+        return 0
+    count = sum(rows[label] for label in lost)
+    label, text = next(iter(lost.items()))
+    logging.warning(
+        "%d labels, of %d of the %d rows of %s, split %s, are not the same once tokenised, so "
+        "no prediction can equal them: the first is %r and comes back as %r; change those labels, "
+        "or set VOCABULARY to one made for such text",
+        len(lost),
+        count,
+        len(pairs),
+        data.dataset,
+        split,
+        label,
+        text,
+    )
+    return count
 
 
 def _warn_of_unknown(manifest: Manifest) -> None:

@@ -64,6 +64,7 @@ class Manifest:
         report: `join.JoinReport.counts`.
         lengths_sha256: of the table of stored lengths.
         shards: in row order.
+        lost_labels: rows whose label comes back from the vocabulary as another text.
     """
 
     format: int
@@ -81,6 +82,7 @@ class Manifest:
     report: dict[str, int]
     lengths_sha256: str
     shards: tuple[Shard, ...]
+    lost_labels: int = 0
 
     def to_json(self) -> str:
         """The file's text."""

@@ -1,4 +1,5 @@
 import json
+import logging
 import multiprocessing
 import os
 import pathlib
@@ -15,6 +16,7 @@ import pytest
 from stepdistill_jax.data import token_cache, token_shards
 from stepdistill_jax.data.config import TokenConfig
 from stepdistill_jax.data.join import ColumnConfig, DataConfig, load_pairs
+from stepdistill_jax.data.sources import demo
 from stepdistill_jax.data.token_cache import TokenCache, open_or_build
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.spec import FEATURES, InputError
@@ -442,3 +444,35 @@ def test_the_root_is_the_option_then_the_environment_then_home(monkeypatch):
     assert TokenConfig().root() == pathlib.Path("/from/environment")
     monkeypatch.delenv("STEPDISTILL_CACHE_DIR")
     assert TokenConfig().root() == pathlib.Path("~/.cache/stepdistill_jax").expanduser()
+
+
+def lossy(folder, root, labels, metric="exact"):
+    """A cache under the demo's vocabulary, which knows whole words alone."""
+    folder.mkdir(exist_ok=True)
+    rows = [{"input": f"row {n}", "label": label} for n, label in enumerate(labels)]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ColumnConfig(test_file="mine.jsonl", metric=metric)
+    data = DataConfig("jsonl", data_dir=str(folder), rationales="none", columns=columns)
+    return open_or_build(data, TokenConfig("demo", cache_dir=str(root)), "test")
+
+
+def test_labels_that_tokenising_changes_are_counted_and_warned_of_once(tmp_path, caplog):
+    vocabulary = load_vocabulary("demo")
+    word = next(p for p in map(str, demo.words()) if vocabulary.decode(vocabulary.encode(p)) == p)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        cache = lossy(tmp_path / "a", tmp_path / "cache", [word, "qzx", "qzx", f"{word}  {word}"])
+        lossy(tmp_path / "a", tmp_path / "cache", [word, "qzx", "qzx", f"{word}  {word}"])
+    assert cache.manifest.lost_labels == 3
+    back = vocabulary.decode(vocabulary.encode("qzx"))
+    message = "2 labels, of 3 of the 4 rows of jsonl, split test, are not the same"
+    assert caplog.text.count(message) == 1
+    assert f"the first is 'qzx' and comes back as {back!r}" in caplog.text
+    # Of equations the value counts, so white space is nothing.
+    spaced = [f"{word}  {word}", word]
+    assert lossy(tmp_path / "b", tmp_path / "cache", spaced, "equation").manifest.lost_labels == 0
+
+
+def test_another_tokenisation_is_another_fingerprint(data, tokens, monkeypatch):
+    before = token_cache.cache_fingerprint(data, tokens, "train")
+    monkeypatch.setattr(token_cache, "_TOKENISATION", token_cache._TOKENISATION + 1)
+    assert token_cache.cache_fingerprint(data, tokens, "train") != before
