@@ -111,10 +111,10 @@ def test_paper_settings():
         assert config.model_name(run.model) == "t5_1_1_base"
 
 
-def test_demo_standard_differs_in_method_and_folder_alone():
+def test_demo_standard_trains_on_the_same_labels_for_the_same_steps():
     standard, steps = config.values(config.parse(["demo_standard.gin"])), config.values(demo())
     differing = {name for name in steps if steps[name] != standard[name]}
-    assert differing == {"METHOD", "MODEL_DIR"}
+    assert differing == {"METHOD", "RATIONALES", "MODEL_DIR"}
 
 
 def test_last_word_wins_and_user_macros_may_be_used(tmp_path):
