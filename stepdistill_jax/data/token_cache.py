@@ -228,6 +228,7 @@ def _tokenised(
     """The SeqIO task's examples as numpy values, in the order of `pairs`."""
     # The first import prints a screen of notices about the build; errors still raise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         import tensorflow as tf
 
