@@ -15,13 +15,12 @@ from stepdistill_jax.checkpoint import restore
 from stepdistill_jax.data.sources import SOURCES
 from stepdistill_jax.data.token_cache import open_or_build
 from stepdistill_jax.data.vocabulary import load_vocabulary
-from stepdistill_jax.eval.follow import FINISHED_FILE
 from stepdistill_jax.eval.results import Result, RunFacts
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.network import abstract_params, logical_axes
 from stepdistill_jax.parallel.rules import param_shardings
 from stepdistill_jax.run_config import RunConfig
-from stepdistill_jax.spec import RATIONALE
+from stepdistill_jax.spec import FINISHED_FILE, RATIONALE
 
 # The split that a step is chosen on.
 SELECTED_ON = "validation"

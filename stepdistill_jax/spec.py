@@ -68,6 +68,11 @@ def batch_keys(streams: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{stream}_{suffix}" for stream in streams for suffix in suffixes)
 
 
+# In MODEL_DIR when a run is over: scored to the end, or stopped by a loss that is not finite.
+FINISHED_FILE = "finished.json"
+NON_FINITE_FILE = "non_finite.json"
+
+
 class InputError(ValueError):
     """The user's input is wrong: data, configuration or folder.
 

@@ -28,7 +28,8 @@ class DataConfig:
 
     Attributes:
         dataset: [DATASET] a key of `SOURCES`.
-        data_dir: [DATA_DIR] folder of the release; "" = the environment's STEPDISTILL_DATA_DIR.
+        data_dir: [DATA_DIR] folder of the release; "" = the environment's STEPDISTILL_DATA_DIR. For
+            a user's own files their folder; "" = the working folder.
         train_split: [TRAIN_SPLIT] the released split to train on; where it is validation, a tenth
             of it is carved off to validate on. Never test.
         labels: [LABELS] the training target: gold or teacher.

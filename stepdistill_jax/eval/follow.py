@@ -10,10 +10,7 @@ from etils import epath
 from stepdistill_jax.checkpoint.restore import available_steps, best_step
 from stepdistill_jax.eval.results import NOT_SELECTED, VALIDATION
 from stepdistill_jax.eval.runner import EvalConfig
-from stepdistill_jax.spec import InputError
-
-# The train loop writes it into MODEL_DIR when nothing more will come.
-FINISHED_FILE = "finished.json"
+from stepdistill_jax.spec import FINISHED_FILE, NON_FINITE_FILE, InputError
 
 
 def steps_to_score(
@@ -30,7 +27,8 @@ def steps_to_score(
     seen: set[int] = set()
     while True:
         # Asked first: what was saved before the run finished is then seen below.
-        last_look = not config.watch or (epath.Path(model_dir) / FINISHED_FILE).exists()
+        over = [epath.Path(model_dir) / name for name in (FINISHED_FILE, NON_FINITE_FILE)]
+        last_look = not config.watch or any(path.exists() for path in over)
         for step in _named(model_dir, config.step, last_look):
             if step not in seen:
                 seen.add(step)

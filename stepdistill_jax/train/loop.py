@@ -21,14 +21,12 @@ from tqdm import tqdm
 
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import manager
-from stepdistill_jax.spec import EXAMPLE_INDEX, InputError
+from stepdistill_jax.spec import EXAMPLE_INDEX, NON_FINITE_FILE, InputError
 from stepdistill_jax.train.log import MetricLog, Throughput
 from stepdistill_jax.train.state import TrainState
 
 Batch = dict[str, np.ndarray]
 Metrics = dict[str, jax.Array]
-
-NON_FINITE_FILE = "non_finite.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +181,7 @@ class Trainer:
             NonFiniteError: with the step and the batch's example ids in ``non_finite.json``.
         """
         config = self.config
+        (epath.Path(config.model_dir) / NON_FINITE_FILE).unlink(missing_ok=True)
         step = int(state.step)
         pending: _Step | None = None
         with (

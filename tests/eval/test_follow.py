@@ -3,7 +3,7 @@ import pytest
 from stepdistill_jax.eval import follow
 from stepdistill_jax.eval.follow import steps_to_score
 from stepdistill_jax.eval.runner import EvalConfig
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.spec import FINISHED_FILE, NON_FINITE_FILE, InputError
 
 
 @pytest.fixture
@@ -60,8 +60,19 @@ def test_watching_goes_on_to_the_end_of_training(tmp_path, run, name, expected):
         slept.append(seconds)
         run.update(next(looks))
         if len(slept) == 3:
-            (tmp_path / follow.FINISHED_FILE).write_text("{}")
+            (tmp_path / FINISHED_FILE).write_text("{}")
 
     config = EvalConfig(step=name, watch=True, watch_period=2.5)
     assert [step for step, _ in steps_to_score(tmp_path, config, sleep)] == expected
     assert slept == [2.5] * 3
+
+
+def test_watching_ends_where_training_stopped_on_a_loss_that_is_not_finite(tmp_path, run):
+    run.update(steps=[10])
+
+    def sleep(seconds):
+        (tmp_path / NON_FINITE_FILE).touch()
+
+    assert list(steps_to_score(tmp_path, EvalConfig(step="all", watch=True), sleep)) == [
+        (10, "none")
+    ]

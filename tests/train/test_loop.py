@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stepdistill_jax.checkpoint import manager, restore
-from stepdistill_jax.spec import EXAMPLE_INDEX, InputError
+from stepdistill_jax.spec import EXAMPLE_INDEX, NON_FINITE_FILE, InputError
 from stepdistill_jax.train import loop
 from stepdistill_jax.train.log import MetricLog, Throughput
 from stepdistill_jax.train.state import TrainState
@@ -133,7 +133,7 @@ def test_a_non_finite_loss_stops_with_its_examples_and_saves_nothing_bad(tmp_pat
     with pytest.raises(loop.NonFiniteError, match=r"step 7: .*loss is (nan|inf)") as raised:
         train(tmp_path, losses=lambda s: bad if s == 7 else 1.0, checkpoint_period=5)
     assert "the last checkpoint is of step 5" in str(raised.value)
-    report = json.loads((tmp_path / loop.NON_FINITE_FILE).read_text())
+    report = json.loads((tmp_path / NON_FINITE_FILE).read_text())
     assert report["step"] == 7
     assert report["ids"] == ["id13", "id14"]
     assert restore.available_steps(tmp_path) == [5]
