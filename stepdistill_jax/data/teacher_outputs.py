@@ -72,13 +72,14 @@ def read_outputs(path: epath.Path) -> list[str]:
         ) from error
     if not isinstance(outputs, list):
         raise InputError(f"{path.name}: expected a list, found {type(outputs).__name__}")
+    escaped = "\\u" in text
     for number, output in enumerate(outputs):
         if not isinstance(output, str):
             raise InputError(
                 f"{path.name}: output {number} is {type(output).__name__}, expected str; fetch "
                 "the file again"
             )
-        if "\\u" in text:
+        if escaped:
             refuse_surrogates(output, f"{path.name}: output {number}")
     return outputs
 
