@@ -1,0 +1,122 @@
+"""Moves parameters between another form's checkpoint and ours, one shard or one array at a time."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from stepdistill_jax.checkpoint.names import (
+    Binding,
+    Form,
+    Shape,
+    bindings,
+    check,
+    flat,
+    stored_shapes,
+)
+from stepdistill_jax.spec import InputError
+
+PyTree = Any
+Index = tuple[slice, ...]
+
+
+class Reader(Protocol):
+    """A checkpoint of another form, open for reading.
+
+    Attributes:
+        where: its folder or file, for messages.
+        shapes: key -> shape of every array that a model could want.
+    """
+
+    where: str
+    shapes: Mapping[str, Shape]
+
+    def read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:
+        """The elements of one array at `index` (slices, and an integer for a layer)."""
+
+
+def fill(reader: Reader, form: Form, abstract_params: PyTree) -> PyTree:
+    """Reads a model's parameters, each device's shards straight from the file.
+
+    No more than one shard is on the host at a time besides what the devices hold, so a model that
+    fits the devices can be read on a host that it does not fit.
+
+    Args:
+        reader: the checkpoint.
+        form: its form.
+        abstract_params: tree of `jax.ShapeDtypeStruct`, stacked or unrolled; with a sharding each
+            becomes a `jax.Array` there, without one a numpy array.
+
+    Returns:
+        The tree of parameters, in the dtypes of `abstract_params`.
+
+    Raises:
+        InputError: arrays that the model does not have, that are missing, or of another shape.
+    """
+    parts = bindings(abstract_params, form)
+    check(stored_shapes(parts), reader.shapes, reader.where)
+    by_path = collections.defaultdict(list)
+    for part in parts:
+        by_path[part.path].append(part)
+
+    def load(path: Any, leaf: jax.ShapeDtypeStruct) -> Any:
+        own = by_path[jax.tree_util.keystr(path, simple=True, separator="/")]
+
+        def shard(index: Index | None) -> np.ndarray:
+            return _read(reader, own, leaf, index or tuple(slice(None) for _ in leaf.shape))
+
+        if leaf.sharding is None:
+            return shard(None)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+
+    return jax.tree_util.tree_map_with_path(load, abstract_params)
+
+
+def _read(
+    reader: Reader, parts: list[Binding], leaf: jax.ShapeDtypeStruct, index: Index
+) -> np.ndarray:
+    """One shard of one parameter."""
+    shape = [len(range(*part.indices(size))) for part, size in zip(index, leaf.shape, strict=True)]
+    out = np.empty(shape, leaf.dtype)
+    if parts[0].layer is None:
+        out[...] = _part(reader, parts[0], index)
+        for part in parts[1:]:
+            if not np.array_equal(out, _part(reader, part, index)):
+                raise InputError(
+                    f"{reader.where}: {part.key} differs between layers 0 and {part.key_layer}; "
+                    f"the model has one {part.path} for all layers, as T5 has"
+                )
+    else:
+        for row, part in zip(out, parts[index[0]], strict=True):
+            row[...] = _part(reader, part, index[1:])
+    return out
+
+
+def _part(reader: Reader, part: Binding, index: Index) -> np.ndarray:
+    stored = reader.read(part.key, part.stored_index(index))
+    return stored.T if part.transposed else stored
+
+
+def arrays(params: PyTree, form: Form) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of another form's checkpoint, one after the other, each once.
+
+    Args:
+        params: tree of arrays, stacked or unrolled, all addressable here.
+        form: the other form.
+    """
+    by_key = collections.defaultdict(list)
+    for part in bindings(params, form):
+        by_key[part.key].append(part)
+    leaves = flat(params)
+    for key, parts in by_key.items():
+        values = [_stored(leaves[part.path], part) for part in parts]
+        yield key, values[0] if parts[0].key_layer is None else np.stack(values, axis=1)
+
+
+def _stored(leaf: Any, part: Binding) -> np.ndarray:
+    value = np.asarray(leaf if part.layer is None else leaf[part.layer])
+    return np.ascontiguousarray(value.T if part.transposed else value)
