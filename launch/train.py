@@ -14,8 +14,7 @@ from etils import epath
 from launch import assembly, compilation, evaluation, flags
 from stepdistill_jax import config as configs
 from stepdistill_jax import records
-from stepdistill_jax.checkpoint import manager, restore
-from stepdistill_jax.checkpoint.initial import check_readable
+from stepdistill_jax.checkpoint import initial, manager, restore
 from stepdistill_jax.data.token_cache import open_or_build
 from stepdistill_jax.eval.results import read_results
 from stepdistill_jax.parallel.mesh import make_mesh
@@ -56,7 +55,8 @@ def claim(config: RunConfig) -> str:
 
 def main(config: RunConfig) -> int:
     """Trains, scores and says where everything lies; returns the exit code."""
-    check_readable(config.initial_checkpoint)
+    if not restore.available_steps(config.model_dir):
+        initial.check(config.initial_checkpoint, config.model, config.tokens.vocabulary)
     text = claim(config)
     compilation.enable_compilation_cache(config.tokens.root())
     mesh = make_mesh(config.mesh)

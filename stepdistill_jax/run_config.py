@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
+from stepdistill_jax import hub
 from stepdistill_jax.data.config import DataConfig, TokenConfig
 from stepdistill_jax.data.packing import PipelineConfig
+from stepdistill_jax.data.vocabulary import ENVIRONMENT
 from stepdistill_jax.eval.runner import EvalConfig
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.objective import ObjectiveConfig
@@ -69,6 +72,7 @@ class RunConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        self._adopt_tokenizer()
         if not self.model_dir:
             raise InputError(
                 "MODEL_DIR is empty: name the run's folder, as in --gin.MODEL_DIR=runs/first"
@@ -110,6 +114,14 @@ class RunConfig:
                 f"VOCAB_SIZE={self.model.vocab_size} rows of embeddings, but VOCABULARY="
                 f"{self.tokens.vocabulary!r} has {size} ids; set VOCAB_SIZE to at least {size}"
             )
+
+    def _adopt_tokenizer(self) -> None:
+        """Where nothing names a vocabulary, a Hugging Face checkpoint's own comes along with it."""
+        name = self.initial_checkpoint or ""
+        named = self.tokens.vocabulary or os.environ.get(ENVIRONMENT)
+        if name.startswith(hub.PREFIX) and not named:
+            own = dataclasses.replace(self.tokens, vocabulary=name)
+            object.__setattr__(self, "tokens", own)
 
     def _refuse_contradictions(self) -> None:
         """Raises on settings that are legal one by one and not together."""

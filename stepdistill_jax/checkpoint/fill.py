@@ -14,7 +14,7 @@ from stepdistill_jax.checkpoint.names import (
     Form,
     Shape,
     bindings,
-    check,
+    check_shapes,
     flat,
     stored_shapes,
 )
@@ -39,6 +39,15 @@ class Reader(Protocol):
         """The elements of one array at `index` (slices, and an integer for a layer)."""
 
 
+def check(reader: Reader, form: Form, abstract_params: PyTree) -> None:
+    """Compares a checkpoint's arrays with a model's parameters; reads none.
+
+    Raises:
+        InputError: arrays that the model does not have, that are missing, or of another shape.
+    """
+    check_shapes(stored_shapes(bindings(abstract_params, form)), reader.shapes, reader.where)
+
+
 def fill(reader: Reader, form: Form, abstract_params: PyTree) -> PyTree:
     """Reads a model's parameters, each device's shards straight from the file.
 
@@ -57,10 +66,9 @@ def fill(reader: Reader, form: Form, abstract_params: PyTree) -> PyTree:
     Raises:
         InputError: arrays that the model does not have, that are missing, or of another shape.
     """
-    parts = bindings(abstract_params, form)
-    check(stored_shapes(parts), reader.shapes, reader.where)
+    check(reader, form, abstract_params)
     by_path = collections.defaultdict(list)
-    for part in parts:
+    for part in bindings(abstract_params, form):
         by_path[part.path].append(part)
 
     def load(path: Any, leaf: jax.ShapeDtypeStruct) -> Any:

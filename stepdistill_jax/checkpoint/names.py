@@ -187,7 +187,7 @@ def stored_shapes(parts: list[Binding]) -> dict[str, Shape]:
     return shapes
 
 
-def check(expected: Mapping[str, Shape], found: Mapping[str, Shape], where: str) -> None:
+def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], where: str) -> None:
     """Compares a checkpoint's arrays with what a model wants of them, before any is read.
 
     Args:

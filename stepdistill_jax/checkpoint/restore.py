@@ -44,11 +44,8 @@ def restore_params(model_dir: epath.PathLike, step: int, abstract_params: PyTree
     Raises:
         InputError: no such step, a file missing or damaged, or another model's shapes.
     """
-    steps = available_steps(model_dir)
+    check_shapes(model_dir, step, abstract_params)
     folder = manager.checkpoints_folder(model_dir) / str(step)
-    if step not in steps:
-        raise InputError(f"{folder}: no checkpoint of step {step}; there are {steps}")
-    _check_shapes(folder, abstract_params)
     with manager.readable(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         restored = reader.restore(
             folder / "state",
@@ -63,8 +60,16 @@ def restore_params(model_dir: epath.PathLike, step: int, abstract_params: PyTree
     return restored["params"]
 
 
-def _check_shapes(folder: epath.Path, abstract_params: PyTree) -> None:
-    """Collects every parameter that is missing or of another shape, and raises once."""
+def check_shapes(model_dir: epath.PathLike, step: int, abstract_params: PyTree) -> None:
+    """Collects every parameter that one step lacks or has in another shape, and raises once.
+
+    Raises:
+        InputError: no such step, or it is of another model.
+    """
+    steps = available_steps(model_dir)
+    folder = manager.checkpoints_folder(model_dir) / str(step)
+    if step not in steps:
+        raise InputError(f"{folder}: no checkpoint of step {step}; there are {steps}")
     with manager.readable(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         metadata = reader.metadata(folder / "state").item_metadata
         if metadata is None:

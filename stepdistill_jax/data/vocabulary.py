@@ -16,15 +16,18 @@ from collections.abc import Iterable, Sequence
 import sentencepiece
 from etils import epath
 
+from stepdistill_jax import hub
 from stepdistill_jax.data.sources import demo
 from stepdistill_jax.spec import EOS_ID, PAD_ID, SEPARATOR, UNK_ID, InputError
 
 ENVIRONMENT = "STEPDISTILL_VOCABULARY"
 # T5 appends this many sentinels to its pieces; the last is <extra_id_0>.
 T5_SENTINELS = 100
-_HUB_PREFIX = "hf:"
-_HUB_FILE = "spiece.model"
-_CHOICES = "'demo', 'bytes', a path to a SentencePiece model, or 'hf:OWNER/NAME'"
+SENTENCEPIECE_FILE = "spiece.model"
+_CHOICES = (
+    "'demo', 'bytes', a path to a SentencePiece model or a folder with a spiece.model, or "
+    "'hf:OWNER/NAME'"
+)
 
 
 class Vocabulary(abc.ABC):
@@ -167,9 +170,9 @@ def load_vocabulary(name: str = "") -> Vocabulary:
 
     Args:
         name: ``demo``, ``bytes``, the path of a SentencePiece model (T5's, or one trained with
-            T5's fixed ids; 100 sentinels are appended as T5 has them), ``hf:OWNER/NAME`` (its
-            ``spiece.model``, from the local cache or the hub), or "" for the environment variable
-            STEPDISTILL_VOCABULARY.
+            T5's fixed ids; 100 sentinels are appended as T5 has them) or of a folder with a
+            ``spiece.model``, ``hf:OWNER/NAME`` (its ``spiece.model``, from the local cache or the
+            hub), or "" for the environment variable STEPDISTILL_VOCABULARY.
 
     Raises:
         InputError: nothing named, the file is missing or is no such model, or the hub cannot be
@@ -184,7 +187,11 @@ def _load(name: str) -> Vocabulary:
         return ByteVocabulary()
     if name == "demo":
         return SentencePieceVocabulary(_demo_model(), sentinels=0, where="the demo's vocabulary")
-    path = _hub_path(name) if name.startswith(_HUB_PREFIX) else epath.Path(name).expanduser()
+    path = epath.Path(name.removeprefix(hub.PREFIX)).expanduser()
+    if path.is_dir():
+        path = path / SENTENCEPIECE_FILE
+    elif name.startswith(hub.PREFIX):
+        path = _hub_path(name)
     if not path.is_file():
         raise InputError(
             f"VOCABULARY {name!r}: no such file; set VOCABULARY (or {ENVIRONMENT}) to {_CHOICES}"
@@ -194,25 +201,12 @@ def _load(name: str) -> Vocabulary:
 
 def _hub_path(name: str) -> epath.Path:
     """The model's file in the local cache of the hub, fetched if it is not there."""
-    import huggingface_hub
-
-    repository = name.removeprefix(_HUB_PREFIX)
-    address = f"https://huggingface.co/{repository}/resolve/main/{_HUB_FILE}"
-    try:
-        try:
-            found = huggingface_hub.hf_hub_download(repository, _HUB_FILE, local_files_only=True)
-        except huggingface_hub.errors.LocalEntryNotFoundError:
-            found = huggingface_hub.hf_hub_download(repository, _HUB_FILE)
-    except (OSError, ValueError) as error:
-        # Network failures, unknown names and malformed names, in the hub's own words.
-        cache = epath.Path(huggingface_hub.constants.HF_HUB_CACHE)
-        raise InputError(
-            f"VOCABULARY {name!r}: {_HUB_FILE} is not in the local cache {cache} and could not be "
-            f"fetched ({type(error).__name__}); where there is a network, save {address} and copy "
-            f"it to this machine, as ./{_HUB_FILE}, then set VOCABULARY='{_HUB_FILE}' (or "
-            f"{ENVIRONMENT} to its path)"
-        ) from error
-    return epath.Path(found)
+    return hub.find(
+        f"VOCABULARY {name!r}",
+        name.removeprefix(hub.PREFIX),
+        (SENTENCEPIECE_FILE,),
+        f"set VOCABULARY (or {ENVIRONMENT}) to its path",
+    )
 
 
 def _demo_model() -> bytes:

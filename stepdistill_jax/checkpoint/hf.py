@@ -1,0 +1,271 @@
+"""Hugging Face T5 checkpoints: where they lie, what model they are of, and their arrays.
+
+T5 1.0 (``t5-*``), T5 1.1 (``google/t5-v1_1-*``) and FLAN-T5 (``google/flan-t5-*``), from a folder
+or the hub, as safetensors or PyTorch's ``.bin``, in one file or in shards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from stepdistill_jax import hub
+from stepdistill_jax.checkpoint.names import HF_ALIASES, HF_IGNORED, HF_TIED_ALIASES
+from stepdistill_jax.checkpoint.weight_files import (
+    PytorchFile,
+    SafetensorsFile,
+    WeightFile,
+    damaged,
+)
+from stepdistill_jax.data.vocabulary import SentencePieceVocabulary, Vocabulary
+from stepdistill_jax.model.config import T5Config
+from stepdistill_jax.spec import InputError
+
+CONFIG = "config.json"
+TOKENIZERS = ("spiece.model", "tokenizer.json")
+INDEX = ".index.json"
+SAFETENSORS = ("model.safetensors", f"model.safetensors{INDEX}")
+PYTORCH = ("pytorch_model.bin", f"pytorch_model.bin{INDEX}")
+_FILES = "config.json, spiece.model and model.safetensors (or all its shards and their index)"
+
+# Key of config.json -> field of T5Config.
+SIZES = {
+    "vocab_size": "vocab_size",
+    "d_model": "emb_dim",
+    "num_heads": "num_heads",
+    "d_kv": "head_dim",
+    "d_ff": "mlp_dim",
+    "num_layers": "num_encoder_layers",
+    "num_decoder_layers": "num_decoder_layers",
+    "relative_attention_num_buckets": "relpos_buckets",
+    "relative_attention_max_distance": "relpos_max_distance",
+}
+# What a config.json that does not say means (transformers' own defaults).
+DEFAULTS = {
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "feed_forward_proj": "relu",
+    "tie_word_embeddings": True,
+    "layer_norm_epsilon": 1e-6,
+}
+# `feed_forward_proj` -> MLP_ACTIVATIONS. Gated "gelu" is the tanh approximation in both.
+ACTIVATIONS = {
+    "relu": ("relu",),
+    "gated-relu": ("relu", "linear"),
+    "gated-gelu": ("gelu", "linear"),
+    "gated-silu": ("silu", "linear"),
+}
+# Field of T5Config -> its macro, where that is not its name.
+MACROS = {"logits_via_embedding": "TIED_EMBEDDINGS"}
+_EPSILON = 1e-6
+# Rows of an array that are compared at a time.
+_ROWS = 4096
+
+
+def is_checkpoint(folder: epath.Path) -> bool:
+    """Whether a folder holds a Hugging Face model."""
+    return (folder / CONFIG).is_file()
+
+
+def model_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of `T5Config` that a ``config.json`` decides.
+
+    transformers 5 writes ``tie_word_embeddings: true`` for every T5 and keeps apart whether the
+    decoder's output is scaled, which is what told T5 1.0 from 1.1.
+
+    Raises:
+        InputError: a model that this T5 is not.
+    """
+    if config.get("model_type") != "t5":
+        raise InputError(
+            f"{where}: model_type is {config.get('model_type')!r}, expected 't5'; T5, T5 1.1 and "
+            "FLAN-T5 can be read"
+        )
+    config = {**DEFAULTS, **config}
+    config.setdefault("num_decoder_layers", config.get("num_layers"))
+    lacking = [key for key in SIZES if not isinstance(config.get(key), int)]
+    if lacking:
+        raise InputError(f"{where}: {', '.join(lacking)} missing or not a whole number")
+    for key, wanted in (
+        ("feed_forward_proj", tuple(ACTIVATIONS)),
+        ("layer_norm_epsilon", (_EPSILON,)),
+    ):
+        if config[key] not in wanted:
+            raise InputError(
+                f"{where}: {key} is {config[key]!r}, this T5 knows {', '.join(map(str, wanted))}"
+            )
+    fields = {field: config[key] for key, field in SIZES.items()}
+    fields["mlp_activations"] = ACTIVATIONS[config["feed_forward_proj"]]
+    scaled = config.get("scale_decoder_outputs", True) is not False
+    fields["logits_via_embedding"] = config["tie_word_embeddings"] is not False and scaled
+    return fields
+
+
+class Checkpoint:
+    """A Hugging Face checkpoint, found and its arrays' shapes known; a `fill.Reader`.
+
+    Attributes:
+        where: its folder or hub name.
+        config: of ``config.json``.
+        fields: those of `T5Config` that it decides.
+        shapes: key -> shape of every array that a T5 reads.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Finds the files, fetching them from the hub where they are not in its local cache.
+
+        Args:
+            name: a folder, or ``hf:`` and a folder or ``OWNER/NAME`` on the hub.
+
+        Raises:
+            InputError: a file is missing or damaged, or the model is none of T5's.
+        """
+        self.where = name
+        self._place = _Place(name)
+        path = self._place.find((CONFIG,))
+        self.config = _read_json(path)
+        self.fields = model_fields(self.config, str(path))
+        self._files = self._place.weights()
+        self.shapes = {k: file.shapes()[k] for k, file in self._files.items()}
+        aliases = HF_TIED_ALIASES if self.fields["logits_via_embedding"] else HF_ALIASES
+        for alias, key in aliases.items():
+            if {alias, key} <= self.shapes.keys():
+                self._check_alias(alias, key)
+                del self.shapes[alias]
+        for key in HF_IGNORED & self.shapes.keys():
+            del self.shapes[key]
+
+    def read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:
+        """See `fill.Reader`."""
+        return self._files[key].read(key, index)
+
+    def check_model(self, model: T5Config) -> None:
+        """Compares ``config.json`` with the run's model.
+
+        Raises:
+            InputError: all macros that differ, with both values.
+        """
+        differing = [
+            f"{MACROS.get(field, field.upper())} = {getattr(model, field)!r}, the checkpoint has "
+            f"{value!r}"
+            for field, value in self.fields.items()
+            if getattr(model, field) != value
+        ]
+        if differing:
+            raise InputError(
+                f"INITIAL_CHECKPOINT={self.where!r} is of another model: {'; '.join(differing)}; "
+                "include the gin file of models/ that describes the checkpoint"
+            )
+
+    def check_vocabulary(self, vocabulary: Vocabulary, name: str) -> None:
+        """Compares the checkpoint's tokenizer with the vocabulary of the run.
+
+        Args:
+            vocabulary: of the run.
+            name: what VOCABULARY says.
+
+        Raises:
+            InputError: they differ, or the checkpoint has no tokenizer to compare with.
+        """
+        theirs = self._pieces()
+        ours = vocabulary.pieces() if isinstance(vocabulary, SentencePieceVocabulary) else []
+        if ours and ours == theirs[: len(ours)]:
+            return
+        pairs = enumerate(zip(ours, theirs, strict=False))
+        first = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
+        raise InputError(
+            f"VOCABULARY={name!r} is not the tokenizer that INITIAL_CHECKPOINT={self.where!r} was "
+            f"trained with: {len(ours):,} and {len(theirs):,} pieces, different from id {first} "
+            f"on; set VOCABULARY={self.where!r}, or INITIAL_CHECKPOINT=None to train from scratch"
+        )
+
+    def _pieces(self) -> list[str]:
+        path = self._place.find(TOKENIZERS)
+        if path.name == TOKENIZERS[0]:
+            model = SentencePieceVocabulary(path.read_bytes(), 0, where=str(path))
+            return model.pieces()
+        tokenizer = _read_json(path)
+        try:
+            return [piece for piece, _ in tokenizer["model"]["vocab"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: not the tokenizer.json of a SentencePiece model; put spiece.model there"
+            ) from error
+
+    def _check_alias(self, alias: str, key: str) -> None:
+        """Raises where two names of one array hold different ones: the model is another then."""
+        shape = self.shapes[key]
+        same = shape == self.shapes[alias]
+        for start in range(0, shape[0], _ROWS) if same else ():
+            rows = (slice(start, min(start + _ROWS, shape[0])), slice(0, shape[1]))
+            same = same and np.array_equal(self.read(alias, rows), self.read(key, rows))
+        if not same:
+            raise InputError(
+                f"{self.where}: {alias} differs from {key}, but config.json says that they are one "
+                "array; correct tie_word_embeddings or scale_decoder_outputs in it"
+            )
+
+
+class _Place:
+    """Finds a checkpoint's files by name, in a folder or on the hub."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._repository = name.removeprefix(hub.PREFIX)
+        folder = epath.Path(self._repository).expanduser()
+        self._folder = folder if folder.is_dir() or not name.startswith(hub.PREFIX) else None
+
+    def find(self, candidates: Sequence[str]) -> epath.Path:
+        """The first of `candidates` that there is.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self._folder is None:
+            return hub.find(
+                f"INITIAL_CHECKPOINT {self._name!r}",
+                self._repository,
+                candidates,
+                f"put it into one folder with {_FILES}, and set INITIAL_CHECKPOINT to that folder",
+            )
+        for candidate in candidates:
+            if (self._folder / candidate).is_file():
+                return self._folder / candidate
+        raise InputError(
+            f"INITIAL_CHECKPOINT {self._name!r}: {' or '.join(candidates)} is not in "
+            f"{self._folder}; put {_FILES} there"
+        )
+
+    def weights(self) -> dict[str, WeightFile]:
+        """Key -> the file that holds the array.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        path = self.find((*SAFETENSORS, *PYTORCH))
+        kind = SafetensorsFile if path.name in SAFETENSORS else PytorchFile
+        if not path.name.endswith(INDEX):
+            file: WeightFile = kind(path)
+            return dict.fromkeys(file.shapes(), file)
+        index = _read_json(path).get("weight_map")
+        if not isinstance(index, dict):
+            raise damaged(path, "it has no weight_map")
+        shards: dict[str, WeightFile] = {n: kind(self.find((n,))) for n in set(index.values())}
+        lost = [key for key, shard in index.items() if key not in shards[shard].shapes()]
+        if lost:
+            raise damaged(path, f"{lost[0]} is not in {index[lost[0]]}, {len(lost)} such keys")
+        return {key: shards[shard] for key, shard in index.items()}
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); fetch the file again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object; fetch the file again")
+    return value

@@ -1,0 +1,96 @@
+"""Arrays of one weight file of Hugging Face's, read piece by piece: safetensors and PyTorch's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from etils import epath
+
+from stepdistill_jax.checkpoint.names import Shape
+from stepdistill_jax.spec import InputError
+
+
+class WeightFile(Protocol):
+    """One file of arrays."""
+
+    def shapes(self) -> Mapping[str, Shape]:
+        """Key -> shape.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+
+    def read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:
+        """The elements of one array at `index`."""
+
+
+class SafetensorsFile:
+    """A ``.safetensors`` file; mapped for the time of each read, so what was read is let go."""
+
+    def __init__(self, path: epath.Path) -> None:
+        self._path = path
+
+    @functools.cache  # noqa: B019 - a reader lives as long as one import
+    def shapes(self) -> Mapping[str, Shape]:
+        """See `WeightFile`."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._path, framework="numpy") as file:
+                return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise damaged(self._path, str(error)) from error
+
+    def read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:
+        """See `WeightFile`."""
+        from safetensors import safe_open
+
+        with safe_open(self._path, framework="numpy") as file:
+            array: np.ndarray = file.get_slice(key)[index]
+        return array
+
+
+class PytorchFile:
+    """A ``.bin`` file of PyTorch's, unpickled with nothing but tensors allowed in it."""
+
+    def __init__(self, path: epath.Path) -> None:
+        self._path = path
+
+    def shapes(self) -> Mapping[str, Shape]:
+        """See `WeightFile`."""
+        return {key: tuple(tensor.shape) for key, tensor in self._tensors.items()}
+
+    def read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:
+        """See `WeightFile`."""
+        # numpy has no bfloat16 that PyTorch would hand over.
+        array: np.ndarray = self._tensors[key][index].float().numpy()
+        return array
+
+    @functools.cached_property
+    def _tensors(self) -> Mapping[str, Any]:
+        try:
+            import torch
+        except ImportError as error:
+            raise InputError(
+                f"{self._path}: PyTorch weights need PyTorch to be read, which is not installed; "
+                "install torch, or fetch the checkpoint's model.safetensors instead"
+            ) from error
+        load = functools.partial(torch.load, self._path, map_location="cpu", weights_only=True)
+        try:
+            try:
+                tensors = load(mmap=True)
+            except RuntimeError:
+                tensors = load()  # files from before PyTorch 1.6 cannot be mapped
+        except Exception as error:  # whatever unpickling what is no pickle raises
+            raise damaged(self._path, type(error).__name__) from error
+        if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
+            raise damaged(self._path, "it holds something else than tensors by name")
+        return tensors
+
+
+def damaged(path: epath.Path, reason: str) -> InputError:
+    """What is said of a file that cannot be read."""
+    return InputError(f"{path}: these weights cannot be read: {reason}; fetch the file again")

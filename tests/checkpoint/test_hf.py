@@ -1,0 +1,303 @@
+"""Hugging Face checkpoints read: every form of file, streamed onto a mesh, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from stepdistill_jax.checkpoint import fill, hf, initial
+from stepdistill_jax.data.vocabulary import load_vocabulary
+from stepdistill_jax.model.config import T5Config
+from stepdistill_jax.model.network import abstract_params, logical_axes
+from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
+from stepdistill_jax.parallel.rules import param_shardings
+from stepdistill_jax.spec import InputError
+
+LAYERS = {"encoder": 2, "decoder": 3}
+V, D, H, K, F = 40, 16, 4, 8, 32
+
+# Written down from transformers' T5ForConditionalGeneration, not from our own table.
+SELF = {
+    f"SelfAttention.{n}.weight": s
+    for n, s in zip("qkvo", [(H * K, D)] * 3 + [(D, H * K)], strict=True)
+}
+CROSS = {name.replace("Self", "EncDec"): shape for name, shape in SELF.items()}
+GATED = {"wi_0": (F, D), "wi_1": (F, D), "wo": (D, F)}
+PLAIN = {"wi": (F, D), "wo": (D, F)}
+
+
+def published(gated: bool, seed: int = 0) -> dict[str, np.ndarray]:
+    """The arrays of a T5 as Hugging Face publishes them, untied where gated."""
+    rng = np.random.default_rng(seed)
+    shapes = {"shared.weight": (V, D)}
+    for stack, layers in LAYERS.items():
+        shapes[f"{stack}.final_layer_norm.weight"] = (D,)
+        first = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        shapes[first] = (32, H)
+        for i in range(layers):
+            sublayers = [SELF, *([CROSS] if stack == "decoder" else [])]
+            mlp = {f"DenseReluDense.{n}.weight": s for n, s in (GATED if gated else PLAIN).items()}
+            for number, names in enumerate([*sublayers, mlp]):
+                place = f"{stack}.block.{i}.layer.{number}"
+                shapes[f"{place}.layer_norm.weight"] = (D,)
+                shapes |= {f"{place}.{name}": shape for name, shape in names.items()}
+    if gated:
+        shapes["lm_head.weight"] = (V, D)
+    return {key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
+
+
+def config_json(gated: bool, **changes: object) -> dict[str, object]:
+    return {
+        "model_type": "t5",
+        "vocab_size": V,
+        "d_model": D,
+        "num_heads": H,
+        "d_kv": K,
+        "d_ff": F,
+        "num_layers": 2,
+        "num_decoder_layers": 3,
+        "feed_forward_proj": "gated-gelu" if gated else "relu",
+        "tie_word_embeddings": not gated,
+        **changes,
+    }
+
+
+def model(gated: bool, **changes: object) -> T5Config:
+    activations = ("gelu", "linear") if gated else ("relu",)
+    sizes = (V, D, H, K, F, 2, 3, activations)
+    return T5Config(*sizes, logits_via_embedding=not gated, **changes)  # type: ignore[arg-type]
+
+
+def write(folder: pathlib.Path, arrays: dict[str, np.ndarray], config: dict[str, object]) -> str:
+    save_file(arrays, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def read(name: str, config: T5Config) -> dict[str, np.ndarray]:
+    """The arrays as they come out again under Hugging Face's names."""
+    return dict(fill.arrays(initial.initial_params(name, abstract_params(config)), "hf"))
+
+
+def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(found[key], value, err_msg=key)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("gated", [True, False])
+def test_every_array_comes_in_bit_for_bit_and_goes_out_again(tmp_path, gated, scan):
+    arrays = published(gated)
+    name = write(tmp_path, arrays, config_json(gated))
+    assert_equal(read(name, model(gated, scan_layers=scan)), arrays)
+
+
+def test_arrays_land_where_the_layout_says(tmp_path):
+    arrays = published(True)
+    params = initial.initial_params(
+        write(tmp_path, arrays, config_json(True)), abstract_params(model(True))
+    )
+    np.testing.assert_array_equal(
+        params["decoder"]["layers"]["encoder_decoder_attention"]["query"]["kernel"][2],
+        arrays["decoder.block.2.layer.1.EncDecAttention.q.weight"].T,
+    )
+    np.testing.assert_array_equal(
+        params["encoder"]["relpos_bias"]["rel_embedding"],
+        arrays["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"].T,
+    )
+    np.testing.assert_array_equal(
+        params["decoder"]["logits_dense"]["kernel"], arrays["lm_head.weight"].T
+    )
+
+
+@pytest.mark.parametrize("mesh_shape", [(1, 8, 1), (2, 2, 2), (8, 1, 1)])
+def test_shards_read_on_a_mesh_are_the_whole(tmp_path, mesh_shape):
+    arrays = published(True)
+    name = write(tmp_path, arrays, config_json(True))
+    config = model(True)
+    mesh = make_mesh(MeshConfig(*mesh_shape))
+    shapes = abstract_params(config)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        param_shardings(logical_axes(config), shapes, mesh),
+    )
+    params = initial.initial_params(name, abstract)
+    assert jax.tree.all(jax.tree.map(lambda p, a: p.sharding == a.sharding, params, abstract))
+    assert_equal(dict(fill.arrays(jax.device_get(params), "hf")), arrays)
+
+
+def test_shards_with_an_index_read_as_one_file(tmp_path):
+    arrays = published(False)
+    keys = sorted(arrays)
+    parts = {"a.safetensors": keys[::2], "b.safetensors": keys[1::2]}
+    for file, names in parts.items():
+        save_file({key: arrays[key] for key in names}, tmp_path / file)
+    index = {key: file for file, names in parts.items() for key in names}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (tmp_path / "config.json").write_text(json.dumps(config_json(False)))
+    assert_equal(read(str(tmp_path), model(False)), arrays)
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(InputError, match=r"b\.safetensors is not in"):
+        read(str(tmp_path), model(False))
+
+
+def test_bfloat16_weights_become_the_float32_of_the_same_value(tmp_path):
+    arrays = {key: value.astype("bfloat16") for key, value in published(True).items()}
+    name = write(tmp_path, arrays, config_json(True))
+    assert_equal(read(name, model(True)), {k: v.astype(np.float32) for k, v in arrays.items()})
+
+
+def test_names_that_older_files_hold_twice_are_compared_and_left_out(tmp_path):
+    arrays = published(False)
+    unread = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    twice = arrays | {
+        "encoder.embed_tokens.weight": arrays["shared.weight"].copy(),
+        "lm_head.weight": arrays["shared.weight"].copy(),
+        unread: np.zeros((32, H), np.float32),
+    }
+    assert_equal(read(write(tmp_path, twice, config_json(False)), model(False)), arrays)
+    twice["lm_head.weight"][0, 0] += 1
+    with pytest.raises(InputError, match=r"lm_head.weight differs from shared.weight.*tie_word"):
+        read(write(tmp_path, twice, config_json(False)), model(False))
+
+
+def test_transformers_5_marks_t5_1_1_by_another_key(tmp_path):
+    """It saves `tie_word_embeddings: true` for every T5."""
+    config = config_json(True, tie_word_embeddings=True, scale_decoder_outputs=False)
+    arrays = published(True)
+    assert_equal(read(write(tmp_path, arrays, config), model(True)), arrays)
+
+
+class TestRefused:
+    def test_arrays_that_do_not_fit_are_listed_together(self, tmp_path):
+        arrays = published(True)
+        del arrays["decoder.final_layer_norm.weight"]
+        arrays["encoder.block.1.layer.1.DenseReluDense.wo.weight"] = np.zeros(
+            (D, F + 1), np.float32
+        )
+        arrays["prompt.weight"] = np.zeros(3, np.float32)
+        name = write(tmp_path, arrays, config_json(True))
+        with pytest.raises(InputError) as error:
+            read(name, model(True))
+        for problem in (
+            "3 of its arrays do not fit",
+            "prompt.weight (3,) is unknown",
+            "decoder.final_layer_norm.weight (16,) is missing",
+            "DenseReluDense.wo.weight is (16, 33), the model wants (16, 32)",
+        ):
+            assert problem in str(error.value)
+
+    def test_another_size_than_the_gin_files(self, tmp_path, spiece):
+        name = write(tmp_path, published(False), config_json(False))
+        with pytest.raises(InputError) as error:
+            initial.check(name, model(True), str(spiece))
+        for difference in (
+            "MLP_ACTIVATIONS = ('gelu', 'linear'), the checkpoint has ('relu',)",
+            "TIED_EMBEDDINGS = False, the checkpoint has True",
+        ):
+            assert difference in str(error.value)
+        assert "EMB_DIM" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"model_type": "umt5"}, "model_type is 'umt5', expected 't5'"),
+            ({"feed_forward_proj": "gelu"}, "feed_forward_proj is 'gelu', this T5 knows relu"),
+            ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05, this T5 knows 1e-06"),
+            ({"d_model": None}, "d_model missing or not a whole number"),
+        ],
+    )
+    def test_a_model_that_is_no_t5(self, tmp_path, change, message):
+        name = write(tmp_path, published(True), config_json(True, **change))
+        with pytest.raises(InputError, match=message):
+            hf.Checkpoint(name)
+
+    def test_a_file_cut_short(self, tmp_path):
+        name = write(tmp_path, published(True), config_json(True))
+        file = tmp_path / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-8])
+        with pytest.raises(InputError, match=r"model\.safetensors: these weights cannot be read"):
+            hf.Checkpoint(name)
+
+    def test_a_folder_without_weights(self, tmp_path):
+        (tmp_path / "config.json").write_text(json.dumps(config_json(True)))
+        with pytest.raises(InputError, match=r"model\.safetensors or .* is not in .*; put config"):
+            hf.Checkpoint(str(tmp_path))
+
+    def test_a_hub_name_without_a_network_says_what_to_place_where(self, monkeypatch, tmp_path):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        with pytest.raises(InputError) as error:
+            hf.Checkpoint("hf:google/t5-v1_1-base")
+        for part in (
+            "INITIAL_CHECKPOINT 'hf:google/t5-v1_1-base': config.json is not in the local cache",
+            "https://huggingface.co/google/t5-v1_1-base/resolve/main/config.json",
+            "put it into one folder with config.json, spiece.model and model.safetensors",
+        ):
+            assert part in str(error.value)
+
+
+class TestTokenizer:
+    @pytest.fixture
+    def name(self, tmp_path: pathlib.Path) -> str:
+        return write(tmp_path, published(True), config_json(True))
+
+    def test_the_same_sentencepiece_model_is_accepted(self, name, tmp_path, spiece):
+        shutil.copy(spiece, tmp_path / "spiece.model")
+        hf.Checkpoint(name).check_vocabulary(load_vocabulary(str(spiece)), str(spiece))
+
+    def test_the_pieces_of_a_fast_tokenizer_are_compared(self, name, tmp_path, spiece):
+        vocabulary = load_vocabulary(str(spiece))
+        pieces = vocabulary.pieces()
+        rows = [[piece, 0.0] for piece in [*pieces, "<extra_id_0>"]]
+        document = {"model": {"type": "Unigram", "vocab": rows}}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+        hf.Checkpoint(name).check_vocabulary(vocabulary, str(spiece))
+        rows[777][0] = "other"
+        (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+        with pytest.raises(InputError, match=r"32,000 and 32,001 pieces, different from id 777 on"):
+            hf.Checkpoint(name).check_vocabulary(vocabulary, str(spiece))
+
+    @pytest.mark.parametrize("other", ["demo", "bytes"])
+    def test_another_vocabulary_is_refused(self, name, tmp_path, spiece, other):
+        shutil.copy(spiece, tmp_path / "spiece.model")
+        with pytest.raises(InputError, match=rf"VOCABULARY='{other}' is not the tokenizer"):
+            hf.Checkpoint(name).check_vocabulary(load_vocabulary(other), other)
+
+    def test_a_checkpoint_without_a_tokenizer_is_refused(self, name, spiece):
+        with pytest.raises(InputError, match=r"spiece\.model or tokenizer\.json is not in"):
+            hf.Checkpoint(name).check_vocabulary(load_vocabulary(str(spiece)), "x")
+
+
+class TestPytorchFile:
+    def test_a_bin_file_reads_like_safetensors(self, tmp_path):
+        torch = pytest.importorskip("torch", reason="reads PyTorch's own files")
+        arrays = published(False)
+        tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
+        (tmp_path / "config.json").write_text(json.dumps(config_json(False)))
+        for zipped in (True, False):  # files from before PyTorch 1.6 are not zipped
+            path = tmp_path / "pytorch_model.bin"
+            torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+            assert_equal(read(str(tmp_path), model(False)), arrays)
+
+    def test_a_file_that_would_run_code_is_refused(self, tmp_path):
+        torch = pytest.importorskip("torch", reason="reads PyTorch's own files")
+        marker = tmp_path / "ran"
+
+        class Hostile:
+            def __reduce__(self):
+                return pathlib.Path.touch, (marker,)
+
+        torch.save({"shared.weight": Hostile()}, tmp_path / "pytorch_model.bin")
+        (tmp_path / "config.json").write_text(json.dumps(config_json(False)))
+        with pytest.raises(InputError, match=r"pytorch_model\.bin: these weights cannot be read"):
+            hf.Checkpoint(str(tmp_path))
+        assert not marker.exists()
