@@ -8,23 +8,20 @@ nothing else of them is read.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgpack
 import numpy as np
-import tensorstore as ts
 from etils import epath
 from flax import serialization
 
+from stepdistill_jax.checkpoint import zarr_arrays
 from stepdistill_jax.checkpoint.names import Form, Shape
 from stepdistill_jax.spec import InputError
 
 INDEX = "checkpoint"
-ORBAX_INDEX = "_METADATA"
 VERSION = 3
 _STATE = "state"
 _TARGET = "target"
@@ -33,31 +30,16 @@ _OPTIMIZER = "optimizer"
 _PLACEHOLDER = "PLACEHOLDER://"
 _TENSORFLOW = b"model_checkpoint_path"
 _STEP = re.compile(r"checkpoint_(\d+)")
-_CHUNK_BYTES = 64 * 2**20
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stored:
-    """A Zarr array beside the index.
-
-    Attributes:
-        spec: of tensorstore, to open it with.
-        shape: what the index says; None where it does not.
-    """
-
-    spec: dict[str, Any]
-    shape: Shape | None = None
+# The scanned network (scalable_t5) keeps heads apart: [embed, layers, heads, kv] and, of `out`,
+# [heads, layers, kv, embed]; the minimal one joins them.
+_HEADS_LAST = re.compile(r".*attention/(query|key|value)/kernel")
+_HEADS_FIRST = re.compile(r".*attention/out/kernel")
 
 
 def is_checkpoint(path: epath.PathLike) -> bool:
     """Whether a local or ``gs://`` path holds a T5X checkpoint: one step's folder or several."""
     folder = epath.Path(path)
-    return (
-        folder.name == INDEX
-        and folder.is_file()
-        or _index(folder) is not None
-        or bool(steps(folder))
-    )
+    return _index(folder) is not None or bool(steps(folder))
 
 
 def steps(folder: epath.PathLike) -> list[int]:
@@ -65,23 +47,24 @@ def steps(folder: epath.PathLike) -> list[int]:
     folder = epath.Path(folder)
     if not folder.is_dir():
         return []
-    found = [(_STEP.fullmatch(child.name), child) for child in folder.iterdir()]
-    return sorted(int(name[1]) for name, child in found if name and _index(child) is not None)
+    named = [(_STEP.fullmatch(child.name), child) for child in folder.iterdir()]
+    return sorted(int(name[1]) for name, child in named if name and _index(child) is not None)
 
 
-def _index(folder: epath.Path) -> epath.Path | None:
-    """The index of one step's folder."""
-    if (folder / INDEX).is_file():
-        return folder / INDEX
-    # Only here does the name tell: other programs too keep a ``state`` of Orbax.
-    if _STEP.fullmatch(folder.name):
-        for index in (
-            folder / _STATE / ORBAX_INDEX,
-            folder / ORBAX_INDEX,
-            folder / _STATE / INDEX,
-        ):
-            if index.is_file():
-                return index
+def _index(path: epath.Path) -> epath.Path | None:
+    """The index of one step's folder, or of a native index named itself."""
+    if path.name == INDEX and path.is_file():
+        return path
+    if (path / INDEX).is_file():
+        return path / INDEX
+    # Only here does the folder's name tell: other programs too keep a ``state`` of Orbax.
+    candidates = (
+        path / _STATE / zarr_arrays.ORBAX_INDEX,
+        path / zarr_arrays.ORBAX_INDEX,
+        path / _STATE / INDEX,
+    )
+    if _STEP.fullmatch(path.name):
+        return next((index for index in candidates if index.is_file()), None)
     return None
 
 
@@ -92,24 +75,19 @@ def _find(path: epath.PathLike) -> epath.Path:
         InputError: none, or several.
     """
     folder = epath.Path(path)
-    if folder.name == INDEX and folder.is_file():
-        return folder
-    index = _index(folder)
-    if index is not None:
-        return index
     present = steps(folder)
     if len(present) > 1:
         raise InputError(
             f"{folder} holds the T5X checkpoints of steps {', '.join(map(str, present))}; name "
             f"one, such as {folder / f'checkpoint_{present[-1]}'}"
         )
-    only = _index(folder / f"checkpoint_{present[0]}") if present else None
-    if only is None:
+    found = _index(folder / f"checkpoint_{present[0]}" if present else folder)
+    if found is None:
         raise InputError(
-            f"{folder}: no T5X checkpoint lies here; expected {INDEX} or {_STATE}/{ORBAX_INDEX} "
-            "in a folder checkpoint_N"
+            f"{folder}: no T5X checkpoint lies here; expected {INDEX} or "
+            f"{_STATE}/{zarr_arrays.ORBAX_INDEX} in a folder checkpoint_STEP"
         )
-    return only
+    return found
 
 
 class Checkpoint:
@@ -119,7 +97,7 @@ class Checkpoint:
         where: the folder of the step.
         form: ``t5x``, or ``t5x_scanned`` where layers are stacked.
         step: optimizer steps done; None where neither the index nor the folder's name says.
-        shapes: key below ``target`` -> shape of every parameter.
+        shapes: key below ``target`` -> shape of every parameter, heads joined.
         dtypes: likewise.
     """
 
@@ -130,19 +108,22 @@ class Checkpoint:
             InputError: no such checkpoint, several, one of another program, or a damaged one.
         """
         index = _find(path)
-        self._folder = index.parent
-        step_folder = index.parent.parent if index.parent.name == _STATE else index.parent
-        self.where = str(step_folder)
-        entries, self.step = _orbax(index) if index.name == ORBAX_INDEX else _native(index)
-        named = _STEP.fullmatch(step_folder.name)
+        folder = index.parent.parent if index.parent.name == _STATE else index.parent
+        self.where = str(folder)
+        arrays: Mapping[str, Any]
+        if index.name == zarr_arrays.ORBAX_INDEX:
+            arrays, self.step = zarr_arrays.orbax_arrays(index, _TARGET), None
+        else:
+            arrays, self.step = _native(index)
+        named = _STEP.fullmatch(folder.name)
         if self.step is None and named:
             self.step = int(named[1])
-        self._arrays = _open(entries, self.where)
-        self.shapes = {key: tuple(array.shape) for key, array in self._arrays.items()}
-        self.dtypes = {key: _dtype(array) for key, array in self._arrays.items()}
-        scanned = any(key.startswith(("encoder/encoder/", "decoder/decoder/")) for key in entries)
+        scanned = any(key.startswith(("encoder/encoder/", "decoder/decoder/")) for key in arrays)
         self.form: Form = "t5x_scanned" if scanned else "t5x"
-        self._slab: tuple[Any, np.ndarray] | None = None
+        self._arrays = zarr_arrays.open_all(arrays, self.where)
+        self.shapes = {key: _joined(key, array.shape) for key, array in self._arrays.items()}
+        self.dtypes = {key: zarr_arrays.dtype(array) for key, array in self._arrays.items()}
+        self._layers: tuple[Any, np.ndarray] | None = None
 
     def read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:
         """See `fill.Reader`.
@@ -152,23 +133,27 @@ class Checkpoint:
         """
         if self.form == "t5x_scanned" and len(index) > 1 and isinstance(index[1], int):
             # Chunks span layers: all layers of a slice are read at once, not once for each.
-            slab_index = (index[0], slice(None), *index[2:])
-            wanted = (key, str(slab_index))
-            if self._slab is None or self._slab[0] != wanted:
-                self._slab = (wanted, self._read(key, slab_index))
-            return self._slab[1][:, index[1]]
+            wanted = (index[0], slice(None), *index[2:])
+            name = (key, str(wanted))
+            if self._layers is None or self._layers[0] != name:
+                self._layers = None  # let go of the last before reading the next
+                self._layers = (name, self._read(key, wanted))
+            return self._layers[1][:, index[1]]
         return self._read(key, index)
 
     def _read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:
-        part = self._arrays[key][index]
-        if isinstance(part, np.ndarray):
-            return part
-        try:
-            return part.read().result()
-        except (ValueError, OSError) as error:
-            raise InputError(
-                f"{self.where}: {key} cannot be read: {_in_short(error)}; copy the checkpoint anew"
-            ) from error
+        array = self._arrays[key]
+        if len(array.shape) != 4:
+            return zarr_arrays.read(array, index, key, self.where)
+        first, layers, last = index
+        if _HEADS_LAST.fullmatch(key):
+            heads, rest = _cover(last, *array.shape[2:])
+            part = zarr_arrays.read(array, (first, layers, heads), key, self.where)
+            return part.reshape(*part.shape[:2], -1)[..., rest]
+        heads, rest = _cover(first, array.shape[0], array.shape[2])
+        part = zarr_arrays.read(array, (heads, layers, slice(None), last), key, self.where)
+        part = np.moveaxis(part, 1, 2)
+        return part.reshape(-1, *part.shape[2:])[rest]
 
 
 def open_checkpoint(path: epath.PathLike) -> Checkpoint:
@@ -176,7 +161,7 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
 
     Args:
         path: local or ``gs://``: a ``checkpoint_N`` folder, or the folder that holds a single one.
-            Where it holds several, the step must be named, as T5X's ``finetune.gin`` wants it
+            Where it holds several, the step must be named, as in T5X's own ``finetune.gin``
             (mode ``specific``).
 
     Raises:
@@ -185,48 +170,65 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
     return Checkpoint(path)
 
 
-def _dtype(array: Any) -> np.dtype:
-    return array.dtype if isinstance(array, np.ndarray) else array.dtype.numpy_dtype
+def _joined(key: str, shape: Shape) -> Shape:
+    """A stored shape with heads and kv as one axis."""
+    if len(shape) == 4 and _HEADS_LAST.fullmatch(key):
+        return (*shape[:2], shape[2] * shape[3])
+    if len(shape) == 4 and _HEADS_FIRST.fullmatch(key):
+        return (shape[0] * shape[2], shape[1], shape[3])
+    return tuple(shape)
+
+
+def _cover(joined: slice, heads: int, kv: int) -> tuple[slice, slice]:
+    """The heads that a slice of the joined axis touches, and the slice inside these."""
+    start, stop, _ = joined.indices(heads * kv)
+    first = start // kv
+    return slice(first, -(-stop // kv)), slice(start - first * kv, stop - first * kv)
 
 
 def _native(index: epath.Path) -> tuple[dict[str, Any], int | None]:
-    """Parameters by key, each an array or `_Stored`, and the step, of a msgpack index."""
+    """Parameters by key, and the step, of a msgpack index.
+
+    Raises:
+        InputError: the index is damaged, or another program's.
+    """
     data = index.read_bytes()
     if data.startswith(_TENSORFLOW):
         raise InputError(
-            f"{index}: a TensorFlow checkpoint of Mesh TensorFlow's T5; use its T5X form, as the "
-            "public models have one under gs://t5-data/pretrained_models/t5x, or convert it with "
-            "t5x's scripts/convert_tf_checkpoint.py"
+            f"{index}: a TensorFlow checkpoint; read its T5X form, which the public models have "
+            "under gs://t5-data/pretrained_models/t5x, or convert it with t5x's "
+            "scripts/convert_tf_checkpoint.py"
         )
     try:
         tree = serialization.msgpack_restore(data)
     except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
         raise InputError(
-            f"{index}: the index of a T5X checkpoint is expected; these {len(data):,} bytes end "
-            f"early or are damaged ({type(error).__name__}); copy the checkpoint anew"
+            f"{index}: expected the index of a T5X checkpoint; these {len(data):,} bytes end early "
+            f"or are damaged ({type(error).__name__}); copy the checkpoint anew"
         ) from error
     root = tree.get(_OPTIMIZER, tree) if isinstance(tree, dict) else {}
     if not isinstance(root, dict) or not isinstance(root.get(_TARGET), dict):
         raise InputError(f"{index}: no {_TARGET!r} in it, where T5X keeps the parameters")
-    state = root.get("state")
+    state = root.get(_STATE)
     step = state.get("step") if isinstance(state, dict) else None
-    entries = dict(_leaves(root[_TARGET], (), index))
-    return entries, int(step) if isinstance(step, np.ndarray | np.generic | int) else None
+    arrays = dict(_leaves(root[_TARGET], (), index))
+    return arrays, int(step) if isinstance(step, np.ndarray | np.generic | int) else None
 
 
 def _leaves(
     tree: Mapping[str, Any], path: tuple[str, ...], index: epath.Path
 ) -> Iterator[tuple[str, Any]]:
+    """Every array by its key, in memory or as `zarr_arrays.Stored`."""
+    folder = index.parent
     for name, value in tree.items():
-        own = (*path, name)
-        key = "/".join(own)
+        key = "/".join((*path, name))
         if isinstance(value, dict) and {"driver", "kvstore"} <= value.keys():
             yield key, _from_spec(value, key, index)
         elif isinstance(value, dict):
-            yield from _leaves(value, own, index)
+            yield from _leaves(value, (*path, name), index)
         elif isinstance(value, str) and value.startswith(_PLACEHOLDER):
-            name = value.removeprefix(_PLACEHOLDER)
-            yield key, _Stored(_spec(index.parent, name, ocdbt=_has_ocdbt(index.parent)))
+            inside = value.removeprefix(_PLACEHOLDER)
+            yield key, zarr_arrays.stored(folder, inside, ocdbt=zarr_arrays.has_ocdbt(folder))
         elif isinstance(value, np.ndarray | np.generic):
             yield key, np.asarray(value)
         else:
@@ -235,8 +237,8 @@ def _leaves(
             )
 
 
-def _from_spec(spec: Mapping[str, Any], key: str, index: epath.Path) -> _Stored:
-    """The array of a spec of the index, wherever the checkpoint lies now."""
+def _from_spec(spec: Mapping[str, Any], key: str, index: epath.Path) -> zarr_arrays.Stored:
+    """The array of a spec of the index, wherever the checkpoint was written and lies now."""
     # tensorstore before 0.1.14 kept the path outside the kvstore.
     name = spec["kvstore"].get("path", spec.get("path"))
     if not isinstance(name, str) or name.startswith("/") or ".." in name.split("/"):
@@ -244,160 +246,47 @@ def _from_spec(spec: Mapping[str, Any], key: str, index: epath.Path) -> _Stored:
     if spec["driver"] not in ("zarr", "zarr3"):
         raise InputError(f"{index}: {key} is stored as {spec['driver']!r}, expected 'zarr'")
     shape = spec.get("metadata", {}).get("shape")
-    return _Stored(
-        _spec(index.parent, name.rstrip("/"), spec["driver"]),
-        None if shape is None else tuple(shape),
-    )
+    shape = None if shape is None else tuple(shape)
+    return zarr_arrays.stored(index.parent, name.rstrip("/"), spec["driver"], shape=shape)
 
 
-def _orbax(index: epath.Path) -> tuple[dict[str, Any], int | None]:
-    """As `_native`, of Orbax's index; the step is an array there, and in the folder's name."""
-    try:
-        metadata = json.loads(index.read_text())
-        paths = [
-            tuple(str(part["key"]) for part in entry["key_metadata"])
-            for entry in metadata["tree_metadata"].values()
-        ]
-        driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
-        ocdbt = metadata.get("use_ocdbt", _has_ocdbt(index.parent))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{index}: no index of an Orbax checkpoint, or damaged ({type(error).__name__}); copy "
-            "the checkpoint anew"
-        ) from error
-    entries = {
-        "/".join(path[1:]): _Stored(_spec(index.parent, ".".join(path), driver, ocdbt=ocdbt))
-        for path in paths
-        if path[0] == _TARGET
-    }
-    if not entries:
-        raise InputError(f"{index}: no {_TARGET!r} in it, where T5X keeps the parameters")
-    return entries, None
-
-
-def _has_ocdbt(folder: epath.Path) -> bool:
-    return (folder / "manifest.ocdbt").is_file()
-
-
-def _spec(
-    folder: epath.Path, name: str, driver: str = "zarr", *, ocdbt: bool = False
-) -> dict[str, Any]:
-    store: dict[str, Any] = (
-        {"driver": "ocdbt", "base": _kvstore(folder), "path": f"{name}/"}
-        if ocdbt
-        else _kvstore(folder / name)
-    )
-    return {"driver": driver, "kvstore": store}
-
-
-def _kvstore(folder: epath.Path) -> dict[str, Any]:
-    """tensorstore's name for a folder."""
-    path = str(folder)
-    if path.startswith("gs://"):
-        bucket, _, inside = path.removeprefix("gs://").partition("/")
-        return {"driver": "gcs", "bucket": bucket, "path": f"{inside}/"}
-    return {"driver": "file", "path": f"{folder.expanduser().resolve()}/"}
-
-
-def _open(entries: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Opens every array, all at once; reads none.
-
-    Raises:
-        InputError: all that cannot be opened or that differ from the index, together.
-    """
-    # Without this, a chunk that is missing would read as zeros.
-    strict = {"open": True, "fill_missing_data_reads": False}
-    pending = {
-        key: ts.open({**entry.spec, **strict}, read=True)
-        for key, entry in entries.items()
-        if isinstance(entry, _Stored)
-    }
-    opened = {}
-    problems = []
-    for key, entry in entries.items():
-        if key not in pending:
-            opened[key] = entry
-            continue
-        try:
-            opened[key] = pending[key].result()
-        except (ValueError, OSError) as error:
-            problems.append(f"{key}: {_in_short(error)}")
-            continue
-        if entry.shape is not None and entry.shape != tuple(opened[key].shape):
-            problems.append(f"{key} is {tuple(opened[key].shape)}, its index says {entry.shape}")
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise InputError(
-            f"{where}: {len(problems)} of its arrays cannot be opened: {'; '.join(problems[:5])}"
-            f"{more}; copy the checkpoint anew"
-        )
-    return opened
-
-
-def _in_short(error: Exception) -> str:
-    """tensorstore's reason, without its dump of settings."""
-    text = " ".join(str(error).split())
-    return re.split(r" \[tensorstore_spec| \[source locations|\. See full", text)[0][:300]
-
-
-def write(folder: epath.PathLike, step: int, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+def write(
+    folder: epath.PathLike, step: int, arrays: Iterable[tuple[str, np.ndarray]], num_heads: int
+) -> None:
     """Writes the native form, one array at a time, the index last.
 
-    T5X's `Checkpointer` restores it; there is no optimizer state in it.
+    There is no optimizer state in it: T5X's `eval.py` and `infer.py` restore it as it is,
+    `train.py` where `RestoreCheckpointConfig` has ``fallback_to_scratch = True`` and
+    ``assignment_map = (('state.*', None),)``.
 
     Args:
         folder: ``checkpoint_N`` to be made, local or ``gs://``.
         step: optimizer steps done.
         arrays: key below ``target`` -> array, of `fill.arrays`.
+        num_heads: attention heads, which the scanned form keeps apart.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written.
     """
     folder = epath.Path(folder)
     target: dict[str, Any] = {}
-    for key, array in arrays:
-        name = f"{_TARGET}.{key.replace('/', '.')}"
-        metadata = {
-            "shape": list(array.shape),
-            "chunks": _chunks(array.shape, array.dtype.itemsize),
-            "compressor": {"id": "gzip", "level": 1},
-        }
-        try:
-            store = ts.open(
-                {
-                    **_spec(folder, name),
-                    "metadata": metadata,
-                    "store_data_equal_to_fill_value": True,
-                },
-                dtype=array.dtype,
-                create=True,
-                delete_existing=True,
-            ).result()
-            store.write(array).result()
-        except (ValueError, OSError) as error:
-            raise InputError(
-                f"{folder}: {key} cannot be written: {_in_short(error)}; make room, or choose "
-                "another --out"
-            ) from error
+    for key, joined in arrays:
         *parents, leaf = key.split("/")
         node = target
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = {
-            "driver": "zarr",
-            "dtype": array.dtype.name,
-            "kvstore": {"driver": "file", "path": f"{name}/"},
-            "metadata": metadata,
-        }
-    optimizer = {_TARGET: target, "state": {"step": np.asarray(step, np.int32), "param_states": {}}}
+        array = _heads_apart(key, joined, num_heads)
+        node[leaf] = zarr_arrays.write(folder, f"{_TARGET}.{key.replace('/', '.')}", array)
+    optimizer = {_TARGET: target, _STATE: {"step": np.asarray(step, np.int32), "param_states": {}}}
     index = {"version": VERSION, _OPTIMIZER: optimizer}
     (folder / INDEX).write_bytes(serialization.msgpack_serialize(index))
 
 
-def _chunks(shape: Shape, itemsize: int) -> list[int]:
-    """Chunks of at most 64 MiB: the longest axis is halved, rounding up, until they are."""
-    chunks = list(shape)
-    while np.prod(chunks, dtype=np.int64) * itemsize > _CHUNK_BYTES:
-        longest = int(np.argmax(chunks))
-        chunks[longest] = -(-chunks[longest] // 2)
-    return chunks
+def _heads_apart(key: str, array: np.ndarray, num_heads: int) -> np.ndarray:
+    """The inverse of what `Checkpoint.read` does to scanned attention kernels."""
+    if array.ndim == 3 and _HEADS_LAST.fullmatch(key):
+        return array.reshape(*array.shape[:2], num_heads, -1)
+    if array.ndim == 3 and _HEADS_FIRST.fullmatch(key):
+        split = array.reshape(num_heads, -1, *array.shape[1:])
+        return np.ascontiguousarray(np.moveaxis(split, 1, 2))
+    return array
