@@ -4,17 +4,19 @@ After warm-up and repeated: train steps packed and unpacked in turns, label deco
 pipeline alone, memory, the building of the token cache, and with --startup the time from a train
 command to its first step. Parameters are fresh, whatever INITIAL_CHECKPOINT says: speed does not
 depend on them. Nothing is written to MODEL_DIR.
+
+--against=recipe measures the released code's recipe in PyTorch and ours in turns instead; with
+--trajectories=FOLDER it lets both train on the same batches and writes how far apart they are.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import jax
 from absl import flags
 
-from launch import benchmark
+from launch import benchmark, paired, trajectories
 from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax import records
 from stepdistill_jax.bench import machine, report
@@ -34,6 +36,12 @@ _CACHE_BUILD = flags.DEFINE_bool(
 _STARTUP = flags.DEFINE_bool(
     "startup", False, "Also time launch.train from its command to the end of its first step."
 )
+_AGAINST = flags.DEFINE_enum("against", None, ["recipe"], "Measure in turns with this instead.")
+_TRAJECTORIES = flags.DEFINE_string(
+    "trajectories", "", "With --against: compare the runs themselves, and write them here."
+)
+_RUN_STEPS = flags.DEFINE_integer("trajectory_steps", 100, "Steps of each.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer("trajectory_seeds", 1, "Runs of each.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", "", "Also write the results to this file.")
 
 
@@ -42,40 +50,47 @@ def main(arguments: Arguments) -> None:
     if arguments.positional:
         raise InputError(f"{' '.join(arguments.positional)}: not a flag; write --gin_file=FILE")
     config = arguments.parse()
-    builds = benchmark.has_tensorflow()
-    left_out = []
+    left_out: list[str] = []
     found: list[Measurement] = []
-    # In the only order in which nothing disturbs the next: an accelerator belongs to one process
-    # at a time, and TensorFlow, once imported, keeps its memory.
-    if _STARTUP.value and builds:
-        _say("start-up")
-        found += benchmark.start_up(arguments, _WINDOWS.value)
-    elif _STARTUP.value:
-        left_out.append("start-up (a cold one needs TensorFlow and SeqIO, which are not installed)")
-    parts = benchmark.Benchmark(config, _WINDOWS.value)
-    _say("train steps, packed and unpacked")
-    found += parts.train(_STEPS.value)
-    _say("label decode")
-    found += parts.decode()
-    _say("pipeline")
-    found += parts.pipeline()
-    found += benchmark.memory()
-    if _CACHE_BUILD.value and builds:
-        _say("token cache build")
-        found += parts.build()
-    elif _CACHE_BUILD.value:
-        left_out.append("token cache build (TensorFlow and SeqIO are not installed)")
+    if _TRAJECTORIES.value:
+        if not _AGAINST.value:
+            raise InputError("--trajectories compares two trainers; add --against=recipe")
+        benchmark.say("both trainers on the same batches")
+        found += trajectories.follow(config, _RUN_STEPS.value, _SEEDS.value, _TRAJECTORIES.value)
+        shapes = {}
+    else:
+        # First of all: an accelerator belongs to one process at a time.
+        if _STARTUP.value:
+            benchmark.say("start-up")
+            found += benchmark.start_up(arguments, _WINDOWS.value, left_out)
+        parts = benchmark.Benchmark(config, _WINDOWS.value)
+        if _AGAINST.value:
+            found += paired.measure(parts, _STEPS.value)
+        else:
+            found += _parts(parts, left_out)
+        shapes = {f"{mode} batch": dataclasses.asdict(s) for mode, s in parts.shapes.items()}
     if jax.process_index() == 0:
-        about = {"machine": machine.machine(), "run": benchmark.settings(config)}
-        about |= {f"{mode} batch": dataclasses.asdict(s) for mode, s in parts.shapes.items()}
+        about = {"machine": machine.machine(), "run": benchmark.settings(config), **shapes}
         print(report.text(about, found, left_out))
         if _JSON.value:
             records.write_atomic(_JSON.value, report.as_json(about, found, left_out))
 
 
-def _say(what: str) -> None:
-    """Tells whoever waits, apart from the results."""
-    print(f"measuring: {what}", file=sys.stderr, flush=True)
+def _parts(parts: benchmark.Benchmark, left_out: list[str]) -> list[Measurement]:
+    benchmark.say("train steps, packed and unpacked")
+    found = parts.train(_STEPS.value)
+    benchmark.say("label decode")
+    found += parts.decode()
+    benchmark.say("pipeline")
+    found += parts.pipeline()
+    found += benchmark.memory()
+    # Last: TensorFlow, once imported, keeps its memory.
+    if _CACHE_BUILD.value and benchmark.has_tensorflow():
+        benchmark.say("token cache build")
+        found += parts.build()
+    elif _CACHE_BUILD.value:
+        left_out.append("token cache build (TensorFlow and SeqIO are not installed)")
+    return found
 
 
 if __name__ == "__main__":

@@ -6,8 +6,13 @@ import dataclasses
 import functools
 import importlib.util
 import pathlib
+import sys
 import tempfile
 from typing import Any
+
+import grain
+import jax
+import numpy as np
 
 from launch import evaluation
 from launch.flags import Arguments
@@ -19,6 +24,7 @@ from stepdistill_jax.bench.windows import TrainLoop
 from stepdistill_jax.data.packing import RowShape, row_shape
 from stepdistill_jax.data.pipeline import train_iterator
 from stepdistill_jax.data.token_cache import TokenCache, open_or_build
+from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.flops import train_flops
 from stepdistill_jax.optim import optimizer as make_optimizer
 from stepdistill_jax.optim import schedule as make_schedule
@@ -80,7 +86,7 @@ class Benchmark:
         loops = {}
         slowest = 0.0
         for mode in (PACKED, UNPACKED):
-            loops[mode] = self._loop(mode)
+            loops[mode] = self.loop(mode)
             first = loops[mode].window(1).seconds
             seconds = loops[mode].window(1).seconds
             slowest = max(slowest, seconds)
@@ -96,31 +102,37 @@ class Benchmark:
         contestants = {mode: functools.partial(loop.window, count) for mode, loop in loops.items()}
         taken = take_turns(contestants, self.turns)
         for mode, turns in taken.items():
-            found += _train_measurements(mode, turns)
+            found += train_measurements(mode, turns)
         quotient = ratio(*([turn.rate("pairs") for turn in taken[m]] for m in (PACKED, UNPACKED)))
         found.append(Measurement("train, packed over unpacked", "times", quotient, "paired"))
         return found
 
     def decode(self) -> list[Measurement]:
         """Predictions of the label stream, as in an evaluation."""
-        longest = int(self.validation.lengths["label_targets"].max())
-        # Fresh parameters never write EOS; trained ones end with the longest label of a batch.
-        length = min(self.config.eval.max_decode_length, longest)
-        config = dataclasses.replace(
-            self.config,
-            eval=dataclasses.replace(self.config.eval, max_decode_length=length),
-        )
-        evaluator = evaluation.make_evaluator(config, self.mesh)
-        sample = windows.EvenSample(self.validation, _DECODE_BATCHES * config.eval.batch_size)
+        evaluator, sample = self.label_evaluation()
 
         def predict() -> int:
             return len(evaluator.predict(self.state.params, sample))
 
         predict()
         taken = [windows.timed(predict, "examples") for _ in range(self.turns)]
-        remark = f"{config.eval.mode}, {len(sample)} validation rows, {length} tokens each"
+        remark = (
+            f"{evaluator.config.mode}, {len(sample)} validation rows, "
+            f"{evaluator.config.max_decode_length} tokens each"
+        )
         rates = spread([window.rate("examples") for window in taken])
         return [Measurement("label decode", "examples/s", rates, remark)]
+
+    def label_evaluation(self) -> tuple[Evaluator, windows.EvenSample]:
+        """An evaluator that writes as much as the longest label needs, and rows for it."""
+        longest = int(self.validation.lengths["label_targets"].max())
+        # Fresh parameters never write EOS; trained ones end with the longest label of a batch.
+        length = min(self.config.eval.max_decode_length, longest)
+        evaluation_config = dataclasses.replace(self.config.eval, max_decode_length=length)
+        config = dataclasses.replace(self.config, eval=evaluation_config)
+        rows = _DECODE_BATCHES * config.eval.batch_size
+        sample = windows.EvenSample(self.validation, rows)
+        return evaluation.make_evaluator(config, self.mesh), sample
 
     def pipeline(self) -> list[Measurement]:
         """Packed host batches in one thread on one core, no device."""
@@ -173,31 +185,41 @@ class Benchmark:
             self.shapes[mode] = row_shape(self.cache.lengths, pipeline, self.config.streams)
         return self.shapes[mode]
 
-    def _loop(self, mode: str) -> TrainLoop:
-        config = self.config
-        shape = self._shape(mode)
+    def batches(self, mode: str) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+        """This process's part of the train batches, from the first one of the run on."""
         shard, shards = data_shard(self.mesh)
-        return TrainLoop(
-            batches=train_iterator(
-                self.cache,
-                dataclasses.replace(config.pipeline, pack=mode == PACKED),
-                shape,
-                config.streams,
-                process_index=shard,
-                process_count=shards,
-            ),
-            place=lambda batch: place_batch(batch, self.mesh, config.microbatches),
-            step=self._step,
-            shards=shards,
-            flops=train_flops(config.model, shape.rows, shape.inputs, shape.targets),
+        return train_iterator(
+            self.cache,
+            dataclasses.replace(self.config.pipeline, pack=mode == PACKED),
+            self._shape(mode),
+            self.config.streams,
+            process_index=shard,
+            process_count=shards,
         )
 
-    def _step(self, batch: Any) -> Any:
+    def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A host batch on the mesh."""
+        return place_batch(batch, self.mesh, self.config.microbatches)
+
+    def loop(self, mode: str) -> TrainLoop:
+        """The train loop, from the first batch of the run and the present state on."""
+        shape = self._shape(mode)
+        return TrainLoop(
+            batches=self.batches(mode),
+            place=self.place,
+            step=self.step,
+            shards=data_shard(self.mesh)[1],
+            flops=train_flops(self.config.model, shape.rows, shape.inputs, shape.targets),
+        )
+
+    def step(self, batch: Any) -> Any:
+        """One update of `state`; its metrics, still on the device."""
         self.state, metrics = self._train_step(self.state, batch)
         return metrics
 
 
-def _train_measurements(mode: str, turns: list[Window]) -> list[Measurement]:
+def train_measurements(mode: str, turns: list[Window]) -> list[Measurement]:
+    """Rates, parts of a step's time and fill of the windows of one mode."""
     steps = f"{turns[0].amounts['steps']:.0f} steps a window"
     found = [
         Measurement(
@@ -255,11 +277,20 @@ def has_tensorflow() -> bool:
     return all(importlib.util.find_spec(name) for name in ("tensorflow", "seqio"))
 
 
-def start_up(arguments: Arguments, turns: int) -> list[Measurement]:
+def say(what: str) -> None:
+    """Tells whoever waits, apart from the results."""
+    print(f"measuring: {what}", file=sys.stderr, flush=True)
+
+
+def start_up(arguments: Arguments, turns: int, left_out: list[str]) -> list[Measurement]:
     """Cold and warm start-ups of `launch.train`, in turns; before this process takes a device.
 
-    Cold: no token cache and no stored program. Warm: both as the cold start left them.
+    Cold: no token cache and no stored program. Warm: both as the cold start left them. Without
+    TensorFlow there is no cold one: then `left_out` is told.
     """
+    if not has_tensorflow():
+        left_out.append("start-up (a cold one needs TensorFlow and SeqIO, which are not installed)")
+        return []
     seconds: dict[str, list[float]] = {"cold": [], "warm": []}
     for _ in range(min(turns, _STARTS)):
         with tempfile.TemporaryDirectory() as folder:

@@ -151,12 +151,12 @@ def refuse_surrogates(value: Any, where: str) -> None:
         ) from error
 
 
-def write_atomic(path: epath.PathLike, text: str) -> None:
+def write_atomic(path: epath.PathLike, text: str | bytes) -> None:
     """Writes `text` under a temporary name and renames: readers see all of it or nothing."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}"
-    temporary.write_text(text)
+    temporary.write_bytes(text.encode() if isinstance(text, str) else text)
     temporary.replace(path)
 
 

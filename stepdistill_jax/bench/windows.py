@@ -46,10 +46,10 @@ class TrainLoop:
         """Times `steps` steps, the last one's end included.
 
         Returns:
-            Amounts: ``steps``, ``pairs``, ``tokens`` and ``flops`` of all processes; seconds of
-            the three parts that the loop's time falls into: ``wait`` for a batch, ``place`` (host
-            to device), ``step`` (dispatching steps and waiting for them); and for each feature
-            ``fill FEATURE``, tokens over slots.
+            Amounts: ``steps``, ``pairs``, ``tokens``, ``slots`` and ``flops`` of all processes;
+            seconds of the three parts that the loop's time falls into: ``wait`` for a batch,
+            ``place`` (host to device), ``step`` (dispatching steps and waiting for them); and for
+            each feature ``fill FEATURE``, tokens over slots.
         """
         wait = place = pairs = 0.0
         tokens: dict[str, int] = {}
@@ -78,6 +78,7 @@ class TrainLoop:
                 "steps": steps,
                 "pairs": pairs * self.shards,
                 "tokens": sum(tokens.values()) * self.shards,
+                "slots": sum(slots.values()) * self.shards,
                 "flops": self.flops * steps,
                 "wait": wait,
                 "place": place,
