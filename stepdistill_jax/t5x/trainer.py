@@ -1,0 +1,39 @@
+"""T5X's trainer, whose microbatches give the loss and gradient of the whole batch."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from t5x import trainer
+
+
+class StepByStepTrainer(trainer.Trainer):
+    """`t5x.trainer.Trainer` for `StepByStepModel`; the same arguments.
+
+    T5X's adds up the loss of every microbatch. Here each is given the factors of the whole global
+    batch first, so that with any ``num_microbatches`` the sum is the loss of the batch (dropout
+    draws other masks).
+    """
+
+    @functools.cached_property
+    def _partitioned_train_step(self) -> Any:
+        def train_step(train_state: Any, batch: Any) -> Any:
+            return trainer.train_with_lr(
+                train_state,
+                self._model.with_loss_factors(batch),
+                learning_rate=self._learning_rate_fn(train_state.step),
+                dropout_rng=self._get_step_rng(train_state.step),
+                model=self._model,
+                num_microbatches=self._num_microbatches,
+                weight_metrics_computer=self._weight_metrics_computer,
+                data_partition_spec=self._partitioner.data_partition_spec,
+            )
+
+        rows = self._partitioner.data_partition_spec
+        return self._partitioner.partition(
+            train_step,
+            in_axis_resources=(self._train_state_axes, rows),
+            out_axis_resources=(self._train_state_axes, None),
+            donate_argnums=(0,),
+        )
