@@ -27,7 +27,11 @@ setup(
         *GIN_PACKAGES,
     ],
     package_dir=GIN_PACKAGES,
-    package_data={package: ["*.gin"] for package in GIN_PACKAGES},
+    package_data={
+        **{package: ["*.gin"] for package in GIN_PACKAGES},
+        # Named by their path inside the package, as T5X's own gin files are.
+        "stepdistill_jax.t5x": ["configs/*.gin"],
+    },
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.8",
@@ -52,6 +56,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
+        # T5X itself comes from requirements-t5x.txt, which says why.
+        "t5x": ["cached-property>=2", "fiddle>=0.3"],
         "test": [
             "build>=1.2",
             "hypothesis>=6.100",
