@@ -89,7 +89,7 @@ class StepByStepFeatureConverter(seqio.FeatureConverter):
         return ds.map(self._convert_example, num_parallel_calls=tf.data.AUTOTUNE)
 
     def _convert_example(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        converted = {}
+        converted: dict[str, tf.Tensor] = {}
         for stream, prefix in PREFIXES.items():
             targets = features[f"{stream}_targets"]
             values = {

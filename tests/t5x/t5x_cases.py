@@ -7,17 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import seqio
+from t5x import optimizers
+from t5x.examples.t5 import network
 
 import tasks.demo
 from stepdistill_jax.data.preprocessors import seqio_vocabulary
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import init_params
-
-pytest.importorskip("t5x", reason="t5x is not importable; install it as README's 'In T5X' says")
-
-from t5x import optimizers
-from t5x.examples.t5 import network
-
 from stepdistill_jax.t5x.feature_converter import StepByStepFeatureConverter
 from stepdistill_jax.t5x.features import PREFIXES, stream_features
 from stepdistill_jax.t5x.model import StepByStepModel

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-pytest.importorskip("t5x", reason="t5x is not importable; install it as README's 'In T5X' says")
+pytest.importorskip(
+    "t5x.models", reason="t5x is not importable; install it as README's 'In T5X' says"
+)
 
 from t5x import train_state as train_state_lib
 from t5x import trainer

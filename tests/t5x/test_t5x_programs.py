@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-pytest.importorskip("t5x", reason="t5x is not importable; install it as README's 'In T5X' says")
+pytest.importorskip(
+    "t5x.models", reason="t5x is not importable; install it as README's 'In T5X' says"
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = "stepdistill_jax/t5x/configs"
