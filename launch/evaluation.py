@@ -17,6 +17,7 @@ from stepdistill_jax.data.token_cache import open_or_build
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.eval.results import Result, RunFacts
 from stepdistill_jax.eval.runner import Evaluator
+from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import abstract_params, logical_axes
 from stepdistill_jax.parallel.rules import param_shardings
 from stepdistill_jax.run_config import RunConfig
@@ -35,15 +36,6 @@ def make_evaluator(config: RunConfig, mesh: Mesh) -> Evaluator:
     vocabulary = load_vocabulary(config.tokens.vocabulary)
     config.check_vocabulary(vocabulary.size)
     columns = config.data.columns
-    facts = RunFacts(
-        dataset=config.data.dataset,
-        method=config.method,
-        labels=config.data.labels,
-        rationales=config.data.rationales if RATIONALE in config.streams else "none",
-        fraction=config.data.fraction,
-        seed=config.seed,
-        model=configs.model_name(config.model),
-    )
     return Evaluator(
         model_dir=config.model_dir,
         config=config.eval,
@@ -52,17 +44,35 @@ def make_evaluator(config: RunConfig, mesh: Mesh) -> Evaluator:
         vocabulary=vocabulary,
         caches=lambda split: open_or_build(config.data, config.tokens, split),
         metric=SOURCES[config.data.dataset].metric if columns is None else columns.metric,
-        facts=facts,
+        facts=run_facts(config),
+    )
+
+
+def run_facts(config: RunConfig) -> RunFacts:
+    """What every result of a run says of it."""
+    return RunFacts(
+        dataset=config.data.dataset,
+        method=config.method,
+        labels=config.data.labels,
+        rationales=config.data.rationales if RATIONALE in config.streams else "none",
+        fraction=config.data.fraction,
+        seed=config.seed,
+        model=configs.model_name(config.model),
     )
 
 
 def abstract_sharded_params(config: RunConfig, mesh: Mesh) -> Any:
     """The model's parameters as shapes with shardings: what `restore_params` fills."""
-    shapes = abstract_params(config.model)
+    return sharded_shapes(config.model, mesh)
+
+
+def sharded_shapes(model: T5Config, mesh: Mesh) -> Any:
+    """As `abstract_sharded_params`, of a model that no run has."""
+    shapes = abstract_params(model)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        param_shardings(logical_axes(config.model), shapes, mesh),
+        param_shardings(logical_axes(model), shapes, mesh),
     )
 
 

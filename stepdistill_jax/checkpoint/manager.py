@@ -130,6 +130,26 @@ def save(
         )
 
 
+def save_params(model_dir: epath.PathLike, step: int, params: PyTree) -> None:
+    """Writes a checkpoint of parameters alone, which `restore.restore_params` reads.
+
+    Args:
+        model_dir: a folder without a checkpoint of `step`.
+        step: the checkpoint's number.
+        params: tree of arrays, on any mesh.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with manager(model_dir) as checkpoints, _writable(checkpoints):
+        checkpoints.save(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave({"params": params})),
+            metrics={METRIC: NOT_SCORED, "step": step},
+            force=True,
+        )
+
+
 def restore(
     checkpoints: ocp.CheckpointManager, step: int, abstract_state: PyTree
 ) -> tuple[PyTree, dict[str, Any], dict[str, Any]]:

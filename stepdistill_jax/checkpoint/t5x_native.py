@@ -98,7 +98,6 @@ class Checkpoint:
         form: ``t5x``, or ``t5x_scanned`` where layers are stacked.
         step: optimizer steps done; None where neither the index nor the folder's name says.
         shapes: key below ``target`` -> shape of every parameter, heads joined.
-        dtypes: likewise.
     """
 
     def __init__(self, path: epath.PathLike) -> None:
@@ -121,8 +120,9 @@ class Checkpoint:
         scanned = any(key.startswith(("encoder/encoder/", "decoder/decoder/")) for key in arrays)
         self.form: Form = "t5x_scanned" if scanned else "t5x"
         self._arrays = zarr_arrays.open_all(arrays, self.where)
-        self.shapes = {key: _joined(key, array.shape) for key, array in self._arrays.items()}
-        self.dtypes = {key: zarr_arrays.dtype(array) for key, array in self._arrays.items()}
+        self.shapes: Mapping[str, Shape] = {
+            key: _joined(key, array.shape) for key, array in self._arrays.items()
+        }
         self._layers: tuple[Any, np.ndarray] | None = None
 
     def read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:

@@ -129,11 +129,6 @@ def open_all(arrays: Mapping[str, Stored | np.ndarray], where: str) -> dict[str,
     return opened
 
 
-def dtype(array: Any) -> np.dtype:
-    """Of an opened array."""
-    return array.dtype if isinstance(array, np.ndarray) else array.dtype.numpy_dtype
-
-
 def read(array: Any, index: Any, key: str, where: str) -> np.ndarray:
     """The elements of an opened array at `index`.
 

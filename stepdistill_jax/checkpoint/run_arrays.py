@@ -1,0 +1,91 @@
+"""The parameters of a run's checkpoint, read array by array, so that not all are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from stepdistill_jax.checkpoint import manager, zarr_arrays
+from stepdistill_jax.checkpoint.names import Shape
+from stepdistill_jax.spec import InputError
+
+PyTree = Any
+
+_STATE = "state"
+_PARAMS = "params"
+
+
+class LazyArray:
+    """A parameter that is read when it is used; `numpy.asarray` and ``[layer]`` read it.
+
+    Attributes:
+        shape: its own.
+    """
+
+    def __init__(self, arrays: RunArrays, key: str) -> None:
+        self._arrays = arrays
+        self._key = key
+        self.shape = arrays.shapes[key]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self._arrays.whole(self._key), dtype=dtype, copy=copy)
+
+    def __getitem__(self, layer: int) -> np.ndarray:
+        return self._arrays.whole(self._key)[layer]
+
+
+class RunArrays:
+    """The parameters of one step of a run, of which one array at a time is in memory.
+
+    Attributes:
+        where: the folder of the step.
+        shapes: path -> shape.
+    """
+
+    def __init__(self, model_dir: epath.PathLike, step: int) -> None:
+        """Opens the arrays and reads none.
+
+        Raises:
+            InputError: no such step, or it is damaged.
+        """
+        folder = manager.checkpoints_folder(model_dir) / str(step)
+        self.where = str(folder)
+        index = folder / _STATE / zarr_arrays.ORBAX_INDEX
+        if not index.is_file():
+            raise InputError(f"{folder}: no checkpoint of this package: {index} is missing")
+        self._arrays = zarr_arrays.open_all(zarr_arrays.orbax_arrays(index, _PARAMS), self.where)
+        self.shapes: Mapping[str, Shape] = {k: tuple(a.shape) for k, a in self._arrays.items()}
+        self._last: tuple[str, np.ndarray] | None = None
+
+    def read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:
+        """See `fill.Reader`.
+
+        Raises:
+            InputError: a part of it is missing or damaged.
+        """
+        return zarr_arrays.read(self._arrays[key], index, key, self.where)
+
+    def whole(self, key: str) -> np.ndarray:
+        """One array; the same again costs nothing until another is asked for.
+
+        Raises:
+            InputError: a part of it is missing or damaged.
+        """
+        if self._last is None or self._last[0] != key:
+            self._last = None  # let go of the last before reading the next
+            self._last = (key, self.read(key, (...,)))
+        return self._last[1]
+
+    def tree(self) -> PyTree:
+        """The parameter tree, of `LazyArray`."""
+        root: dict[str, Any] = {}
+        for key in sorted(self.shapes):
+            *parents, leaf = key.split("/")
+            node = root
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = LazyArray(self, key)
+        return root
