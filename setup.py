@@ -29,8 +29,8 @@ setup(
     package_dir=GIN_PACKAGES,
     package_data={
         **{package: ["*.gin"] for package in GIN_PACKAGES},
-        # Named by their path inside the package, as T5X's own gin files are.
-        "stepdistill_jax.t5x": ["configs/*.gin"],
+        # A package: gin finds its files from any folder, as it finds T5X's own.
+        "stepdistill_jax.t5x.configs": ["*.gin"],
     },
     install_requires=[
         "absl-py>=2.1",
@@ -62,11 +62,14 @@ setup(
             "build>=1.2",
             "hypothesis>=6.100",
             "import-linter>=2.1",
+            "matplotlib>=3.9",
             "mypy>=1.15",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
+            # The references' own: README says how to get the build for CPU alone.
+            "torch>=2.6",
         ],
     },
 )
