@@ -21,6 +21,7 @@ from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax import records
 from stepdistill_jax.bench import machine, report
 from stepdistill_jax.bench.measure import Measurement
+from stepdistill_jax.bench.official_recipe import require_torch
 from stepdistill_jax.spec import InputError
 
 _WINDOWS = flags.DEFINE_integer("windows", 5, "Timed windows of each measurement.", lower_bound=1)
@@ -50,6 +51,8 @@ def main(arguments: Arguments) -> None:
     if arguments.positional:
         raise InputError(f"{' '.join(arguments.positional)}: not a flag; write --gin_file=FILE")
     config = arguments.parse()
+    if _AGAINST.value:
+        require_torch()
     left_out: list[str] = []
     found: list[Measurement] = []
     if _TRAJECTORIES.value:
@@ -67,30 +70,13 @@ def main(arguments: Arguments) -> None:
         if _AGAINST.value:
             found += paired.measure(parts, _STEPS.value)
         else:
-            found += _parts(parts, left_out)
+            found += benchmark.measure(parts, _STEPS.value, _CACHE_BUILD.value, left_out)
         shapes = {f"{mode} batch": dataclasses.asdict(s) for mode, s in parts.shapes.items()}
     if jax.process_index() == 0:
         about = {"machine": machine.machine(), "run": benchmark.settings(config), **shapes}
         print(report.text(about, found, left_out))
         if _JSON.value:
             records.write_atomic(_JSON.value, report.as_json(about, found, left_out))
-
-
-def _parts(parts: benchmark.Benchmark, left_out: list[str]) -> list[Measurement]:
-    benchmark.say("train steps, packed and unpacked")
-    found = parts.train(_STEPS.value)
-    benchmark.say("label decode")
-    found += parts.decode()
-    benchmark.say("pipeline")
-    found += parts.pipeline()
-    found += benchmark.memory()
-    # Last: TensorFlow, once imported, keeps its memory.
-    if _CACHE_BUILD.value and benchmark.has_tensorflow():
-        benchmark.say("token cache build")
-        found += parts.build()
-    elif _CACHE_BUILD.value:
-        left_out.append("token cache build (TensorFlow and SeqIO are not installed)")
-    return found
 
 
 if __name__ == "__main__":

@@ -218,6 +218,33 @@ class Benchmark:
         return metrics
 
 
+def measure(
+    parts: Benchmark, steps: int, cache_build: bool, left_out: list[str]
+) -> list[Measurement]:
+    """Everything but start-up.
+
+    Args:
+        parts: before its first step.
+        steps: train steps of a window, 0 = chosen by time.
+        cache_build: also build a token cache; `left_out` is told where that cannot be.
+        left_out: words for what was not measured.
+    """
+    say("train steps, packed and unpacked")
+    found = parts.train(steps)
+    say("label decode")
+    found += parts.decode()
+    say("pipeline")
+    found += parts.pipeline()
+    found += memory()
+    # Last: TensorFlow, once imported, keeps its memory.
+    if cache_build and has_tensorflow():
+        say("token cache build")
+        found += parts.build()
+    elif cache_build:
+        left_out.append("token cache build (TensorFlow and SeqIO are not installed)")
+    return found
+
+
 def train_measurements(mode: str, turns: list[Window]) -> list[Measurement]:
     """Rates, parts of a step's time and fill of the windows of one mode."""
     steps = f"{turns[0].amounts['steps']:.0f} steps a window"

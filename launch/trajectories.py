@@ -41,7 +41,8 @@ def follow(config: RunConfig, steps: int, seeds: int, folder: epath.PathLike) ->
         folder: is made if need be.
 
     Returns:
-        The largest relative differences; with several seeds, the means of the last steps' losses.
+        Without dropout the largest relative differences (two draws of it have nothing to compare
+        step by step); with several seeds the means of the last steps' losses.
     """
     plots.require_matplotlib()
     folder = epath.Path(folder)
@@ -54,7 +55,8 @@ def follow(config: RunConfig, steps: int, seeds: int, folder: epath.PathLike) ->
         own = dataclasses.replace(config, seed=seed, pipeline=pipeline)
         runs[seed], apart = _side_by_side(own, steps)
         lines += [{"seed": seed, **dataclasses.asdict(distance)} for distance in apart]
-        found += _differences(f"seed {seed}", runs[seed], apart)
+        if not config.model.dropout_rate:
+            found += _differences(f"seed {seed}", runs[seed], apart)
     if seeds > 1:
         found += [line for metric in METRICS[:2] for line in _agreement(metric, [*runs.values()])]
     numbered = [

@@ -20,7 +20,7 @@ class Without:
         self.finder = finder
 
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("tensorflow", "tensorflow_text", "seqio", "tasks"):
+        if name.split(".")[0] in ("tensorflow", "tensorflow_text", "seqio", "tasks", "torch"):
             return None
         return self.finder.find_spec(name, path, target)
 
@@ -30,7 +30,7 @@ from launch import bench, flags
 
 def main(arguments):
     bench.main(arguments)
-    assert not {"tensorflow", "seqio", "tasks"} & set(sys.modules)
+    assert not {"tensorflow", "seqio", "tasks", "torch"} & set(sys.modules)
 
 flags.run_with_arguments(main)
 """
@@ -125,6 +125,20 @@ def test_measures_a_run_with_a_warm_token_cache_and_no_tensorflow(folder):
         assert f"\n{line}" in f"\n{done.stdout}"
     assert "not reported by this device" in done.stdout
     assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--against=recipe", "torch cannot be found; pip install 'stepdistill-jax[test]'"),
+        ("--trajectories=there", "compares two trainers; add --against=recipe"),
+    ],
+)
+def test_a_comparison_that_cannot_be_made_is_one_line(folder, flag, message):
+    done = bench(folder, flag)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.endswith(f"{message}\n")
 
 
 def test_a_cache_that_is_neither_there_nor_can_be_built_is_one_line(tmp_path):
