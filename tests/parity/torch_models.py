@@ -54,6 +54,31 @@ def hf_logits(model, inputs, mask, decoder_inputs):
     return output.logits.numpy()
 
 
+def least_relu_input(model, pairs):
+    """Smallest magnitude of what any ReLU of the model is given at a real token of the pairs."""
+    masks, found = {}, []
+
+    def hook(stack):
+        def measure(module, args, output):
+            found.append(float(output[torch.tensor(masks[stack] > 0)].abs().min()))
+
+        return measure
+
+    hooks = [
+        module.register_forward_hook(hook(name.split(".")[0]))
+        for name, module in model.named_modules()
+        if name.endswith("DenseReluDense.wi")
+    ]
+    for stream in ("label", "rationale"):
+        inputs, masks["encoder"] = padded([pair[f"{stream}_inputs"] for pair in pairs])
+        targets, masks["decoder"] = padded([pair[f"{stream}_targets"] for pair in pairs])
+        decoder_inputs = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+        hf_logits(model, inputs, masks["encoder"], decoder_inputs)
+    for handle in hooks:
+        handle.remove()
+    return min(found, default=1.0)
+
+
 def hf_losses(model, pairs):
     """Each stream's loss, the two combined as the released recipe does, and its gradients.
 
