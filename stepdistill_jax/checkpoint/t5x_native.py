@@ -8,6 +8,7 @@ nothing else of them is read.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -149,11 +150,11 @@ class Checkpoint:
         if _HEADS_LAST.fullmatch(key):
             heads, rest = _cover(last, *array.shape[2:])
             part = zarr_arrays.read(array, (first, layers, heads), key, self.where)
-            return part.reshape(*part.shape[:2], -1)[..., rest]
+            return part.reshape(*part.shape[:2], math.prod(part.shape[2:]))[..., rest]
         heads, rest = _cover(first, array.shape[0], array.shape[2])
         part = zarr_arrays.read(array, (heads, layers, slice(None), last), key, self.where)
         part = np.moveaxis(part, 1, 2)
-        return part.reshape(-1, *part.shape[2:])[rest]
+        return part.reshape(math.prod(part.shape[:2]), *part.shape[2:])[rest]
 
 
 def open_checkpoint(path: epath.PathLike) -> Checkpoint:
