@@ -151,7 +151,7 @@ def write_tokenizer(folder: epath.Path, vocabulary: Vocabulary, max_length: int)
     Args:
         folder: exists.
         vocabulary: T5's or one like it (``spiece.model``), bytes (ByT5's tokenizer), or a
-            word-level one (``tokenizer.json``).
+            word-level one (``tokenizer.json`` besides).
         max_length: tokens of the longest input, EOS included.
 
     Raises:
@@ -166,9 +166,9 @@ def write_tokenizer(folder: epath.Path, vocabulary: Vocabulary, max_length: int)
             for token, content in ((PAD_ID, "<pad>"), (EOS_ID, "</s>"), (UNK_ID, "<unk>"))
         }
     elif isinstance(vocabulary, SentencePieceVocabulary):
+        (folder / hf.TOKENIZERS[0]).write_bytes(vocabulary.model)
         kind = _model_type(vocabulary)
         if kind == "UNIGRAM":
-            (folder / hf.TOKENIZERS[0]).write_bytes(vocabulary.model)
             sentinels = vocabulary.size - len(vocabulary.pieces())
             config |= {"tokenizer_class": "T5Tokenizer", "extra_ids": sentinels}
         elif kind == "WORD":

@@ -110,6 +110,7 @@ def test_there_and_back_a_run_starts_from_the_same_parameters(run, exported, tmp
     if form != "hf":
         there = tmp_path / "there"
         conversion.convert(conversion.open_source(run.model_dir), form, str(there))
+    initial.check(str(there), run.model, "demo")
     assert_same(initial.initial_params(str(there), sharded(run)), params_of(run, BEST))
     back = tmp_path / "back"
     source = conversion.open_source(str(there), scan_layers=run.model.scan_layers)
@@ -144,6 +145,7 @@ def test_the_exported_folder_says_what_transformers_needs(exported, run):
         "config.json",
         "generation_config.json",
         "model.safetensors",
+        "spiece.model",
         "tokenizer.json",
         "tokenizer_config.json",
     }
