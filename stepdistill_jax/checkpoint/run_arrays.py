@@ -55,7 +55,9 @@ class RunArrays:
         self.where = str(folder)
         index = folder / _STATE / zarr_arrays.ORBAX_INDEX
         if not index.is_file():
-            raise InputError(f"{folder}: no checkpoint of this package: {index} is missing")
+            raise InputError(
+                f"{folder}: {index} is missing; copy the step's folder back, or name another step"
+            )
         self._arrays = zarr_arrays.open_all(zarr_arrays.orbax_arrays(index, _PARAMS), self.where)
         self.shapes: Mapping[str, Shape] = {k: tuple(a.shape) for k, a in self._arrays.items()}
         self._last: tuple[str, np.ndarray] | None = None

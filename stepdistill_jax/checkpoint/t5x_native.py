@@ -40,16 +40,15 @@ _HEADS_FIRST = re.compile(r".*attention/out/kernel")
 def is_checkpoint(path: epath.PathLike) -> bool:
     """Whether a local or ``gs://`` path holds a T5X checkpoint: one step's folder or several."""
     folder = epath.Path(path)
-    return _index(folder) is not None or bool(steps(folder))
+    return _index(folder) is not None or bool(_steps(folder))
 
 
-def steps(folder: epath.PathLike) -> list[int]:
-    """The steps whose ``checkpoint_N`` lie in a folder, ascending."""
-    folder = epath.Path(folder)
+def _steps(folder: epath.Path) -> dict[int, epath.Path]:
+    """Step -> its folder ``checkpoint_STEP``, ascending; some pad the number with zeros."""
     if not folder.is_dir():
-        return []
+        return {}
     named = [(_STEP.fullmatch(child.name), child) for child in folder.iterdir()]
-    return sorted(int(name[1]) for name, child in named if name and _index(child) is not None)
+    return dict(sorted((int(m[1]), child) for m, child in named if m and _index(child) is not None))
 
 
 def _index(path: epath.Path) -> epath.Path | None:
@@ -76,13 +75,13 @@ def _find(path: epath.PathLike) -> epath.Path:
         InputError: none, or several.
     """
     folder = epath.Path(path)
-    present = steps(folder)
+    present = _steps(folder)
     if len(present) > 1:
         raise InputError(
             f"{folder} holds the T5X checkpoints of steps {', '.join(map(str, present))}; name "
-            f"one, such as {folder / f'checkpoint_{present[-1]}'}"
+            f"one, such as {present[max(present)]}"
         )
-    found = _index(folder / f"checkpoint_{present[0]}" if present else folder)
+    found = _index(next(iter(present.values()), folder))
     if found is None:
         raise InputError(
             f"{folder}: no T5X checkpoint lies here; expected {INDEX} or "

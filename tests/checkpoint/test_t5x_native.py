@@ -157,6 +157,7 @@ def test_several_steps_must_be_told_apart(tmp_path):
     with pytest.raises(InputError, match=r"steps 20, 100; name one, such as .*checkpoint_100"):
         t5x_native.open_checkpoint(tmp_path)
     shutil.rmtree(tmp_path / "checkpoint_20")
+    (tmp_path / "checkpoint_100").rename(tmp_path / "checkpoint_00100")
     assert t5x_native.open_checkpoint(tmp_path).step == 100
 
 
