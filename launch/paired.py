@@ -204,6 +204,8 @@ class _RecipeLoop:
         assert pending is not None
         _read(pending)
         seconds = time.perf_counter() - started
+        # Ours and the recipe need not fit into memory together, but for their parameters.
+        machine.return_free_memory()
         tokens = slots = 0
         for batch in batches:
             for stream in batch.values():
