@@ -1,5 +1,7 @@
+import collections
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -247,17 +249,27 @@ def test_bfloat16_activations_with_float32_parameters_and_logits(variant, scan_l
     assert jnp.mean(jnp.abs(logits - expected)) < 0.05 * jnp.std(expected)
 
 
-def test_every_product_of_the_bfloat16_model_is_of_bfloat16():
+@pytest.mark.parametrize(("platform", "sums"), [("tpu", "bf16"), ("cpu", "f32")])
+def test_every_product_of_the_bfloat16_model_is_of_bfloat16(platform, sums):
+    """XLA for CPU has a fast product of bfloat16 only where it ends in float32."""
     config = dataclasses.replace(V1_1, dtype="bfloat16", scan_layers=False)
-    params = abstract_params(config)
-    jaxpr = jax.make_jaxpr(lambda p: forward(config, p, *batch()))(params)
-    products = [e for e in _equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
-    operands = [v.aval for e in products for v in e.invars]
-    # The only product of float32 is the table of the relative-position bias, two of them.
-    wide = [a.shape for a in operands if a.dtype == jnp.float32]
-    assert sorted(set(wide)) == [(2, 32), (32, 2 * T - 1), (32, 2 * L - 1)]
-    # 3 encoder layers of 9, 2 decoder layers of 15, the logits, the two biases.
-    assert len(products) == 3 * 9 + 2 * 15 + 1 + 2
+    traced = jax.jit(lambda p: forward(config, p, *batch())).trace(abstract_params(config))
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    products = [
+        tuple(re.findall(r"x(\w+)>", line))
+        for line in program.splitlines()
+        if "dot_general" in line
+    ]
+    kinds = collections.Counter(tuple(t.rpartition("x")[2] for t in types) for types in products)
+    # The only products of float32 are the tables of the relative-position bias, two of them.
+    assert kinds.pop(("f32", "f32", "f32")) == 2
+    # 3 encoder layers of 7 products with parameters, 2 decoder layers of 11; the products of
+    # attention weights and values, 3 + 2 * 2; as many of queries and keys, and the logits, which
+    # are float32.
+    expected = collections.Counter({("bf16", "bf16", sums): 3 * 7 + 2 * 11})
+    expected[("bf16", "bf16", "bf16")] += 3 + 2 * 2
+    expected[("bf16", "bf16", "f32")] += 3 + 2 * 2 + 1
+    assert kinds == expected
 
 
 def test_masks_and_relative_positions_are_computed_outside_the_scanned_layer():
