@@ -25,15 +25,15 @@ Index = tuple[slice, ...]
 
 
 class Reader(Protocol):
-    """A checkpoint of another form, open for reading.
+    """A checkpoint of another form, open for reading."""
 
-    Attributes:
-        where: its folder or file, for messages.
-        shapes: key -> shape of every array that a model could want.
-    """
+    @property
+    def where(self) -> str:
+        """Its folder or file, for messages."""
 
-    where: str
-    shapes: Mapping[str, Shape]
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Key -> shape of every array that a model could want."""
 
     def read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:
         """The elements of one array at `index` (slices, and an integer for a layer)."""
