@@ -67,7 +67,7 @@ class T5Config:
     dropout_rate: float = 0.1
     dtype: str = "float32"
     scan_layers: bool = True
-    remat: str = "none"
+    remat: str = "dots"
     one_hot_embedding: bool = False
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
