@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from launch import evaluation
 from stepdistill_jax.checkpoint.initial import initial_params
+from stepdistill_jax.costs import CostMeter
 from stepdistill_jax.data.packing import row_shape
 from stepdistill_jax.data.pipeline import train_iterator
 from stepdistill_jax.data.token_cache import open_or_build
@@ -94,6 +95,7 @@ def make_trainer(
         f"{shape.inputs} inputs and {dict(shape.targets)} targets on {mesh.size} device(s); "
         f"ready in {time.perf_counter() - started:.1f} s"
     )
+    flops = train_flops(config.model, shape.rows, shape.inputs, shape.targets)
     trainer = loop.Trainer(
         config=loop.LoopConfig(
             model_dir=config.model_dir,
@@ -109,8 +111,13 @@ def make_trainer(
         evaluate=lambda params, step: evaluator.evaluate(params, step, "validation").accuracy,
         checkpoints=checkpoints,
         log=log.MetricLog(config.model_dir, int(state.step), tensorboard=config.tensorboard),
-        throughput=log.Throughput(
-            train_flops(config.model, shape.rows, shape.inputs, shape.targets)
+        throughput=log.Throughput(flops),
+        costs=CostMeter(
+            config.model_dir,
+            int(state.step),
+            train_pairs=len(cache),
+            flops_per_step=flops,
+            devices=mesh.size,
         ),
         example_ids=lambda index: [cache.row(int(i) - 1)["id"] for i in np.unique(index)],
         identity=identity,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import abstract_params, logical_axes
 from stepdistill_jax.parallel.rules import param_shardings
 from stepdistill_jax.run_config import RunConfig
-from stepdistill_jax.spec import FINISHED_FILE, RATIONALE
+from stepdistill_jax.spec import FINISHED_FILE, RATIONALE_METHODS
 
 # The split that a step is chosen on.
 SELECTED_ON = "validation"
@@ -54,10 +55,15 @@ def run_facts(config: RunConfig) -> RunFacts:
         dataset=config.data.dataset,
         method=config.method,
         labels=config.data.labels,
-        rationales=config.data.rationales if RATIONALE in config.streams else "none",
+        rationales=config.data.rationales if config.method in RATIONALE_METHODS else "none",
         fraction=config.data.fraction,
         seed=config.seed,
         model=configs.model_name(config.model),
+        data_seed=config.data.data_seed,
+        train_split=config.data.train_split,
+        augment=config.data.augment,
+        initial=config.initial_checkpoint or "",
+        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config.model))),
     )
 
 

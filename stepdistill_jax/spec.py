@@ -17,8 +17,24 @@ STREAMS = (LABEL, RATIONALE)
 # The four rank-1 int32 features of every SeqIO task, each ending in EOS.
 FEATURES = ("label_inputs", "label_targets", "rationale_inputs", "rationale_targets")
 
-# Method -> the streams that it trains. Every method is a configuration of the one train step.
-METHOD_STREAMS = {"standard": (LABEL,), "step_by_step": STREAMS}
+# The label from the input and a perturbed rationale: the regulariser of PINTO, made from the same
+# cached pair, in the rationale's place.
+COUNTERFACTUAL = "counterfactual"
+
+# Method -> the streams that it trains. Every method is a configuration of the one train step;
+# `teacher` trains nothing: the teacher's own answers are scored.
+METHOD_STREAMS: dict[str, tuple[str, ...]] = {
+    "standard": (LABEL,),
+    "step_by_step": STREAMS,
+    "single_task": (LABEL,),
+    "rationale_as_input": (LABEL,),
+    "pinto": (LABEL, COUNTERFACTUAL),
+    "teacher": (),
+}
+# Methods that train on rationales, whichever stream they come in by.
+RATIONALE_METHODS = ("step_by_step", "single_task", "rationale_as_input", "pinto")
+# Methods whose student reads the teacher's rationale, at test time too.
+READER_METHODS = ("rationale_as_input", "pinto")
 
 # Prefix style -> (label prefix, rationale prefix). "release" is what the published code uses,
 # "paper" what Section 3.2 of the paper prints.

@@ -26,8 +26,15 @@ class RunFacts:
     """What a run is, as every line of its results says.
 
     Attributes:
-        rationales: ``none`` where the method trains on none.
-        model: name of the model's gin file, or its sizes.
+        labels: ``gold`` or ``teacher``; ``none`` where nothing is trained.
+        rationales: ``none`` where the method reads none.
+        model: name of the model's gin file, or its sizes; ``teacher`` where the teacher is scored.
+        data_seed: of the data's choices.
+        train_split: that the run trains on.
+        triage: the rationale filters and their weight, as ``wrong+states_label:0.5``; "" = none.
+        augment: added inputs; "" = none.
+        initial: the checkpoint that training started from; "" = random parameters.
+        parameters: of the model; None where they are not known.
     """
 
     dataset: str
@@ -37,6 +44,12 @@ class RunFacts:
     fraction: float
     seed: int
     model: str
+    data_seed: int = dataclasses.field(default=0, kw_only=True)
+    train_split: str = dataclasses.field(default="train", kw_only=True)
+    triage: str = dataclasses.field(default="", kw_only=True)
+    augment: str = dataclasses.field(default="", kw_only=True)
+    initial: str = dataclasses.field(default="", kw_only=True)
+    parameters: int | None = dataclasses.field(default=None, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +61,11 @@ class Result(RunFacts):
         accuracy: in [0, 1].
         stderr: binomial standard error over the examples.
         selected_on: ``validation`` where the step was chosen as the best on it, else ``none``.
+        train_pairs: pairs in the training data; None where nothing is trained.
+        train_flops: model FLOPs of the steps behind these parameters, forward and backward.
+        device_seconds: devices times seconds of those steps, first compilation included.
+        serving_flops: model FLOPs of one answer, mean over the split.
+        All None where they are not known.
     """
 
     step: int
@@ -56,9 +74,16 @@ class Result(RunFacts):
     accuracy: float
     stderr: float
     selected_on: str
+    train_pairs: int | None = dataclasses.field(default=None, kw_only=True)
+    train_flops: float | None = dataclasses.field(default=None, kw_only=True)
+    device_seconds: float | None = dataclasses.field(default=None, kw_only=True)
+    serving_flops: float | None = dataclasses.field(default=None, kw_only=True)
 
 
 RESULT_FIELDS = tuple(field.name for field in dataclasses.fields(Result))
+_REQUIRED = {
+    field.name for field in dataclasses.fields(Result) if field.default is dataclasses.MISSING
+}
 
 
 def read_results(model_dir: epath.PathLike) -> list[Result]:
@@ -72,7 +97,8 @@ def read_results(model_dir: epath.PathLike) -> list[Result]:
         return []
     results = []
     for where, row in records.read_jsonl(path):
-        if set(row) != set(RESULT_FIELDS):
+        # Lines of before a field was added lack it, and take its default.
+        if not _REQUIRED <= set(row) <= set(RESULT_FIELDS):
             raise InputError(
                 f"{where}: fields {sorted(row)}, expected {sorted(RESULT_FIELDS)}; remove the line"
             )

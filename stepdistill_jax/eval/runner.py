@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from stepdistill_jax import records
+from stepdistill_jax.costs import read_costs
 from stepdistill_jax.data.pipeline import PairSource, eval_batches
 from stepdistill_jax.data.token_shards import Manifest
 from stepdistill_jax.data.vocabulary import Vocabulary
@@ -34,11 +35,12 @@ from stepdistill_jax.eval.results import (
     mark_selected,
 )
 from stepdistill_jax.model.config import T5Config
+from stepdistill_jax.model.flops import serving_flops
 from stepdistill_jax.model.network import abstract_params, logical_axes
 from stepdistill_jax.model.stack import Params
 from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.parallel.rules import activation_rules, fitting_rules
-from stepdistill_jax.spec import EOS_ID, PAD_ID, InputError
+from stepdistill_jax.spec import EOS_ID, LABEL, PAD_ID, InputError
 
 PREDICTIONS_FILE = "predictions.jsonl"
 METRICS_FILE = "metrics.json"
@@ -113,12 +115,14 @@ class Prediction:
         row: position in the token cache.
         text: the label that it wrote, or chose.
         ended: EOS came within MAX_DECODE_LENGTH; always true of a choice.
+        tokens: written, EOS included; where choices are scored, those of all of them.
         probabilities: choice -> probability; None where the label was decoded.
     """
 
     row: int
     text: str
     ended: bool
+    tokens: int
     probabilities: dict[str, float] | None = None
 
 
@@ -203,6 +207,7 @@ class Evaluator:
             split=split,
             **dataclasses.asdict(score),
             selected_on=selected_on,
+            **self._cost(step, cache, predictions),
         )
         if jax.process_index() == 0:
             lines = [
@@ -246,13 +251,23 @@ class Evaluator:
             path = folder / METRICS_FILE
             stored = json.loads(path.read_text()) if path.exists() else None
             known = stored and dataclasses.replace(
-                known, **{name: stored[name] for name in ("n", "accuracy", "stderr")}
+                known,
+                **{name: stored[name] for name in ("n", "accuracy", "stderr", "serving_flops")},
             )
         if jax.process_count() == 1:
             return known
         # The first process decides for all: they must agree on whether to compute.
         agreed = bool(multihost_utils.broadcast_one_to_all(np.int32(known is not None)))
         return known if agreed else None
+
+    def _cost(self, step: int, cache: TextSource, predictions: list[Prediction]) -> dict[str, Any]:
+        """What `step` steps took, where the run noted it, and what an answer takes."""
+        spent = read_costs(self.model_dir).get(step)
+        inputs = float(np.mean(cache.lengths[f"{LABEL}_inputs"]))
+        outputs = float(np.mean([prediction.tokens for prediction in predictions]))
+        cost = {} if spent is None else dataclasses.asdict(spent)
+        cost.pop("step", None)
+        return {**cost, "serving_flops": serving_flops(self.model, inputs, outputs)}
 
     def _conditions(self, split: str) -> dict[str, Any]:
         """What else decides a score, beside the run and the mode: kept in metrics.json."""
@@ -332,7 +347,12 @@ class Evaluator:
 
         def read() -> list[Prediction]:
             return [
-                Prediction(row, self.vocabulary.decode(ids.tolist()), EOS_ID in ids)
+                Prediction(
+                    row,
+                    self.vocabulary.decode(ids.tolist()),
+                    EOS_ID in ids,
+                    int(np.count_nonzero(ids)),
+                )
                 for row, ids in _real_rows(batch["row"], tokens)
             ]
 
@@ -353,7 +373,8 @@ class Evaluator:
                 choices = _distinct(cache.row(row)["choices"])
                 named = dict(zip(choices, values.tolist(), strict=False))
                 best = max(named, key=named.__getitem__)
-                predictions.append(Prediction(row, best, True, named))
+                tokens = sum(len(self.vocabulary.encode(choice)) + 1 for choice in choices)
+                predictions.append(Prediction(row, best, True, tokens, named))
             return predictions
 
         return read

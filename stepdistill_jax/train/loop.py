@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import manager
+from stepdistill_jax.costs import CostMeter
 from stepdistill_jax.spec import EXAMPLE_INDEX, NON_FINITE_FILE, InputError
 from stepdistill_jax.train.log import MetricLog, Throughput
 from stepdistill_jax.train.state import TrainState
@@ -159,6 +160,7 @@ class Trainer:
         checkpoints: from `checkpoint.manager.manager`.
         log: where metrics go.
         throughput: counts pairs and tokens.
+        costs: notes what the steps take.
         example_ids: values of EXAMPLE_INDEX to the data set's ids, for the non-finite report.
         identity: what run this is; saved with every checkpoint.
     """
@@ -171,6 +173,7 @@ class Trainer:
     checkpoints: ocp.CheckpointManager
     log: MetricLog
     throughput: Throughput
+    costs: CostMeter
     example_ids: Callable[[np.ndarray], list[str]]
     identity: Mapping[str, Any]
 
@@ -184,6 +187,7 @@ class Trainer:
         (epath.Path(config.model_dir) / NON_FINITE_FILE).unlink(missing_ok=True)
         step = int(state.step)
         pending: _Step | None = None
+        self.costs.start()
         with (
             Preemption() as preemption,
             tqdm(
@@ -212,12 +216,16 @@ class Trainer:
                     self._report(pending, bar)
                     pending = None
                     aside = time.perf_counter()
+                    if jax.process_index() == 0:
+                        self.costs.note(step)
                     accuracy = self.evaluate(state.params, step) if evaluates else None
                     if accuracy is not None:
                         evals.append((step, accuracy))
                         bar.write(f"step {step}: validation label accuracy {accuracy:.2%}")
                     self._save(state, step, evals, accuracy)
-                    self.throughput.leave_out(time.perf_counter() - aside)
+                    aside = time.perf_counter() - aside
+                    self.throughput.leave_out(aside)
+                    self.costs.leave_out(aside)
                 if preemption.requested and saves:
                     break
         manager.wait(self.checkpoints)

@@ -14,6 +14,7 @@ from stepdistill_jax.eval import runner
 from stepdistill_jax.eval.results import RunFacts
 from stepdistill_jax.eval.runner import EvalConfig, Evaluator
 from stepdistill_jax.model.config import T5Config
+from stepdistill_jax.model.flops import serving_flops
 from stepdistill_jax.model.network import Transformer, init_params, logical_axes
 from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
 from stepdistill_jax.parallel.rules import param_shardings
@@ -143,7 +144,10 @@ def test_files_of_an_evaluation(tmp_path, params, one_by_one):
     stored = json.loads((folder / "metrics.json").read_text())
     assert (stored["n"], stored["accuracy"], stored["mode"]) == (ROWS, share, "decode")
     (line,) = (tmp_path / "results.jsonl").read_text().splitlines()
-    assert list(json.loads(line).items()) == [
+    written = json.loads(line)
+    inputs, tokens = np.mean(rows.lengths["label_inputs"]), [LENGTH] * ROWS
+    assert written.pop("serving_flops") == serving_flops(MODEL, inputs, np.mean(tokens))
+    assert list(written.items()) == [
         ("dataset", "demo"),
         ("method", "standard"),
         ("labels", "gold"),
@@ -151,12 +155,21 @@ def test_files_of_an_evaluation(tmp_path, params, one_by_one):
         ("fraction", 1.0),
         ("seed", 0),
         ("model", "tiny"),
+        ("data_seed", 0),
+        ("train_split", "train"),
+        ("triage", ""),
+        ("augment", ""),
+        ("initial", ""),
+        ("parameters", None),
         ("step", 30),
         ("split", "test"),
         ("n", ROWS),
         ("accuracy", share),
         ("stderr", pytest.approx((share * (1 - share) / ROWS) ** 0.5)),
         ("selected_on", "validation"),
+        ("train_pairs", None),
+        ("train_flops", None),
+        ("device_seconds", None),
     ]
     assert dataclasses.asdict(result) == json.loads(line)
 

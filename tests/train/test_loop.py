@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from stepdistill_jax.checkpoint import manager, restore
+from stepdistill_jax.costs import CostMeter, read_costs
 from stepdistill_jax.spec import EXAMPLE_INDEX, NON_FINITE_FILE, InputError
 from stepdistill_jax.train import loop
 from stepdistill_jax.train.log import MetricLog, Throughput
@@ -74,6 +75,7 @@ def train(folder, accuracies=None, losses=float, data="a", **config):
             checkpoints=checkpoints,
             log=log,
             throughput=Throughput(0.0),
+            costs=CostMeter(folder, int(state.step), train_pairs=7, flops_per_step=3.0, devices=2),
             example_ids=lambda index: [f"id{i}" for i in index],
             identity=identity,
         )
@@ -154,3 +156,31 @@ def test_a_run_on_other_data_is_not_continued(tmp_path):
     train(tmp_path, train_steps=4)
     with pytest.raises(InputError, match="had the training data a, now it is b"):
         train(tmp_path, train_steps=6, data="b")
+
+
+def test_what_the_steps_took_is_noted_where_they_are_saved_and_goes_on_after_a_resume(tmp_path):
+    train(tmp_path, checkpoint_period=4)
+    first = read_costs(tmp_path)
+    assert [(cost.step, cost.train_flops) for cost in first.values()] == [
+        (4, 12.0),
+        (8, 24.0),
+        (10, 30.0),
+    ]
+    assert {cost.train_pairs for cost in first.values()} == {7}
+    train(tmp_path, train_steps=12, checkpoint_period=4)
+    again = read_costs(tmp_path)
+    assert list(again) == [4, 8, 10, 12]
+    assert [again[step] for step in first] == list(first.values())
+    seconds = [cost.device_seconds for cost in again.values()]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] < seconds[3]
+
+
+def test_costs_of_steps_that_are_done_again_are_forgotten(tmp_path):
+    meter = CostMeter(tmp_path, 0, train_pairs=1, flops_per_step=1.0, devices=1)
+    for step in (1, 2, 3):
+        meter.note(step)
+    kept = read_costs(tmp_path)[1]
+    CostMeter(tmp_path, 1, train_pairs=1, flops_per_step=1.0, devices=1).note(5)
+    costs = read_costs(tmp_path)
+    assert list(costs) == [1, 5]
+    assert costs[5].device_seconds >= kept.device_seconds == costs[1].device_seconds
