@@ -14,10 +14,9 @@ from launch import conversion
 from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax.spec import InputError
 
-_TO = flags.DEFINE_enum(
+_TO = flags.DEFINE_string(
     "to",
-    None,
-    list(conversion.KINDS),
+    "",
     "hf: a folder for T5ForConditionalGeneration and AutoTokenizer, with a model card (of a run) | "
     "orbax: what INITIAL_CHECKPOINT and evaluation of this package read | t5x, t5x_scanned: T5X's "
     "native form, for its minimal network or for scalable_t5.",
@@ -44,6 +43,8 @@ def main(arguments: Arguments) -> None:
             "launch.convert CHECKPOINT [--to=FORM --out=FOLDER]"
         )
     name = arguments.positional[0]
+    if _TO.value and _TO.value not in conversion.KINDS:
+        raise InputError(f"--to={_TO.value}: expected one of {', '.join(conversion.KINDS)}")
     if bool(_TO.value) != bool(_OUT.value):
         given, missing = ("--to", "--out") if _TO.value else ("--out", "--to")
         raise InputError(f"{given} is given and {missing} is not; --help lists the forms")

@@ -21,12 +21,13 @@ from stepdistill_jax.checkpoint.weight_files import (
     WeightFile,
     damaged,
 )
-from stepdistill_jax.data.vocabulary import SentencePieceVocabulary, Vocabulary
+from stepdistill_jax.data.vocabulary import ByteVocabulary, SentencePieceVocabulary, Vocabulary
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.spec import InputError
 
 CONFIG = "config.json"
 TOKENIZERS = ("spiece.model", "tokenizer.json")
+TOKENIZER_CONFIG = "tokenizer_config.json"
 INDEX = ".index.json"
 SAFETENSORS = ("model.safetensors", f"model.safetensors{INDEX}")
 PYTORCH = ("pytorch_model.bin", f"pytorch_model.bin{INDEX}")
@@ -171,6 +172,8 @@ class Checkpoint:
         Raises:
             InputError: they differ, or the checkpoint has no tokenizer to compare with.
         """
+        if isinstance(vocabulary, ByteVocabulary) and self._reads_bytes():
+            return
         theirs = self._pieces()
         ours = vocabulary.pieces() if isinstance(vocabulary, SentencePieceVocabulary) else []
         if ours and ours == theirs[: len(ours)]:
@@ -182,6 +185,11 @@ class Checkpoint:
             f"trained with: {len(ours):,} and {len(theirs):,} pieces, different from id {first} "
             f"on; set VOCABULARY={self.where!r}, or INITIAL_CHECKPOINT=None to train from scratch"
         )
+
+    def _reads_bytes(self) -> bool:
+        """Whether the checkpoint says that its tokenizer is ByT5's, which has no file of pieces."""
+        config = _read_json(self._place.find((TOKENIZER_CONFIG,)))
+        return isinstance(config, dict) and config.get("tokenizer_class") == "ByT5Tokenizer"
 
     def _pieces(self) -> list[str]:
         path = self._place.find(TOKENIZERS)

@@ -19,7 +19,6 @@ from stepdistill_jax.spec import EOS_ID, PAD_ID, UNK_ID, InputError
 PyTree = Any
 
 GENERATION_CONFIG = "generation_config.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 # Larger models are cut into files of at most this.
 SHARD_BYTES = 5 * 10**9
 _DTYPE = np.dtype(np.float32)
@@ -179,7 +178,7 @@ def write_tokenizer(folder: epath.Path, vocabulary: Vocabulary, max_length: int)
                 f"VOCABULARY is a SentencePiece model of type {kind}, which transformers' T5 "
                 "cannot read (UNIGRAM, as T5's, it can); take the model out with --to=t5x"
             )
-    write_json(folder / TOKENIZER_CONFIG, config)
+    write_json(folder / hf.TOKENIZER_CONFIG, config)
 
 
 def _proto(vocabulary: SentencePieceVocabulary) -> Any:

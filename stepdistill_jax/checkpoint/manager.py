@@ -13,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from stepdistill_jax.checkpoint.zarr_arrays import in_short
 from stepdistill_jax.spec import InputError
 
 CHECKPOINTS = "checkpoints"
@@ -180,7 +181,7 @@ def _writable(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        reason = _in_short(error)
+        reason = in_short(error)
         if not isinstance(error, OSError) and not _DISK_ERROR.search(reason):
             raise
         raise InputError(
@@ -194,14 +195,6 @@ def _writable(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
 _DISK_ERROR = re.compile("RESOURCE_EXHAUSTED|PERMISSION_DENIED|No space left|Read-only")
 
 
-def _in_short(error: Exception) -> str:
-    """The reason in one line, without tensorstore's dump of its own settings."""
-    text = " ".join(str(error).split())
-    return re.split(r" See full TensorStore details| \[tensorstore_spec| \[source locations", text)[
-        0
-    ][:400]
-
-
 @contextlib.contextmanager
 def readable(folder: epath.Path) -> Iterator[None]:
     """Turns whatever Orbax and tensorstore raise on a damaged step into one clear error."""
@@ -213,6 +206,6 @@ def readable(folder: epath.Path) -> Iterator[None]:
         # The abandoned reads would each log a stack trace of their own.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         raise InputError(
-            f"{folder}: this checkpoint cannot be read: {_in_short(error)}; copy the "
+            f"{folder}: this checkpoint cannot be read: {in_short(error)}; copy the "
             "step's folder back, or delete it so that the run continues from the step before"
         ) from error

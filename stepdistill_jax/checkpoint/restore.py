@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from stepdistill_jax.checkpoint import manager
+from stepdistill_jax.checkpoint import manager, names
 from stepdistill_jax.spec import InputError
 
 PyTree = Any
@@ -75,16 +74,13 @@ def check_shapes(model_dir: epath.PathLike, step: int, abstract_params: PyTree) 
         if metadata is None:
             raise ValueError("its index of arrays is missing")
         stored = metadata.tree["params"]
-    shapes = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(stored)
-    }
-    problems = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if shapes.get(name) != tuple(leaf.shape):
-            found = shapes.get(name, "nothing")
-            problems.append(f"{name}: checkpoint has {found}, the model wants {tuple(leaf.shape)}")
+    shapes = {name: tuple(leaf.shape) for name, leaf in names.flat(stored).items()}
+    wanted = {name: tuple(leaf.shape) for name, leaf in names.flat(abstract_params).items()}
+    problems = [
+        f"{name}: checkpoint has {shapes.get(name, 'nothing')}, the model wants {shape}"
+        for name, shape in wanted.items()
+        if shapes.get(name) != shape
+    ]
     if problems:
         raise InputError(
             f"{folder}: the checkpoint is of another model: {'; '.join(problems[:5])}"

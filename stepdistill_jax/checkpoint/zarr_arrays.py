@@ -191,6 +191,6 @@ def _chunks(shape: Shape, itemsize: int) -> list[int]:
 
 
 def in_short(error: Exception) -> str:
-    """tensorstore's reason, without its dump of settings."""
+    """tensorstore's reason in one line, without its dump of settings."""
     text = " ".join(str(error).split())
-    return re.split(r" \[tensorstore_spec| \[source locations|\. See full", text)[0][:300]
+    return re.split(r" \[tensorstore_spec| \[source locations|\.? See full", text)[0][:400]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 from safetensors.numpy import load_file, save_file
+from same_trees import assert_same
 
 from stepdistill_jax.checkpoint import fill, hf, hf_export, names
 from stepdistill_jax.data.sources import demo
@@ -46,13 +47,6 @@ def write(folder, config, params, **changes):
     hf_export.write_json(epath.Path(folder / "config.json"), hf_export.config_json(config))
     hf_export.write_weights(epath.Path(folder), params, **changes)
     return str(folder)
-
-
-def assert_same(found, expected):
-    found, expected = names.flat(found), names.flat(expected)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
@@ -228,3 +222,15 @@ def test_a_kind_of_vocabulary_that_transformers_lacks_is_refused(tmp_path):
     vocabulary = SentencePieceVocabulary(trained.getvalue(), 0, where="here")
     with pytest.raises(InputError, match="SentencePiece model of type BPE"):
         hf_export.write_tokenizer(epath.Path(tmp_path), vocabulary, 32)
+
+
+def test_a_tokenizer_of_bytes_is_known_again_where_training_goes_on_from_the_folder(
+    tmp_path, spiece
+):
+    config = model("v1.1", vocab_size=264)
+    write(tmp_path, config, host_params(config))
+    hf_export.write_tokenizer(epath.Path(tmp_path), load_vocabulary("bytes"), 32)
+    checkpoint = hf.Checkpoint(str(tmp_path))
+    checkpoint.check_vocabulary(load_vocabulary("bytes"), "bytes")
+    with pytest.raises(InputError, match=r"spiece\.model or tokenizer\.json is not in"):
+        checkpoint.check_vocabulary(load_vocabulary(str(spiece)), str(spiece))

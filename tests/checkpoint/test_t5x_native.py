@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import t5x_writer
 from flax import serialization
+from same_trees import assert_same
 
 from stepdistill_jax.checkpoint import fill, initial, names, sizes, t5x_native, zarr_arrays
 from stepdistill_jax.model.config import T5Config
@@ -27,13 +28,6 @@ def model(gated=True, vocab_size=t5x_writer.V, **changes):
     variant = {"mlp_activations": ("gelu", "linear") if gated else ("relu",)}
     variant["logits_via_embedding"] = not gated
     return T5Config(*sizes, *t5x_writer.LAYERS.values(), **(variant | changes))
-
-
-def assert_same(found, expected):
-    found, expected = names.flat(found), names.flat(expected)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])

@@ -1,6 +1,5 @@
 import itertools
 
-import jax
 import numpy as np
 import pytest
 
@@ -9,16 +8,7 @@ from stepdistill_jax import config
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.spec import EXAMPLE_INDEX, InputError
 
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory):
-    return tmp_path_factory.mktemp("caches")
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """The recipe runs on one."""
-    monkeypatch.setattr(benchmark, "make_mesh", lambda c: make_mesh(c, jax.devices()[:1]))
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def parts(caches, *overrides):

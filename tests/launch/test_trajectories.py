@@ -1,30 +1,19 @@
 import dataclasses
 import json
 
-import jax
 import pytest
 
-from launch import benchmark, trajectories
+from launch import trajectories
 from stepdistill_jax import config
-from stepdistill_jax.parallel.mesh import make_mesh
 
 pytest.importorskip("torch", reason="the released recipe runs on PyTorch")
 pytest.importorskip("matplotlib", reason="figures are drawn with matplotlib")
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 STEPS = 12
 METRICS = ("loss", "label_loss", "rationale_loss", "grad_norm")
 TIED = ("TIED_EMBEDDINGS=True", "MLP_ACTIVATIONS=('relu',)", "SCAN_LAYERS=True")
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory):
-    return tmp_path_factory.mktemp("caches")
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """The recipe runs on one."""
-    monkeypatch.setattr(benchmark, "make_mesh", lambda c: make_mesh(c, jax.devices()[:1]))
 
 
 def run(caches, *overrides):
