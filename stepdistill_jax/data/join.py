@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
+from stepdistill_jax.data import triage
 from stepdistill_jax.data.config import FILE_PREFIX, DataConfig, reject
 from stepdistill_jax.data.read import Reader
 from stepdistill_jax.data.sources import SOURCES, ColumnConfig
@@ -43,6 +44,7 @@ class JoinReport:
         no_rationale: reason -> kept pairs without a rationale.
         shuffled_same: rows that the shuffle, done before FRACTION cuts, dealt a rationale of the
             same text as their own.
+        triage: `triage.Tally.counts`.
     """
 
     dataset: str
@@ -55,6 +57,7 @@ class JoinReport:
     failures: tuple[ParseFailure, ...]
     no_rationale: Mapping[str, int]
     shuffled_same: int = 0
+    triage: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """The counts alone, flat, for a manifest or a table."""
@@ -68,6 +71,7 @@ class JoinReport:
             **{f"failed: {reason}": count for reason, count in sorted(failures.items())},
             **{f"no rationale: {r}": count for r, count in sorted(self.no_rationale.items())},
             "shuffled_same": self.shuffled_same,
+            **self.triage,
         }
 
 
@@ -75,8 +79,9 @@ def load_pairs(config: DataConfig, split: str) -> tuple[list[Pair], JoinReport]:
     """The pairs of ``train``, ``validation`` or ``test``, in file order.
 
     Train is TRAIN_SPLIT without the rows whose input is in validation, then cut to FRACTION: the
-    same rows whatever LABELS and RATIONALES are. With LABELS=teacher, rows whose teacher output
-    has no usable label are then dropped. Validation and test keep every row and have gold labels.
+    same rows whatever LABELS, RATIONALES and TRIAGE are. With LABELS=teacher, rows whose teacher
+    output has no usable label are then dropped, and rows of which TRIAGE leaves nothing. Validation
+    and test keep every row and have gold labels.
 
     Raises:
         InputError: a file is missing or malformed, or no row is left.
@@ -93,9 +98,10 @@ def load_pairs(config: DataConfig, split: str) -> tuple[list[Pair], JoinReport]:
         )
     has_rationale = any(pair.rationale for pair in pairs)
     if split == "train" and config.rationales != "none" and not has_rationale:
+        judged = f" that passes TRIAGE={config.triage}" if config.triage else ""
         raise InputError(
             f"RATIONALES is {config.rationales!r} but none of the {len(pairs)} training rows of "
-            f"{config.dataset!r} has one; set RATIONALES='none' or another source of them"
+            f"{config.dataset!r} has one{judged}; set RATIONALES='none' or another source of them"
         )
     return pairs, join.report(len(pairs))
 
@@ -111,7 +117,12 @@ def source_fingerprint(config: DataConfig, split: str) -> str:
     """
     reader = Reader(config, split)
     settings = dataclasses.asdict(config)
-    for name in ("data_dir", *(() if split == "train" else ("labels", "fraction", "augment"))):
+    unread = {"data_dir"}
+    if split != "train":
+        unread |= {"labels", "fraction", "augment"}
+    if split != "train" or not config.triage:
+        unread |= {"triage", "triage_weight"}
+    for name in unread:
         del settings[name]
     if split == "test":
         del settings["train_split"]
@@ -119,6 +130,10 @@ def source_fingerprint(config: DataConfig, split: str) -> str:
         settings["rationales"] = FILE_PREFIX
     elif config.rationales == "shuffled" and split != "train":
         settings["rationales"] = "teacher"
+    if split == "train" and config.augment_path:
+        settings["augment"] = FILE_PREFIX
+    if "triage" in settings:
+        settings["triage_version"] = triage.VERSION
     sources = [reader.source.version, SOURCES["asdiv"].version]
     versions = [VERSION, parser.VERSION, equation.VERSION, *sources]
     digest = hashlib.sha256(json.dumps([versions, split, settings], default=str).encode())
@@ -142,6 +157,7 @@ class _Join:
         self.failures: list[ParseFailure] = []
         self.no_rationale: collections.Counter[str] = collections.Counter()
         self.shuffled_same = 0
+        self.tally = triage.Tally(config.triage)
 
     def report(self, kept: int) -> JoinReport:
         return JoinReport(
@@ -155,10 +171,11 @@ class _Join:
             failures=tuple(self.failures),
             no_rationale=dict(self.no_rationale),
             shuffled_same=self.shuffled_same,
+            triage=self.tally.counts(),
         )
 
     def train(self) -> list[Pair]:
-        """Carve, augment, deal rationales, cut to FRACTION, join: in this order."""
+        """Carve, augment, judge and deal rationales, cut to FRACTION, join: in this order."""
         config, reader = self.config, self.reader
         examples, rows = reader.read(reader.source, reader.file_split)
         parsed = reader.annotations(examples, rows)
@@ -169,15 +186,18 @@ class _Join:
             validation, _ = reader.read(reader.source, "validation", count=False)
             examples = self.without(examples, validation, "input is in validation")
         if config.augment:
-            extra, parsed_extra = self.augmentation(validation)
+            extra, parsed_extra = self.augmentation(examples, validation)
             examples += extra
             parsed |= parsed_extra
         texts = {e.id: self.rationale(e, parsed.get(e.id)) for e in examples}
+        reasons = {e.id: self.judge(e, parsed.get(e.id), texts[e.id]) for e in examples}
+        if not config.triage_weight:
+            texts |= {row_id: None for row_id in texts if self.is_rationale(reasons[row_id])}
         if config.rationales == "shuffled":
             texts = self.shuffle(texts)
         chosen = take_fraction(examples, config.fraction, config.data_seed)
         self.dropped["outside FRACTION"] = len(examples) - len(chosen)
-        pairs = [self.train_pair(e, parsed.get(e.id), texts[e.id]) for e in chosen]
+        pairs = [self.train_pair(e, parsed.get(e.id), texts[e.id], reasons[e.id]) for e in chosen]
         self.dropped = +self.dropped
         return [pair for pair in pairs if pair is not None]
 

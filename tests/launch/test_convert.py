@@ -208,6 +208,8 @@ def test_what_to_do_must_be_said_in_full(run):
         parsed()
     with pytest.raises(InputError, match="--to is given and --out is not"):
         parsed(run.model_dir, to="hf")
+    with pytest.raises(InputError, match="--to=zip: expected one of orbax, hf, t5x, t5x_scanned"):
+        parsed(run.model_dir, to="zip", out="x")
     with pytest.raises(InputError, match=r"--gin_file=demo\.gin"):
         convert.main(Arguments(("demo.gin",), positional=(run.model_dir,)))
     with pytest.raises(InputError, match="EVAL_STEP='all': one step is converted"):
