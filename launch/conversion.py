@@ -23,8 +23,7 @@ from stepdistill_jax.checkpoint.run_arrays import RunArrays
 from stepdistill_jax.data.vocabulary import SentencePieceVocabulary, Vocabulary, load_vocabulary
 from stepdistill_jax.eval.follow import steps_to_score
 from stepdistill_jax.eval.model_card import Student, model_card
-from stepdistill_jax.eval.results import read_results
-from stepdistill_jax.eval.runner import PREDICTIONS_FILE
+from stepdistill_jax.eval.results import PREDICTIONS_FILE, read_results
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import abstract_params
 from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh

@@ -14,6 +14,8 @@ from stepdistill_jax import records
 from stepdistill_jax.spec import InputError
 
 RESULTS_FILE = "results.jsonl"
+# In eval/<split>/<step>: one line an example.
+PREDICTIONS_FILE = "predictions.jsonl"
 _LOCK_FILE = ".results.lock"
 
 # Values of `Result.selected_on`.

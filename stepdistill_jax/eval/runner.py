@@ -26,6 +26,7 @@ from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.eval import metrics
 from stepdistill_jax.eval.results import (
     NOT_SELECTED,
+    PREDICTIONS_FILE,
     RESULTS_FILE,
     VALIDATION,
     Result,
@@ -42,7 +43,6 @@ from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.parallel.rules import activation_rules, fitting_rules
 from stepdistill_jax.spec import EOS_ID, LABEL, PAD_ID, InputError
 
-PREDICTIONS_FILE = "predictions.jsonl"
 METRICS_FILE = "metrics.json"
 
 SPLITS = ("train", "validation", "test")
