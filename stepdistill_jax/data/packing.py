@@ -46,7 +46,8 @@ class PipelineConfig:
             the mean over an epoch comes as near as whole rows allow.
         pack: several pairs a row.
         input_row_length: slots of an input row; 0 = chosen from the data.
-        label_row_length: slots of a label target row; 0 = chosen from the data.
+        label_row_length: slots of a label target row, in every stream that asks for the label;
+            0 = chosen from the data.
         rationale_row_length: slots of a rationale target row; 0 = chosen from the data.
         seed: of the order of the pairs.
         prefetch: batches made ahead in a thread; 0 = made when asked for.
@@ -77,7 +78,9 @@ class PipelineConfig:
         """Feature -> (gin macro, given row length or 0)."""
         given = {}
         for stream in streams:
-            macro = f"{stream.upper()}_ROW_LENGTH"
+            macro = (
+                f"{(spec.LABEL if stream == spec.COUNTERFACTUAL else stream).upper()}_ROW_LENGTH"
+            )
             given[f"{stream}_inputs"] = ("INPUT_ROW_LENGTH", self.input_row_length)
             given[f"{stream}_targets"] = (macro, getattr(self, macro.lower()))
         return given
@@ -128,7 +131,7 @@ def row_shape(
     Packed row lengths that are not given are those with the least padding per pair, counting
     attention's quadratic part, for which a simulation of first-fit reaches a fill of
     `INPUT_FILL_GOAL` and `TARGET_FILL_GOAL` and whole rows come near the batch size, or that miss
-    them least. Unpacked ones hold the longest pair.
+    them least. Unpacked ones are as long as the longest pair.
 
     Args:
         lengths: feature -> int [pairs], tokens with EOS, as `TokenCache.lengths`.
@@ -203,9 +206,8 @@ def _check_given(
     if given and lengths[longest] > given:
         raise spec.InputError(
             f"{macro} = {given}, but {feature} has {lengths[longest]} tokens in "
-            f"{name(longest)}; pass {macro} = 0 to have it chosen, or at least "
-            f"{lengths[longest]}, or MAX_{macro.replace('_ROW', '')} = {given} to "
-            "truncate"
+            f"{name(longest)}; pass {macro} = 0 to have it chosen, or at least {lengths[longest]}; "
+            "or lower MAX_INPUT_LENGTH, MAX_LABEL_LENGTH or MAX_RATIONALE_LENGTH to truncate"
         )
 
 
@@ -218,19 +220,18 @@ def _unpacked(counts: np.ndarray, given: Mapping[str, tuple[str, int]]) -> np.nd
     """Row lengths [F] that hold the longest pair."""
     longest = counts.max(axis=1)
     longest[::2] = longest[::2].max()
-    fitting = [
-        _round_up(n, TARGET_MULTIPLE if column % 2 else INPUT_MULTIPLE)
-        for column, n in enumerate(longest)
-    ]
     wanted = [length for _, length in given.values()]
-    return np.where(wanted, wanted, fitting)
+    return np.where(wanted, wanted, longest)
 
 
 def _candidates(
     counts: np.ndarray, given: Mapping[str, tuple[str, int]], batch_size: int
 ) -> np.ndarray:
     """Row lengths to try, [candidates, F]; those that are given stay."""
-    shortest = _unpacked(counts, given)
+    shortest = [
+        _round_up(n, TARGET_MULTIPLE if column % 2 else INPUT_MULTIPLE)
+        for column, n in enumerate(_unpacked(counts, given))
+    ]
     means = counts.mean(axis=1)
     fixed = [length for _, length in given.values()]
     if fixed[0]:
@@ -239,7 +240,7 @@ def _candidates(
         tried = [length for length in INPUT_ROW_LENGTHS if length >= shortest[0]]
         pairs = batch_size / MIN_ROWS
         tried = [n for n in tried if n * INPUT_FILL_GOAL <= pairs * means[::2].max()] or tried[:1]
-        inputs = tried or [int(shortest[0])]
+        inputs = tried or [shortest[0]]
     candidates = []
     for length in inputs:
         pairs = length * INPUT_FILL_GOAL / means[::2].max()
@@ -247,7 +248,7 @@ def _candidates(
         for column in range(1, len(fixed), 2):
             fills = np.linspace(TARGET_FILL_GOAL, 1, 6)
             fitting = {_round_up(means[column] * pairs / fill, TARGET_MULTIPLE) for fill in fills}
-            least = int(shortest[column])
+            least = shortest[column]
             targets.append([fixed[column]] if fixed[column] else {max(n, least) for n in fitting})
         for chosen in itertools.product(*(sorted(lengths) for lengths in targets)):
             candidates.append([slots for target in chosen for slots in (length, target)])

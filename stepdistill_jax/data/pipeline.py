@@ -45,6 +45,7 @@ from stepdistill_jax.data.packing import PipelineConfig as PipelineConfig
 from stepdistill_jax.data.packing import RowShape as RowShape
 from stepdistill_jax.data.packing import packing_bins
 from stepdistill_jax.data.packing import row_shape as row_shape
+from stepdistill_jax.data.token_shards import Manifest
 
 # Evaluation compiles once for each of these lengths: quantiles of the input lengths, rounded up.
 EVAL_LENGTH_QUANTILES = (0.5, 0.9, 1.0)
@@ -63,7 +64,25 @@ class PairSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """One pair's four int32 features, `label_weight` and `rationale_weight`."""
+        """One pair's int32 features, and each stream's weight: ``label_weight`` and so on.
+
+        A weight is a number, or float32 [tokens of the target], in all pairs alike.
+        """
+
+
+class TextSource(PairSource, Protocol):
+    """What evaluation reads of one besides."""
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        """One pair with its texts: id, input, label, gold (None if unlabelled) and choices."""
+
+
+class SplitCache(TextSource, Protocol):
+    """A split's rows that can say what they were made from: a token cache, or a view of one."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its fingerprint names the data and the vocabulary."""
 
 
 def train_iterator(
@@ -143,10 +162,12 @@ def assemble(cache: PairSource, rows: Sequence[Batch], streams: Sequence[str]) -
             # the slots of all rows take the tokens of all pairs one after the other.
             batch[f"{feature}_segment_ids"] = segment_ids
             batch[feature] = _fill_slots(segment_ids, np.concatenate(tokens), np.int32)
-        weights = np.array([pair[f"{stream}_weight"] for pair in pairs], np.float32)
-        batch[f"{stream}_weights"] = _fill_slots(
-            segment_ids, np.repeat(weights, [len(target) for target in tokens]), np.float32
-        )
+        weights = [pair[f"{stream}_weight"] for pair in pairs]
+        if isinstance(weights[0], np.ndarray):
+            token_weights = np.concatenate(weights)
+        else:
+            token_weights = np.repeat(weights, [len(target) for target in tokens])
+        batch[f"{stream}_weights"] = _fill_slots(segment_ids, token_weights, np.float32)
     return batch
 
 

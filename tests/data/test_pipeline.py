@@ -346,7 +346,7 @@ def test_unpacked_rows_hold_one_pair_at_the_longest_length_or_the_given():
     }
     config = PipelineConfig(batch_size=7, pack=False, rationale_row_length=11)
     shape = pipeline.row_shape(cache.lengths, config, BOTH)
-    assert shape == RowShape(7, 24, {"label": 4, "rationale": 11})
+    assert shape == RowShape(7, 22, {"label": 4, "rationale": 11})
     batch = next(iterate(cache, config))
     assert (np.count_nonzero(batch[spec.EXAMPLE_INDEX], axis=1) == 1).all()
     assert batch["rationale_targets"].shape == (7, 11)
@@ -367,7 +367,7 @@ def test_a_pair_longer_than_a_given_row_is_refused_by_name(pack):
     config = PipelineConfig(pack=pack, input_row_length=40)
     message = (
         r"INPUT_ROW_LENGTH = 40, but rationale_inputs has 45 tokens in example a17; pass "
-        r"INPUT_ROW_LENGTH = 0 to have it chosen, or at least 45, or MAX_INPUT_LENGTH = 40"
+        r"INPUT_ROW_LENGTH = 0 to have it chosen, or at least 45; or lower MAX_INPUT_LENGTH"
     )
     with pytest.raises(spec.InputError, match=message):
         pipeline.row_shape(cache.lengths, config, BOTH, name="example a{}".format)

@@ -1,0 +1,306 @@
+"""Token views: what each method reads of one and the same token cache.
+
+A token cache holds four features; no method needs another one. `standard` and `step_by_step` read
+them as they are. With the marker ids 21 22 and EOS 1, the pair
+
+    label_inputs       11 12 1      weight of the label      1
+    label_targets      31 1
+    rationale_targets  41 42 43 1   weight of the rationale  0.5
+
+is to ``single_task`` (the paper's Eq. 5: the rationale and then the label in one target)
+
+    label_inputs   11 12  1
+    label_targets  41 42 43 21 22 31  1
+    label_weight   .5 .5 .5  1  1  1  1
+
+The marker counts with the label: where a rationale is missing or weighs less, the student still
+has to learn what an answer begins with. Nothing is cut, so a long rationale never costs the label.
+
+To ``rationale_as_input`` (Eq. 2: the label from the input and the teacher's rationale, at test too)
+
+    label_inputs   11 12  1 41 42 43  1
+    label_targets  31  1
+
+The EOS between them is T5's ``</s>``, which separates premise and hypothesis in the same way.
+
+``pinto`` (Wang et al. 2022, arXiv 2211.01562, section 3.2) reads that too, and has a second stream
+that asks for the same label where the rationale has lost its sense, with smoothed targets: a
+student that goes on answering as surely as before is not reading it. With equal chances, the
+rationale is taken out or some of its tokens become random ones (here 43 became 57):
+
+    counterfactual_inputs   11 12  1      or   11 12  1 41 42 57  1
+    counterfactual_targets  31  1              31  1
+
+Taken from the authors' released code: the chance of the one and of the other (0.5), the share of
+tokens replaced (0.3, rounded down), the smoothing (0.1, `ObjectiveConfig`), and that both losses
+weigh the same. Different here: a pair's perturbation is drawn once a run, not anew each time that
+it comes up; their teacher writes a rationale for every choice, and the student scores choices and
+smooths over them, where ours reads one rationale, writes the label and smooths over the
+vocabulary; and random ids are never padding, EOS or unknown.
+
+A missing rationale is EOS alone in the cache. Then ``single_task`` trains on marker and label, a
+reader's input is the input alone, and the counterfactual stream, with nothing to perturb, gives
+the pair weight 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from stepdistill_jax.data.pipeline import SplitCache
+from stepdistill_jax.data.token_shards import Manifest
+from stepdistill_jax.data.vocabulary import Vocabulary
+from stepdistill_jax.spec import (
+    COUNTERFACTUAL,
+    LABEL,
+    READER_METHODS,
+    SEPARATOR,
+    UNK_ID,
+    InputError,
+)
+
+# Padding, EOS and unknown come first in every vocabulary.
+_FIRST_ID = UNK_ID + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewConfig:
+    """How methods put their tokens together; the gin macro of a field is its name in upper case.
+
+    Attributes:
+        answer_marker: between rationale and label in a target of ``single_task``, and where the
+            label is found again in what the student writes.
+        counterfactual_masked: probability that ``pinto`` takes a rationale out.
+        counterfactual_replaced: share of a rationale's tokens that become random ones otherwise.
+
+    Raises:
+        InputError: a value that no run can use.
+    """
+
+    answer_marker: str = "So the answer is"
+    counterfactual_masked: float = 0.5
+    counterfactual_replaced: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not self.answer_marker.strip() or SEPARATOR in self.answer_marker:
+            raise InputError(
+                f"ANSWER_MARKER={self.answer_marker!r}: expected some words, without "
+                f"{SEPARATOR!r}, that no rationale or label ends with"
+            )
+        for name in ("counterfactual_masked", "counterfactual_replaced"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(
+                    f"{name.upper()}={getattr(self, name)}: expected a share in [0, 1]"
+                )
+
+
+def marker_ids(marker: str, vocabulary: Vocabulary) -> list[int]:
+    """The tokens of ANSWER_MARKER; decoded, the marker is found in them again.
+
+    Raises:
+        InputError: the vocabulary cannot write it.
+    """
+    # The spaces part it from its neighbours where a vocabulary does not begin words with one.
+    ids = vocabulary.encode(f" {marker.strip()} ")
+    if UNK_ID in ids or label_after_marker(vocabulary.decode(ids), marker) is None:
+        raise InputError(
+            f"ANSWER_MARKER={marker!r} is {vocabulary.decode(ids)!r} to the VOCABULARY, which has "
+            "no tokens for all of it; set ANSWER_MARKER to words that it knows, or another "
+            "VOCABULARY"
+        )
+    return ids
+
+
+def label_after_marker(text: str, marker: str) -> str | None:
+    """The text after the last marker, None where there is none; white space counts as one space."""
+    pattern = r"\s+".join(map(re.escape, marker.split()))
+    found = list(re.finditer(pattern, text))
+    return text[found[-1].end() :].strip() if found else None
+
+
+def token_view(
+    cache: SplitCache, method: str, config: ViewConfig, vocabulary: Vocabulary, seed: int
+) -> SplitCache:
+    """What a method reads of a split, with the features and weights of its streams.
+
+    Args:
+        cache: the split's token cache.
+        method: a key of `spec.METHOD_STREAMS`.
+        config: the marker and the perturbation.
+        vocabulary: of the cache.
+        seed: of the perturbation.
+
+    Raises:
+        InputError: the vocabulary cannot write the marker, a label holds it, or a method that
+            reads rationales finds none.
+    """
+    if method == "single_task":
+        _refuse_marker_in_labels(cache, config.answer_marker, vocabulary)
+        return SingleTask(cache, marker_ids(config.answer_marker, vocabulary))
+    if method in READER_METHODS:
+        _refuse_without_rationales(cache, method)
+    if method == "rationale_as_input":
+        return RationaleAsInput(cache)
+    if method == "pinto":
+        return Pinto(cache, config, vocabulary.size, seed)
+    return cache
+
+
+class _View:
+    """A token cache read otherwise; picklable where the cache is."""
+
+    def __init__(self, cache: SplitCache) -> None:
+        self._cache = cache
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The cache's: views of one cache are of the same data."""
+        return self._cache.manifest
+
+    @property
+    def lengths(self) -> Mapping[str, np.ndarray]:
+        """Feature -> int32 [rows]: tokens, EOS included."""
+        return self._cache.lengths
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        """The pair with its texts, as the cache has it."""
+        return {**self._cache.row(index), **self[index]}
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self._cache[index]
+
+
+class SingleTask(_View):
+    """The rationale and then the label in one target (Hsieh et al. 2023, Eq. 5)."""
+
+    def __init__(self, cache: SplitCache, marker: list[int]) -> None:
+        super().__init__(cache)
+        self._marker = np.array(marker, np.int32)
+
+    @functools.cached_property
+    def lengths(self) -> Mapping[str, np.ndarray]:
+        """See `_View.lengths`."""
+        lengths = self._cache.lengths
+        added = lengths["rationale_targets"] - 1 + len(self._marker)
+        return {**lengths, "label_targets": lengths["label_targets"] + added}
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """The pair; ``label_weight`` is float32, one for each token of ``label_targets``."""
+        pair = self._cache[index]
+        rationale, label = pair["rationale_targets"][:-1], pair["label_targets"]
+        target = np.concatenate([rationale, self._marker, label])
+        weight = np.full(len(target), pair["label_weight"], np.float32)
+        weight[: len(rationale)] = pair["rationale_weight"]
+        return {**pair, "label_targets": target, "label_weight": weight}
+
+
+class RationaleAsInput(_View):
+    """The label from the input and the teacher's rationale (Hsieh et al. 2023, Eq. 2)."""
+
+    @functools.cached_property
+    def lengths(self) -> Mapping[str, np.ndarray]:
+        """See `_View.lengths`."""
+        lengths = self._cache.lengths
+        return {**lengths, "label_inputs": lengths["label_inputs"] + _rationale_lengths(lengths)}
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        pair = self._cache[index]
+        return {**pair, "label_inputs": _with_rationale(pair, pair["rationale_targets"])}
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        """The pair with its texts; the input is what the student reads, the rationale included."""
+        row = super().row(index)
+        read = [row["input"], row["rationale"]] if row["rationale"] else [row["input"]]
+        return {**row, "input": SEPARATOR.join(read)}
+
+
+class Pinto(RationaleAsInput):
+    """`RationaleAsInput` and a second stream with perturbed rationales (see the module)."""
+
+    def __init__(
+        self, cache: SplitCache, config: ViewConfig, vocabulary_size: int, seed: int
+    ) -> None:
+        super().__init__(cache)
+        self._replaced = config.counterfactual_replaced
+        self._vocabulary_size = vocabulary_size
+        self._seed = seed
+        draws = np.random.default_rng([seed, 0]).random(len(cache))
+        self._masked = draws < config.counterfactual_masked
+
+    @functools.cached_property
+    def lengths(self) -> Mapping[str, np.ndarray]:
+        """See `_View.lengths`."""
+        lengths = self._cache.lengths
+        rationales = _rationale_lengths(lengths)
+        return {
+            **lengths,
+            f"{LABEL}_inputs": lengths["label_inputs"] + rationales,
+            f"{COUNTERFACTUAL}_inputs": lengths["label_inputs"] + rationales * ~self._masked,
+            f"{COUNTERFACTUAL}_targets": lengths["label_targets"],
+        }
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        pair = self._cache[index]
+        rationale = pair["rationale_targets"]
+        return {
+            **pair,
+            f"{LABEL}_inputs": _with_rationale(pair, rationale),
+            f"{COUNTERFACTUAL}_inputs": _with_rationale(pair, self._perturbed(rationale, index)),
+            f"{COUNTERFACTUAL}_targets": pair["label_targets"],
+            f"{COUNTERFACTUAL}_weight": pair["label_weight"] if len(rationale) > 1 else 0.0,
+        }
+
+    def _perturbed(self, rationale: np.ndarray, index: int) -> np.ndarray:
+        """The rationale without any of its tokens, or with some of them replaced; EOS stays."""
+        if self._masked[index]:
+            return rationale[-1:]
+        random = np.random.default_rng([self._seed, 1 + index])
+        words = len(rationale) - 1
+        places = random.choice(words, int(words * self._replaced), replace=False)
+        perturbed = rationale.copy()
+        perturbed[places] = random.integers(_FIRST_ID, self._vocabulary_size, len(places))
+        return perturbed
+
+
+def _rationale_lengths(lengths: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Tokens that a rationale adds to an input, EOS included; 0 where there is none."""
+    counts = lengths["rationale_targets"]
+    return counts * (counts > 1)
+
+
+def _with_rationale(pair: Mapping[str, Any], rationale: np.ndarray) -> np.ndarray:
+    """The label's input with a rationale behind it, unless that is EOS alone."""
+    inputs: np.ndarray = pair["label_inputs"]
+    return np.concatenate([inputs, rationale]) if len(rationale) > 1 else inputs
+
+
+def _refuse_marker_in_labels(cache: SplitCache, marker: str, vocabulary: Vocabulary) -> None:
+    """Refuses a label that would be cut off at its own words; reads only rows long enough."""
+    shortest = len(vocabulary.encode(marker.strip()))
+    for index in np.flatnonzero(cache.lengths["label_targets"] > shortest):
+        row = cache.row(int(index))
+        if label_after_marker(row["label"], marker) is not None:
+            raise InputError(
+                f"ANSWER_MARKER={marker!r} stands in the label {row['label']!r} of "
+                f"{cache.manifest.split} example {row['id']}, which could not be told from what "
+                "comes before it; set ANSWER_MARKER to words that are in no label"
+            )
+
+
+def _refuse_without_rationales(cache: SplitCache, method: str) -> None:
+    if not (cache.lengths["rationale_targets"] > 1).any():
+        name = f"split {cache.manifest.split} of {cache.manifest.dataset!r}"
+        raise InputError(
+            f"METHOD={method!r} reads the teacher's rationale, at test too, but none of the "
+            f"{len(cache)} rows of {name} has one; supply the teacher's outputs for it, take it "
+            "out of EVAL_SPLITS, or set another METHOD"
+        )
