@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from launch import evaluation
 from stepdistill_jax.checkpoint.initial import initial_params
 from stepdistill_jax.costs import CostMeter
+from stepdistill_jax.data import triage
 from stepdistill_jax.data.packing import row_shape
 from stepdistill_jax.data.pipeline import train_iterator
 from stepdistill_jax.data.token_cache import open_or_build
@@ -85,11 +86,11 @@ def make_trainer(
         state_shardings(config.model, optimizer, mesh),
     )
     count = log.write_inventory(config.model_dir, state.params)
-    noted = {
-        **cache.manifest.report,
-        **{f"{k} cut": n for k, n in cache.manifest.truncated.items()},
-    }
-    print("training data: " + ", ".join(f"{name} {n:,}" for name, n in noted.items() if n))
+    report, judged = triage.split_counts(cache.manifest.report)
+    report |= {f"{name} cut": count for name, count in cache.manifest.truncated.items()}
+    noted = {name: f"{count:,}" for name, count in report.items() if count}
+    noted |= triage.yields(judged)
+    print("training data: " + ", ".join(f"{name} {text}" for name, text in noted.items()))
     print(
         f"{count:,} parameters; {len(cache):,} pairs for training; a step is {shape.rows} rows of "
         f"{shape.inputs} inputs and {dict(shape.targets)} targets on {mesh.size} device(s); "

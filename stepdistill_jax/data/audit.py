@@ -64,6 +64,7 @@ class SplitAudit:
             no rows at all, all other numbers are 0.
         rows: examples.
         decisions: what joining did with rows -> how many, where a run's configuration was read.
+        triage: lines of `triage.yields`, where a run's configuration names filters.
         differs: files that are there and are not the release's, by sha256.
         duplicates: rows whose input occurs earlier in the split, white space and case aside.
         overlaps: other split -> rows whose input also occurs there, likewise.
@@ -81,6 +82,7 @@ class SplitAudit:
     differs: tuple[str, ...] = ()
     rows: int = 0
     decisions: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    triage: Mapping[str, str] = dataclasses.field(default_factory=dict)
     duplicates: int = 0
     overlaps: Mapping[str, int] = dataclasses.field(default_factory=dict)
     rationales: int = 0
@@ -230,6 +232,7 @@ def _lines(audit: SplitAudit) -> dict[_Line, str]:
         return {(0, "rows"): "missing" if audit.missing else "0"}
     cells: dict[_Line, str] = {(0, "rows"): f"{audit.rows:,}"}
     cells |= {(1, f"  {what}"): f"{n:,}" for what, n in audit.decisions.items()}
+    cells |= {(1, f"  {what}"): text for what, text in audit.triage.items()}
     if teacher := audit.teacher:
         cells[2, "teacher outputs"] = f"{teacher.outputs:,}"
         cells[3, "teacher accuracy, release's rules"] = _percent(teacher.release_accuracy)

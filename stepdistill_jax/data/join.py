@@ -18,6 +18,7 @@ from stepdistill_jax.data.sources import SOURCES, ColumnConfig
 from stepdistill_jax.data.sources.base import SPLITS
 from stepdistill_jax.data.subsets import carve_validation, content_key, derange, take_fraction
 from stepdistill_jax.data.teacher_outputs import Parsed
+from stepdistill_jax.data.triage import Verdict
 from stepdistill_jax.eval import equation
 from stepdistill_jax.records import Annotation, Example, Pair, ParseFailure
 from stepdistill_jax.spec import InputError
@@ -190,14 +191,13 @@ class _Join:
             examples += extra
             parsed |= parsed_extra
         texts = {e.id: self.rationale(e, parsed.get(e.id)) for e in examples}
-        reasons = {e.id: self.judge(e, parsed.get(e.id), texts[e.id]) for e in examples}
-        if not config.triage_weight:
-            texts |= {row_id: None for row_id in texts if self.is_rationale(reasons[row_id])}
+        verdicts = {e.id: self.judge(e, parsed.get(e.id), texts[e.id]) for e in examples}
+        texts |= {row_id: None for row_id, said in verdicts.items() if not said.rationale_weight}
         if config.rationales == "shuffled":
             texts = self.shuffle(texts)
         chosen = take_fraction(examples, config.fraction, config.data_seed)
         self.dropped["outside FRACTION"] = len(examples) - len(chosen)
-        pairs = [self.train_pair(e, parsed.get(e.id), texts[e.id], reasons[e.id]) for e in chosen]
+        pairs = [self.train_pair(e, parsed.get(e.id), texts[e.id], verdicts[e.id]) for e in chosen]
         self.dropped = +self.dropped
         return [pair for pair in pairs if pair is not None]
 
@@ -213,19 +213,27 @@ class _Join:
         for example in examples:
             output = parsed.get(example.id)
             self.count(output)
-            pairs.append(self.pair(example, example.label, self.rationale(example, output), output))
+            rationale = self.rationale(example, output)
+            pairs.append(self.pair(example, example.label, rationale, output, Verdict()))
         return pairs
 
     def augmentation(
-        self, validation: Sequence[Example]
+        self, known: Sequence[Example], validation: Sequence[Example]
     ) -> tuple[list[Example], dict[str, Parsed]]:
-        """ASDiv's problems that are in neither evaluation split, and what its teacher says."""
-        source, reader = SOURCES[self.config.augment], self.reader
-        examples, rows = reader.read(source, "train")
-        parsed = reader.released(source, "train", examples, rows)
-        test, _ = reader.read(reader.source, "test", count=False)
+        """The added inputs that are in neither evaluation split, and what their teacher says."""
+        reader = self.reader
+        parsed: dict[str, Parsed]
+        if self.config.augment_path:
+            examples, parsed = reader.added([*known, *validation])
+        else:
+            source = SOURCES[self.config.augment]
+            examples, rows = reader.read(source, "train")
+            parsed = reader.released(source, "train", examples, rows)
         examples = self.without(examples, validation, "input is in validation")
-        return self.without(examples, test, "input is in test"), parsed
+        if "test" in reader.splits:
+            test, _ = reader.read(reader.source, "test", count=False)
+            examples = self.without(examples, test, "input is in test")
+        return examples, parsed
 
     def without(
         self, examples: Sequence[Example], others: Sequence[Example], reason: str
@@ -253,6 +261,30 @@ class _Join:
             return example.explanation
         return (output.rationale or None) if output else None
 
+    def judge(self, example: Example, output: Parsed | None, rationale: str | None) -> Verdict:
+        """What TRIAGE says of a row; never counted here."""
+        config = self.config
+        is_teachers = config.labels == "teacher"
+        if not config.triage or (rationale is None and not is_teachers):
+            return Verdict()
+        answer = output.label if isinstance(output, Annotation) else None
+        reasons = triage.caught(
+            config.triage,
+            config.metric,
+            rationale=rationale,
+            answer=answer,
+            gold=example.label,
+            target=answer if is_teachers else example.label,
+        )
+        # A human's rationale is for the gold label, whatever the teacher says.
+        own = [r for r in reasons if r != triage.WRONG or config.rationales != "human"]
+        return Verdict(
+            judged=True,
+            reasons=reasons,
+            label_weight=config.triage_weight if is_teachers and triage.WRONG in reasons else 1.0,
+            rationale_weight=config.triage_weight if own else 1.0,
+        )
+
     def shuffle(self, texts: Mapping[str, str | None]) -> dict[str, str | None]:
         """Deals each rationale to another row."""
         dealt = derange([row_id for row_id, text in texts.items() if text], self.config.data_seed)
@@ -260,7 +292,7 @@ class _Join:
         return {row_id: texts[dealt[row_id]] if text else None for row_id, text in texts.items()}
 
     def train_pair(
-        self, example: Example, output: Parsed | None, rationale: str | None
+        self, example: Example, output: Parsed | None, rationale: str | None, verdict: Verdict
     ) -> Pair | None:
         """The row with its targets, or None, counted, where it cannot be trained on."""
         self.count(output)
@@ -270,17 +302,23 @@ class _Join:
                 reason = output.reason if isinstance(output, ParseFailure) else "no output"
                 self.dropped[f"no teacher label: {reason}"] += 1
                 return None
-            label = output.label
-        if label is None and rationale is None:
-            if not self.config.skip_bad_rows:
-                raise InputError(
-                    f"{example.where}: {example.id} has neither a label nor a rationale; supply "
-                    "teacher outputs (for ASDiv asdiv/llm/train_CoT_0.json, a JSON list of strings "
-                    "in the order of the problems), or pass SKIP_BAD_ROWS=True to leave it out"
-                )
+            label = output.label if verdict.label_weight else None
+        self.tally.add(verdict, example.label)
+        if label is not None or rationale is not None:
+            return self.pair(example, label, rationale, output, verdict)
+        if verdict.reasons:
+            self.dropped["TRIAGE leaves nothing"] += 1
+        elif self.config.augment_path:
+            self.dropped["added without a rationale"] += 1
+        elif self.config.skip_bad_rows:
             self.dropped["neither label nor rationale"] += 1
-            return None
-        return self.pair(example, label, rationale, output)
+        else:
+            raise InputError(
+                f"{example.where}: {example.id} has neither a label nor a rationale; supply "
+                "teacher outputs (for ASDiv asdiv/llm/train_CoT_0.json, a JSON list of strings "
+                "in the order of the problems), or pass SKIP_BAD_ROWS=True to leave it out"
+            )
+        return None
 
     def count(self, output: Parsed | None) -> None:
         if isinstance(output, ParseFailure):
@@ -289,11 +327,18 @@ class _Join:
             self.repaired += output.repaired
 
     def pair(
-        self, example: Example, label: str | None, rationale: str | None, output: Parsed | None
+        self,
+        example: Example,
+        label: str | None,
+        rationale: str | None,
+        output: Parsed | None,
+        verdict: Verdict,
     ) -> Pair:
         if rationale is None and self.config.rationales != "none":
             reason = "none given"
-            if isinstance(output, ParseFailure) and self.config.rationales != "human":
+            if not verdict.rationale_weight:
+                reason = "dropped by TRIAGE"
+            elif isinstance(output, ParseFailure) and self.config.rationales != "human":
                 reason = f"teacher output: {output.reason}"
             self.no_rationale[reason] += 1
         return Pair(
@@ -303,6 +348,6 @@ class _Join:
             gold=example.label,
             rationale=rationale,
             choices=example.choices,
-            label_weight=0.0 if label is None else 1.0,
-            rationale_weight=0.0 if rationale is None else 1.0,
+            label_weight=0.0 if label is None else verdict.label_weight,
+            rationale_weight=0.0 if rationale is None else verdict.rationale_weight,
         )

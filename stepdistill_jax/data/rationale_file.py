@@ -13,7 +13,7 @@ from stepdistill_jax.spec import InputError
 
 
 def read_rationales(
-    path: epath.Path, examples: Sequence[Example], rows_skipped: int = 0
+    path: epath.Path, examples: Sequence[Example], split: str, rows_skipped: int = 0
 ) -> dict[str, Annotation]:
     """Example id -> its line of ``{"id": ..., "rationale": ..., "label": ...}``; label optional.
 
@@ -22,6 +22,7 @@ def read_rationales(
     Args:
         path: the file.
         examples: the rows that its lines may be about.
+        split: that they are of, for messages.
         rows_skipped: bad rows left out of `examples`: up to as many lines of unknown ids are
             taken to be about them, passed over, and counted in a warning.
 
@@ -43,8 +44,8 @@ def read_rationales(
             continue
         if row_id not in by_id:
             raise InputError(
-                f"{where}: id {row_id} is no row of the training split, whose ids are like "
-                f"{examples[0].id!r}; remove the line or correct TRAIN_SPLIT"
+                f"{where}: id {row_id} is no row of the {split} split, whose ids are like "
+                f"{examples[0].id!r}; remove the line, or correct RATIONALES or TRAIN_SPLIT"
             )
         choices = by_id[row_id].choices
         if label and choices and label not in choices:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from stepdistill_jax.data.config import DATA_DIR_VARIABLE, FILE_PREFIX, OWN, DataConfig
+from stepdistill_jax.data.added_inputs import read_added
+from stepdistill_jax.data.config import DATA_DIR_VARIABLE, OWN, SPLIT_FIELD, DataConfig
 from stepdistill_jax.data.rationale_file import read_rationales
 from stepdistill_jax.data.sources import SOURCES, Options, Source
 from stepdistill_jax.data.sources.base import release_split
 from stepdistill_jax.data.teacher_outputs import Parsed, load_annotations, output_files
+from stepdistill_jax.data.triage import WRONG
 from stepdistill_jax.records import Annotation, Example
 from stepdistill_jax.spec import InputError
 
@@ -90,13 +92,16 @@ class Reader:
         if self.split == "train" and not self.carves:
             wanted.append((self.source, "validation"))
         if self.split == "train" and config.augment:
-            wanted += [(self.source, "test"), (SOURCES[config.augment], "train")]
+            wanted += [(self.source, "test")] if "test" in self.splits else []
+            wanted += [] if config.augment_path else [(SOURCES[config.augment], "train")]
         paths = []
         for source, split in wanted:
             self.require(source, split, options)
             paths += source.files(self.data_dir, split, options)
             if source.teacher_format and self.reads_teacher:
                 paths += output_files(source, self.data_dir, split)
+        if self.split == "train" and config.augment_path:
+            paths.append(self.augment_file())
         return [*paths, *self.rationale_files()]
 
     @property
@@ -106,22 +111,61 @@ class Reader:
         return wants_labels or self.config.rationales in ("teacher", "shuffled")
 
     def rationale_files(self) -> list[epath.Path]:
-        """The file of RATIONALES=file:PATH, whose ids are those of TRAIN_SPLIT."""
-        given = self.config.rationales
-        if not given.startswith(FILE_PREFIX) or self.file_split != self.config.train_split:
+        """The file of RATIONALES=file:PATH that is about the rows of `file_split`, if any."""
+        given = self.config.rationale_path
+        is_for_all = SPLIT_FIELD in given
+        if not given or (self.file_split != self.config.train_split and not is_for_all):
             return []
-        path = epath.Path(given.removeprefix(FILE_PREFIX)).expanduser()
+        path = epath.Path(given.replace(SPLIT_FIELD, self.file_split)).expanduser()
         if not path.is_file():
-            raise InputError(f"RATIONALES is {given!r}, but {path} is no file; correct RATIONALES")
+            remedy = "correct RATIONALES"
+            if is_for_all:
+                remedy += f"; {SPLIT_FIELD} asks for a file of every split that is read"
+            raise InputError(
+                f"RATIONALES is {self.config.rationales!r}, but {path} is no file; {remedy}"
+            )
         return [path]
+
+    def augment_file(self) -> epath.Path:
+        """The file of AUGMENT=file:PATH."""
+        path = epath.Path(self.config.augment_path).expanduser()
+        if not path.is_file():
+            raise InputError(
+                f"AUGMENT is {self.config.augment!r}, but {path} is no file; correct AUGMENT"
+            )
+        return path
+
+    def added(self, known: Sequence[Example]) -> tuple[list[Example], dict[str, Parsed]]:
+        """The inputs of AUGMENT=file:PATH, and what their teacher says; `known` have other ids."""
+        skipped: list[str] | None = [] if self.config.skip_bad_rows else None
+        columns = self.config.columns
+        label_set = columns.label_texts() if columns else self.source.labels
+        examples, found = read_added(
+            self.augment_file(),
+            {example.id for example in known},
+            label_set,
+            not label_set and any(example.choices for example in known),
+            self.config.metric,
+            skipped,
+        )
+        self.rows += len(examples) + len(skipped or ())
+        self.skipped += skipped or ()
+        return examples, dict(found)
 
     def annotations(self, examples: Sequence[Example], rows: int) -> dict[str, Parsed]:
         """Example id -> what its teacher, or the user's file, says."""
         files = self.rationale_files()
         if not files:
             return self.teacher(examples, rows)
-        given = read_rationales(files[0], examples, rows - len(examples))
-        if self.config.labels == "gold" or any(line.label for line in given.values()):
+        given = read_rationales(files[0], examples, self.file_split, rows - len(examples))
+        if self.split != "train" or any(line.label for line in given.values()):
+            return dict(given)
+        if WRONG in self.config.triage:
+            raise InputError(
+                f"{files[0]}: no line has a label, but TRIAGE names {WRONG!r}; add the teacher's "
+                "labels, or take it out of TRIAGE"
+            )
+        if self.config.labels == "gold":
             return dict(given)
         if self.config.dataset in OWN:
             raise InputError(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
-from stepdistill_jax.data import audit, join, release
+from stepdistill_jax.data import audit, join, release, triage
 from stepdistill_jax.data.audit import Lengths, SplitAudit, TeacherAudit
 from stepdistill_jax.data.config import DataConfig, TokenConfig
 from stepdistill_jax.data.read import Reader
@@ -145,9 +145,11 @@ def survey_pairs(config: DataConfig, tokens: Tokens | None) -> list[SplitAudit]:
     for split in there or SPLITS[:1]:
         pairs, report = join.load_pairs(config, split)
         rows = _of_pairs(pairs)
-        counts = {what: n for what, n in report.counts().items() if n and what != "kept"}
+        counts, judged = triage.split_counts(report.counts())
+        counts = {what: n for what, n in counts.items() if n and what != "kept"}
         counts["rows read"] = counts.pop("rows")
-        audit_ = SplitAudit(config.dataset, split, decisions=counts)
+        lines = triage.yields(judged)
+        audit_ = SplitAudit(config.dataset, split, decisions=counts, triage=lines)
         audits.append(_measured(audit_, rows, known, _metric(config), tokens))
         known[split] = rows
     return audits

@@ -1,0 +1,125 @@
+"""Rationale triage: which rationales are worth training on (TRIAGE), and what the others weigh.
+
+Every filter looks at one row's own texts. Which rows FRACTION takes does not depend on it, and a
+control with shuffled rationales deals out the very rationales that the triage left.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+
+from stepdistill_jax.data import audit
+from stepdistill_jax.eval.metrics import correct
+
+# The label beside the rationale is not the gold one, or none could be read.
+WRONG = "wrong"
+# The rationale holds neither a letter nor a digit.
+EMPTY = "empty"
+# The rationale gives away the label that is trained on (`audit.states`).
+STATES_LABEL = "states_label"
+FILTERS = (WRONG, EMPTY, STATES_LABEL)
+
+# Raised whenever the same texts would be judged differently: part of a data fingerprint.
+VERSION = 1
+
+_PREFIX = "triage: "
+_JUDGED, _KEPT = f"{_PREFIX}looked at", f"{_PREFIX}kept"
+_NO_GOLD = f"{_PREFIX}no gold label to be {WRONG} by"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a triage says of one row.
+
+    Attributes:
+        judged: there was something to judge.
+        reasons: the filters that caught it.
+        label_weight, rationale_weight: factors on the row's own targets; 0 drops one.
+    """
+
+    judged: bool = False
+    reasons: tuple[str, ...] = ()
+    label_weight: float = 1.0
+    rationale_weight: float = 1.0
+
+
+def caught(
+    filters: tuple[str, ...],
+    metric: str,
+    *,
+    rationale: str | None,
+    answer: str | None,
+    gold: str | None,
+    target: str | None,
+) -> tuple[str, ...]:
+    """Those of `filters` that a row does not pass, in their order.
+
+    Args:
+        filters: of `FILTERS`.
+        metric: the data set's, a key of `metrics.METRICS`.
+        rationale: the row's own; None passes all filters but `WRONG`.
+        answer: the label that the rationale's writer gave; None or "" is not the gold one.
+        gold: the gold label; None, in unlabelled data, passes `WRONG`.
+        target: the label that is trained on.
+    """
+    found = {
+        WRONG: gold is not None and not (answer and correct(metric, answer, gold)),
+        EMPTY: rationale is not None and not any(map(str.isalnum, rationale)),
+        STATES_LABEL: audit.states(rationale or "", target or "", metric),
+    }
+    return tuple(name for name in filters if found[name])
+
+
+class Tally:
+    """Counts what a triage did to the rows that are trained on."""
+
+    def __init__(self, filters: tuple[str, ...]) -> None:
+        self._filters = filters
+        self._counts: collections.Counter[str] = collections.Counter()
+
+    def add(self, verdict: Verdict, gold: str | None) -> None:
+        """Notes what was said of one row, and its gold label."""
+        if not verdict.judged:
+            return
+        self._counts[_JUDGED] += 1
+        self._counts[_KEPT] += not verdict.reasons
+        self._counts[_NO_GOLD] += WRONG in self._filters and gold is None
+        self._counts.update(_PREFIX + reason for reason in verdict.reasons)
+
+    def counts(self) -> dict[str, int]:
+        """Rows looked at and kept, and rows caught by each filter; one may be caught by several."""
+        if not self._filters:
+            return {}
+        names = (_JUDGED, _KEPT, *(_PREFIX + name for name in self._filters))
+        found = {name: self._counts[name] for name in names}
+        return found | ({_NO_GOLD: self._counts[_NO_GOLD]} if self._counts[_NO_GOLD] else {})
+
+
+def split_counts(report: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """A join's counts without those of `Tally`, and those alone."""
+    ours = {name: count for name, count in report.items() if name.startswith(_PREFIX)}
+    return {name: count for name, count in report.items() if name not in ours}, ours
+
+
+def yields(counts: Mapping[str, int]) -> dict[str, str]:
+    """Lines of a table: the rows that each filter alone, and all together, leave as they are.
+
+    Args:
+        counts: of `Tally.counts`; empty gives no lines.
+    """
+    if not counts:
+        return {}
+    judged = counts[_JUDGED]
+
+    def share(kept: int) -> str:
+        return f"{kept:,} ({100 * kept / judged:.1f}%)" if judged else "0"
+
+    lines = {_JUDGED: f"{judged:,}"}
+    for name in FILTERS:
+        if (key := _PREFIX + name) in counts:
+            lines[f"{_PREFIX}pass {name!r}"] = share(judged - counts[key])
+    if _NO_GOLD in counts:
+        lines[_NO_GOLD] = f"{counts[_NO_GOLD]:,}"
+    return lines | {_KEPT: share(counts[_KEPT])}
