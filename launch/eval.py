@@ -16,6 +16,7 @@ from absl import logging
 from launch import compilation, evaluation, flags
 from stepdistill_jax import config as configs
 from stepdistill_jax.checkpoint.restore import available_steps, restore_params
+from stepdistill_jax.eval import teacher
 from stepdistill_jax.eval.follow import steps_to_score
 from stepdistill_jax.eval.results import Result
 from stepdistill_jax.parallel.mesh import make_mesh
@@ -61,6 +62,9 @@ def _same_run(config: RunConfig) -> RunConfig:
 
 def score(config: RunConfig) -> Iterator[Result]:
     """Scores the chosen steps of one run on the chosen splits, yielding each result."""
+    if config.method == teacher.METHOD:
+        yield from evaluation.score_teacher(config)
+        return
     mesh = make_mesh(config.mesh)
     evaluator = evaluation.make_evaluator(config, mesh)
     abstract = evaluation.abstract_sharded_params(config, mesh)

@@ -7,15 +7,17 @@ import math
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
 from stepdistill_jax import config as configs
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import restore
-from stepdistill_jax.data.sources import SOURCES
+from stepdistill_jax.data import triage
 from stepdistill_jax.data.token_cache import open_or_build
-from stepdistill_jax.data.vocabulary import load_vocabulary
+from stepdistill_jax.data.vocabulary import load_vocabulary, vocabulary_at_hand
+from stepdistill_jax.eval import teacher
 from stepdistill_jax.eval.results import Result, RunFacts
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.config import T5Config
@@ -36,7 +38,6 @@ def make_evaluator(config: RunConfig, mesh: Mesh) -> Evaluator:
     """
     vocabulary = load_vocabulary(config.tokens.vocabulary)
     config.check_vocabulary(vocabulary.size)
-    columns = config.data.columns
     return Evaluator(
         model_dir=config.model_dir,
         config=config.eval,
@@ -44,7 +45,7 @@ def make_evaluator(config: RunConfig, mesh: Mesh) -> Evaluator:
         mesh=mesh,
         vocabulary=vocabulary,
         caches=lambda split: open_or_build(config.data, config.tokens, split),
-        metric=SOURCES[config.data.dataset].metric if columns is None else columns.metric,
+        metric=config.data.metric,
         facts=run_facts(config),
     )
 
@@ -61,6 +62,7 @@ def run_facts(config: RunConfig) -> RunFacts:
         model=configs.model_name(config.model),
         data_seed=config.data.data_seed,
         train_split=config.data.train_split,
+        triage=triage.name(config.data.triage, config.data.triage_weight),
         augment=config.data.augment,
         initial=config.initial_checkpoint or "",
         parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config.model))),
@@ -101,8 +103,28 @@ def score_best(config: RunConfig, evaluator: Evaluator, steps: int) -> list[Resu
             results[split] = evaluator.evaluate(params, best, split, selected_on=SELECTED_ON)
     scored = [result for result in results.values() if result is not None]
     if jax.process_index() == 0:
-        accuracy = {result.split: result.accuracy for result in scored}
-        summary = {"step": steps, "best_step": best, "accuracy": accuracy}
-        text = json.dumps(summary, indent=1) + "\n"
-        records.write_atomic(epath.Path(config.model_dir) / FINISHED_FILE, text)
+        _mark_finished(config, steps, best, scored)
     return scored
+
+
+def score_teacher(config: RunConfig) -> list[Result]:
+    """Scores the teacher's own answers on EVAL_SPLITS, once, and marks the run finished.
+
+    Needs no device. The vocabulary, where it is at hand, only counts tokens.
+    """
+    vocabulary = vocabulary_at_hand(config.tokens.vocabulary)
+    encode = None if vocabulary is None else vocabulary.encode
+    if encode is None:
+        logging.info("Tokens are not counted, so answers have no cost: VOCABULARY is not at hand.")
+    scored = [
+        teacher.score(config.model_dir, config.data, config.teacher, split, encode)
+        for split in config.eval.splits
+    ]
+    _mark_finished(config, teacher.STEP, teacher.STEP, scored)
+    return scored
+
+
+def _mark_finished(config: RunConfig, steps: int, best: int, scored: list[Result]) -> None:
+    accuracy = {result.split: result.accuracy for result in scored}
+    text = json.dumps({"step": steps, "best_step": best, "accuracy": accuracy}, indent=1) + "\n"
+    records.write_atomic(epath.Path(config.model_dir) / FINISHED_FILE, text)

@@ -1,5 +1,7 @@
 """Trains one run and scores it: python -m launch.train --gin_file=demo.gin [--gin.NAME=value]
 
+METHOD "teacher" trains nothing and scores the teacher's own answers.
+
 The same command again continues a run that was stopped. Exit codes: 0 finished, 2 wrong input,
 3 a loss that is not finite, 75 preempted (SIGTERM): run the same command again.
 """
@@ -8,53 +10,27 @@ from __future__ import annotations
 
 import sys
 
-import jax
-from etils import epath
-
 from launch import assembly, compilation, evaluation, flags
-from stepdistill_jax import config as configs
-from stepdistill_jax import records
+from launch.claim import claim
 from stepdistill_jax.checkpoint import initial, manager, restore
 from stepdistill_jax.data.token_cache import open_or_build
-from stepdistill_jax.eval.results import read_results
+from stepdistill_jax.eval import teacher
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.run_config import RunConfig
-from stepdistill_jax.spec import EXIT_NON_FINITE, EXIT_PREEMPTED, InputError
+from stepdistill_jax.spec import EXIT_NON_FINITE, EXIT_PREEMPTED
 from stepdistill_jax.train import loop
-
-
-def claim(config: RunConfig) -> str:
-    """Writes ``config.gin``, or checks that the run in MODEL_DIR is this one; returns its text.
-
-    A run that stopped before its first checkpoint or result holds nothing to spoil.
-
-    Raises:
-        InputError: MODEL_DIR holds a run with other settings, or cannot be written.
-    """
-    path = epath.Path(config.model_dir) / configs.CONFIG_FILE
-    begun = restore.available_steps(config.model_dir) or read_results(config.model_dir)
-    if path.exists() and begun:
-        changed = configs.difference(configs.read(config.model_dir), config)
-        if changed:
-            listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
-            raise InputError(
-                f"{config.model_dir} holds a run with {listed}; choose another MODEL_DIR, or "
-                "repeat the settings in its config.gin to continue it"
-            )
-    text = configs.dump(config)
-    if jax.process_index() == 0:
-        try:
-            records.write_atomic(path, text)
-        except OSError as error:
-            raise InputError(
-                f"MODEL_DIR={config.model_dir!r} cannot be written: {error.strerror or error}; "
-                "make room or give the right to write, or choose another MODEL_DIR"
-            ) from error
-    return text
 
 
 def main(config: RunConfig) -> int:
     """Trains, scores and says where everything lies; returns the exit code."""
+    if config.method == teacher.METHOD:
+        claim(config)
+        for result in evaluation.score_teacher(config):
+            print(
+                f"{result.split} accuracy of the teacher {result.accuracy:.2%} (standard error "
+                f"{result.stderr:.2%}, n {result.n}); predictions are in {config.model_dir}"
+            )
+        return 0
     if not restore.available_steps(config.model_dir):
         initial.check(config.initial_checkpoint, config.model, config.tokens.vocabulary)
     text = claim(config)

@@ -12,6 +12,21 @@ from stepdistill_jax.spec import InputError
 PREFIX = "hf:"
 
 
+def cached(repository: str, candidates: Sequence[str]) -> epath.Path | None:
+    """The first of `candidates` that the local cache holds; asks no network.
+
+    Raises:
+        ValueError: the repository's name is malformed.
+    """
+    import huggingface_hub
+
+    for file in candidates:
+        path = huggingface_hub.try_to_load_from_cache(repository, file)
+        if isinstance(path, str):
+            return epath.Path(path)
+    return None
+
+
 def find(name: str, repository: str, candidates: Sequence[str], remedy: str) -> epath.Path:
     """The first of `candidates` that the repository has, as a local file.
 
@@ -29,10 +44,8 @@ def find(name: str, repository: str, candidates: Sequence[str], remedy: str) -> 
 
     failure = "the repository has no such file"
     try:
-        for file in candidates:
-            cached = huggingface_hub.try_to_load_from_cache(repository, file)
-            if isinstance(cached, str):
-                return epath.Path(cached)
+        if path := cached(repository, candidates):
+            return path
         for file in candidates:
             try:
                 return epath.Path(huggingface_hub.hf_hub_download(repository, file))

@@ -9,7 +9,9 @@ from stepdistill_jax import hub
 from stepdistill_jax.data.config import DataConfig, TokenConfig
 from stepdistill_jax.data.packing import PipelineConfig
 from stepdistill_jax.data.vocabulary import ENVIRONMENT
+from stepdistill_jax.eval import teacher
 from stepdistill_jax.eval.runner import EvalConfig
+from stepdistill_jax.eval.teacher import TeacherEvalConfig
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.objective import ObjectiveConfig
 from stepdistill_jax.optim import OptimizerConfig
@@ -70,6 +72,7 @@ class RunConfig:
     initial_checkpoint: str | None = None
     prng_impl: str = "threefry2x32"
     tensorboard: bool = False
+    teacher: TeacherEvalConfig = dataclasses.field(default_factory=TeacherEvalConfig)
 
     def __post_init__(self) -> None:
         self._adopt_tokenizer()
@@ -130,6 +133,8 @@ class RunConfig:
                 "METHOD='step_by_step' trains on rationales, but RATIONALES='none'; set "
                 "METHOD='standard', or RATIONALES to teacher, human or shuffled"
             )
+        if self.method == teacher.METHOD:
+            teacher.check(self.data)
         if self.optimizer.warmup_steps > self.train_steps:
             raise InputError(
                 f"WARMUP_STEPS={self.optimizer.warmup_steps} is more than "
@@ -166,4 +171,5 @@ PARTS: dict[str, type] = {
     "optimizer": OptimizerConfig,
     "mesh": MeshConfig,
     "eval": EvalConfig,
+    "teacher": TeacherEvalConfig,
 }

@@ -45,6 +45,11 @@ class Verdict:
     rationale_weight: float = 1.0
 
 
+def name(filters: tuple[str, ...], weight: float) -> str:
+    """A triage in one word, as ``wrong+states_label:0.5``; "" for none."""
+    return f"{'+'.join(filters)}:{weight:g}" if filters else ""
+
+
 def caught(
     filters: tuple[str, ...],
     metric: str,

@@ -181,6 +181,20 @@ def load_vocabulary(name: str = "") -> Vocabulary:
     return _load(vocabulary_name(name))
 
 
+def vocabulary_at_hand(name: str = "") -> Vocabulary | None:
+    """As `load_vocabulary`, but None where there is none without asking the network."""
+    try:
+        name = vocabulary_name(name)
+        repository = name.removeprefix(hub.PREFIX)
+        is_remote = name != repository and not epath.Path(repository).expanduser().is_dir()
+        if is_remote and hub.cached(repository, (SENTENCEPIECE_FILE,)) is None:
+            return None
+        return _load(name)
+    except ValueError:
+        # InputError is one too: nothing is named, or nothing lies where the name says.
+        return None
+
+
 @functools.lru_cache(maxsize=8)
 def _load(name: str) -> Vocabulary:
     if name == "bytes":

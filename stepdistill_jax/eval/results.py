@@ -16,6 +16,8 @@ from stepdistill_jax.spec import InputError
 RESULTS_FILE = "results.jsonl"
 # In eval/<split>/<step>: one line an example.
 PREDICTIONS_FILE = "predictions.jsonl"
+# Beside it: the result and the conditions that it was found under.
+METRICS_FILE = "metrics.json"
 _LOCK_FILE = ".results.lock"
 
 # Values of `Result.selected_on`.

@@ -25,6 +25,7 @@ from stepdistill_jax.decode.choices import choice_log_probs, choice_probabilitie
 from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.eval import metrics
 from stepdistill_jax.eval.results import (
+    METRICS_FILE,
     NOT_SELECTED,
     PREDICTIONS_FILE,
     RESULTS_FILE,
@@ -42,8 +43,6 @@ from stepdistill_jax.model.stack import Params
 from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.parallel.rules import activation_rules, fitting_rules
 from stepdistill_jax.spec import EOS_ID, LABEL, PAD_ID, InputError
-
-METRICS_FILE = "metrics.json"
 
 SPLITS = ("train", "validation", "test")
 STEP_NAMES = ("best", "latest", "all")

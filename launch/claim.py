@@ -1,0 +1,45 @@
+"""A run's claim on its folder: the configuration that lies there is this run's."""
+
+from __future__ import annotations
+
+import jax
+from etils import epath
+
+from stepdistill_jax import config as configs
+from stepdistill_jax import records
+from stepdistill_jax.checkpoint import restore
+from stepdistill_jax.eval import teacher
+from stepdistill_jax.eval.results import read_results
+from stepdistill_jax.run_config import RunConfig
+from stepdistill_jax.spec import InputError
+
+
+def claim(config: RunConfig) -> str:
+    """Writes ``config.gin``, or checks that the run in MODEL_DIR is this one; returns its text.
+
+    A run that stopped before its first checkpoint or result holds nothing to spoil.
+
+    Raises:
+        InputError: MODEL_DIR holds a run with other settings, or cannot be written.
+    """
+    path = epath.Path(config.model_dir) / configs.CONFIG_FILE
+    begun = restore.available_steps(config.model_dir) or read_results(config.model_dir)
+    if path.exists() and begun:
+        changed = configs.difference(configs.read(config.model_dir), config)
+        if changed:
+            listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
+            raise InputError(
+                f"{config.model_dir} holds a run with {listed}; choose another MODEL_DIR, or "
+                "repeat the settings in its config.gin to continue it"
+            )
+    text = configs.dump(config)
+    # Asking for the process would start the devices, which a teacher's score does not need.
+    if config.method == teacher.METHOD or jax.process_index() == 0:
+        try:
+            records.write_atomic(path, text)
+        except OSError as error:
+            raise InputError(
+                f"MODEL_DIR={config.model_dir!r} cannot be written: {error.strerror or error}; "
+                "make room or give the right to write, or choose another MODEL_DIR"
+            ) from error
+    return text
