@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from stepdistill_jax.spec import LABEL, RATIONALE, InputError
+from stepdistill_jax.spec import COUNTERFACTUAL, LABEL, InputError
 
 # Logits of one stream held at once, per device, before the sums are taken in chunks: 2**26 float32
 # are 256 MiB, about 16 rows of 128 targets over T5's vocabulary.
@@ -27,34 +28,55 @@ class ObjectiveConfig:
     """What is minimised.
 
     Attributes:
-        alpha: ALPHA, weight of the label stream in [0, 1]; the rationale stream has 1 - alpha. The
+        alpha: ALPHA, weight of the label stream in [0, 1]; the other stream has 1 - alpha. The
             released code's form of the paper's Eq. 3, with 0.5 its default. Unused where only the
             label stream is trained.
+        alpha_end: ALPHA_END, what alpha has become at TRAIN_STEPS, linearly from its value at step
+            0 on; None = it stays.
         z_loss: Z_LOSS, >= 0; adds ``z_loss * logsumexp(logits)**2`` to every token's loss, as T5X
             does (1e-4 there in pretraining, 0 in fine-tuning with the paper's settings).
         label_smoothing: LABEL_SMOOTHING in [0, 1); T5X's convention: the target's probability is
             1 - s, every other id's s / (V - 1), and the entropy of that distribution is subtracted
             so that a perfect model still has loss 0.
+        counterfactual_smoothing: COUNTERFACTUAL_SMOOTHING in [0, 1); takes the place of
+            `label_smoothing` in the counterfactual stream (Wang et al. 2022: 0.1).
         logits_chunk: LOGITS_CHUNK, target positions whose logits are held at once; 0 = all of them
             unless they exceed `LOGITS_BUDGET`. Any choice gives the same loss.
     """
 
     alpha: float = 0.5
+    alpha_end: float | None = None
     z_loss: float = 0.0
     label_smoothing: float = 0.0
+    counterfactual_smoothing: float = 0.1
     logits_chunk: int = 0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.alpha <= 1.0:
-            raise InputError(f"ALPHA={self.alpha}: the label stream's weight lies in [0, 1]")
+        for macro, alpha in (("ALPHA", self.alpha), ("ALPHA_END", self.alpha_end)):
+            if alpha is not None and not 0.0 <= alpha <= 1.0:
+                raise InputError(f"{macro}={alpha}: the label stream's weight lies in [0, 1]")
         if not 0.0 <= self.z_loss < float("inf"):
             raise InputError(f"Z_LOSS={self.z_loss}: expected a number >= 0 (0 = off)")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise InputError(f"LABEL_SMOOTHING={self.label_smoothing}: expected 0 <= s < 1")
+        for name in ("label_smoothing", "counterfactual_smoothing"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise InputError(f"{name.upper()}={getattr(self, name)}: expected 0 <= s < 1")
         if self.logits_chunk < 0:
             raise InputError(
                 f"LOGITS_CHUNK={self.logits_chunk}: expected positions >= 1, or 0 = automatic"
             )
+
+    def of_stream(self, stream: str) -> ObjectiveConfig:
+        """As `stream` takes it: with its own label smoothing."""
+        if stream != COUNTERFACTUAL:
+            return self
+        return dataclasses.replace(self, label_smoothing=self.counterfactual_smoothing)
+
+
+def alpha_schedule(config: ObjectiveConfig, train_steps: int) -> optax.Schedule | None:
+    """Step -> alpha, from `alpha` at step 0 to `alpha_end` at `train_steps`; None = it stays."""
+    if config.alpha_end is None:
+        return None
+    return optax.linear_schedule(config.alpha, config.alpha_end, train_steps)
 
 
 class StreamSums(NamedTuple):
@@ -157,24 +179,31 @@ def stream_sums(
     return jax.lax.scan(add, zero, (chunked(hidden), chunked(targets), chunked(weights)))[0]
 
 
-def coefficients(weights: Mapping[str, jax.Array], alpha: float) -> dict[str, jax.Array]:
+def coefficients(
+    weights: Mapping[str, jax.Array], alpha: float | jax.Array
+) -> dict[str, jax.Array]:
     """Factor of each stream's loss sum: its share over its weight; 0 where the weight is 0.
 
     Args:
         weights: stream -> token weight of the whole global batch. Label alone has share 1; label
-            and rationale have alpha and 1 - alpha.
+            and another stream have alpha and 1 - alpha.
         alpha: see `ObjectiveConfig`.
     """
-    shares = {LABEL: alpha, RATIONALE: 1.0 - alpha} if RATIONALE in weights else {LABEL: 1.0}
-    return {stream: shares[stream] * _inverse(weight) for stream, weight in weights.items()}
+    shares = {LABEL: alpha if len(weights) > 1 else 1.0}
+    return {
+        stream: shares.get(stream, 1.0 - alpha) * _inverse(weight)
+        for stream, weight in weights.items()
+    }
 
 
-def combine(sums: Mapping[str, StreamSums], alpha: float) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss ``alpha * label mean + (1 - alpha) * rationale mean`` and its parts.
+def combine(
+    sums: Mapping[str, StreamSums], alpha: float | jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss ``alpha * label mean + (1 - alpha) * other stream's mean`` and its parts.
 
     Args:
-        sums: stream -> sums over the global batch. Without the rationale stream the loss is the
-            label mean alone: standard finetuning.
+        sums: stream -> sums over the global batch. Without another stream the loss is the label
+            mean alone: standard finetuning.
         alpha: see `ObjectiveConfig`.
 
     Returns:

@@ -42,6 +42,7 @@ def make_train_step(
     prng_impl: str,
     mesh: Mesh,
     state_shardings: TrainState,
+    alpha: optax.Schedule | None = None,
 ) -> TrainStep:
     """Compiles one update: ``(state, batch) -> (state, metrics)``; the given state is donated.
 
@@ -61,18 +62,21 @@ def make_train_step(
             depend on the mesh).
         mesh: the mesh.
         state_shardings: `train.state.state_shardings`.
+        alpha: weight of the label stream at each step, `objective.alpha_schedule`; None = always
+            the objective's.
 
     Returns:
         The jitted step. Its metrics are float32 scalars, those of `objective.combine` and
-        ``grad_norm`` (before clipping), ``param_norm`` (after the update), ``learning_rate`` (of
-        this update).
+        ``grad_norm`` (before clipping), ``param_norm`` (after the update), ``learning_rate`` and,
+        where it is scheduled, ``alpha`` (of this update).
     """
     rules = fitting_rules(logical_axes(model), abstract_params(model), mesh)
     whole = NamedSharding(mesh, PartitionSpec())
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         weights = {stream: jnp.sum(batch[f"{stream}_weights"]) for stream in streams}
-        factors = coefficients(weights, objective.alpha)
+        share = objective.alpha if alpha is None else jnp.asarray(alpha(state.step), jnp.float32)
+        factors = coefficients(weights, share)
 
         def part_loss(params: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
             sums = batch_sums(model, objective, streams, params, part, key, batch_shards(mesh))
@@ -89,10 +93,12 @@ def make_train_step(
             gradients, sums = _sum_over_parts(part_gradients, batch, key, microbatches, mesh)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        _, metrics = combine(sums, objective.alpha)
+        _, metrics = combine(sums, share)
         metrics["grad_norm"] = optax.tree.norm(gradients)
         metrics["param_norm"] = optax.tree.norm(params)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        if alpha is not None:
+            metrics["alpha"] = share
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return jax.jit(
@@ -163,7 +169,12 @@ def batch_sums(
         )
         weights = batch[f"{stream}_weights"]
         sums[stream] = stream_sums(
-            logits, hidden, targets, weights, objective, row_shards=row_shards
+            logits,
+            hidden,
+            targets,
+            weights,
+            objective.of_stream(stream),
+            row_shards=row_shards,
         )
     return sums
 
