@@ -76,16 +76,20 @@ def run(main: Callable[[RunConfig], int | None], argv: Sequence[str] | None = No
 
 
 def run_with_arguments(
-    main: Callable[[Arguments], int | None], argv: Sequence[str] | None = None
+    main: Callable[[Arguments], int | None],
+    argv: Sequence[str] | None = None,
+    help_text: Callable[[], str] = config.help_text,
 ) -> None:
     """Runs a binary on its `Arguments` and exits with what it returns (None = 0).
+
+    `help_text` says which gin files and macros there are.
 
     `InputError` and a disk that cannot be written become one line on stderr and
     `EXIT_INPUT_ERROR`.
     """
     argv = list(sys.argv if argv is None else argv)
     if _HELP & set(argv[1:]):
-        print(_help())
+        print(_help(help_text()))
         sys.exit(0)
     # absl knows no flags of open-ended names: gin's go their own way.
     overrides = tuple(a.removeprefix(_PREFIX) for a in argv[1:] if a.startswith(_PREFIX))
@@ -127,7 +131,7 @@ def _stop(message: str) -> NoReturn:
     sys.exit(EXIT_INPUT_ERROR)
 
 
-def _help() -> str:
+def _help(macros: str) -> str:
     """What a binary does, its own flags, and every gin file and macro."""
     own = flags.FLAGS.flags_by_module_dict()
     about = sys.modules["__main__"].__doc__ or ""
@@ -136,4 +140,4 @@ def _help() -> str:
         for flag in own.get(module, []):
             lines.append(f"  --{flag.name}={flag.default!r}\n      {flag.help}")
     lines.append("  --gin.NAME=value\n      Sets a macro; the last word over all gin files.")
-    return "\n".join([*lines, "", config.help_text()])
+    return "\n".join([*lines, "", macros])

@@ -99,5 +99,7 @@ class InputError(ValueError):
 
 EXIT_INPUT_ERROR = 2
 EXIT_NON_FINITE = 3
+# A sweep went to its end, but not every run is done.
+EXIT_INCOMPLETE = 4
 # sysexits.h EX_TEMPFAIL: run the same command again and it continues.
 EXIT_PREEMPTED = 75

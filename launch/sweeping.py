@@ -1,0 +1,301 @@
+"""Runs of a sweep as processes: one after another, watched, reported, stopped and continued."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+
+from stepdistill_jax import config as configs
+from stepdistill_jax import records
+from stepdistill_jax.spec import EXIT_INCOMPLETE, EXIT_PREEMPTED
+from stepdistill_jax.sweep import state, table
+from stepdistill_jax.sweep.estimate import Clock, Finished, Work, grouped
+from stepdistill_jax.sweep.matrix import PlannedRun
+from stepdistill_jax.sweep.state import Attempt, Look, State
+
+SUMMARY_FILE = "sweep.json"
+_POLL_SECONDS = 1.0
+# Between two lines on a run that goes on, where nothing can be redrawn.
+_LINE_SECONDS = 300.0
+
+
+class Display:
+    """Lines that stay and, on a terminal, a table below them that is redrawn."""
+
+    def __init__(self) -> None:
+        self._live = sys.stdout.isatty()
+        self._drawn = 0
+        self._last_line = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        self._clear()
+        print(text, flush=True)
+        self._last_line = time.monotonic()
+
+    def show(self, line: str, rows: str) -> None:
+        """Draws what may change: the table on a terminal, else the line, now and then."""
+        if self._live:
+            width, height = shutil.get_terminal_size()
+            # The last row of a terminal stays free, or it would scroll.
+            fitting = [*rows.splitlines()[: max(0, height - 3)], line]
+            self._clear()
+            print("\n".join(row[: width - 1] for row in fitting), flush=True)
+            self._drawn = len(fitting)
+        elif time.monotonic() - self._last_line >= _LINE_SECONDS:
+            self.say(line)
+
+    def _clear(self) -> None:
+        if self._drawn:
+            print(f"\x1b[{self._drawn}F\x1b[J", end="")
+            self._drawn = 0
+
+
+@dataclasses.dataclass
+class Sweep:
+    """A share of a sweep's runs, worked through by `run`.
+
+    Attributes:
+        folder: SWEEP_DIR.
+        whole: the runs of all workers.
+        mine: of this one.
+        work: name -> work, of `mine`.
+        product_rate: FLOP/s of a large matrix product.
+        retry: runs that failed before are tried again.
+        looks: name -> what its folder said last, of `whole`.
+    """
+
+    folder: pathlib.Path
+    whole: Sequence[PlannedRun]
+    mine: Sequence[PlannedRun]
+    work: Mapping[str, Work]
+    product_rate: float
+    retry: bool
+    looks: dict[str, Look] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.looks = {run.name: state.look(run) for run in self.whole}
+        self._display = Display()
+        self._stopping = False
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def plan(self) -> str:
+        """The table of `mine`, with what is left to do."""
+        clock = self._clock()
+        left = {
+            run.name: clock.estimate(run, self.work[run.name], self.looks[run.name].saved)
+            for run in self.mine
+            if self._is_left(run)
+        }
+        return table.plan(grouped(self.mine, self.work, left), self.looks)
+
+    def _is_left(self, run: PlannedRun) -> bool:
+        found = self.looks[run.name].state
+        return found not in (State.DONE, State.CHANGED) and (self.retry or found != State.FAILED)
+
+    def _clock(self) -> Clock:
+        finished = []
+        for run in self.mine:
+            attempt = self.looks[run.name].attempt
+            done = self.looks[run.name].state == State.DONE
+            if done and attempt is not None and not attempt.from_step and not attempt.exit_code:
+                finished.append(Finished(run, self.work[run.name], attempt.seconds))
+        return Clock(self.product_rate, finished)
+
+    def run(self) -> int:
+        """Works through all that is left; returns the exit code.
+
+        0 where every run of this worker is done, `EXIT_INCOMPLETE` where some failed,
+        `EXIT_PREEMPTED` where SIGTERM or Ctrl-C came or a run was preempted.
+        """
+        pending = [run for run in self.mine if self._is_left(run)]
+        self._write_summary()
+        with self._signals():
+            while pending and not self._stopping:
+                before = len(pending)
+                for run in list(pending):
+                    if self._stopping:
+                        break
+                    descriptor = state.lock(pathlib.Path(run.config.model_dir))
+                    # Another process is at it: its turn comes again when that one has ended.
+                    if descriptor is None:
+                        continue
+                    pending.remove(run)
+                    try:
+                        self._attempt(run, descriptor, pending)
+                    finally:
+                        os.close(descriptor)
+                    self._write_summary()
+                if len(pending) == before and pending:
+                    names = ", ".join(run.name for run in pending)
+                    self._display.show(f"waiting for other processes at {names}", self._rows())
+                    time.sleep(_POLL_SECONDS)
+        return self._outcome()
+
+    def _attempt(self, run: PlannedRun, descriptor: int, pending: Sequence[PlannedRun]) -> None:
+        """Trains a run whose lock this process has, unless another has done it meanwhile."""
+        look = self.looks[run.name] = state.look(run, held=True)
+        if look.state in (State.DONE, State.CHANGED):
+            return
+        folder = pathlib.Path(run.config.model_dir)
+        records.write_atomic(folder / state.PLANNED_FILE, configs.dump(run.config))
+        self.looks[run.name] = dataclasses.replace(look, state=State.RUNNING)
+        number = f"[{1 + self.mine.index(run)}/{len(self.mine)}]"
+        seconds = self._clock().estimate(run, self.work[run.name], look.saved).seconds
+        begins = f"continues after step {look.saved:,}" if look.saved else "starts"
+        self._display.say(f"{number} {run.name} {begins}, about {table.duration(seconds)}")
+        start = time.monotonic()
+        with (folder / state.LOG_FILE).open("ab") as log:
+            offset = log.tell()
+            command = [
+                sys.executable,
+                *("-m", "launch.train", f"--gin_file={folder / state.PLANNED_FILE}"),
+            ]
+            # In a session of its own Ctrl-C reaches the sweep alone, which passes it on as SIGTERM.
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=(descriptor,),
+            )
+            code = self._watch(run, self._process, start, pending)
+            self._process = None
+        if self._stopping:
+            code = EXIT_PREEMPTED
+        error = "" if code in (0, EXIT_PREEMPTED) else describe_failure(folder, offset, code)
+        state.write_attempt(
+            folder, Attempt(code, error, round(time.monotonic() - start, 3), look.saved)
+        )
+        self._stopping |= code == EXIT_PREEMPTED
+        look = self.looks[run.name] = state.look(run, held=True)
+        self._display.say(f"{number} {run.name} {self._ending(look)}; {self._counts(pending)}")
+
+    def _watch(
+        self,
+        run: PlannedRun,
+        process: subprocess.Popen[bytes],
+        start: float,
+        pending: Sequence[PlannedRun],
+    ) -> int:
+        """Shows a run's progress until its process has ended; returns the exit code."""
+        folder = pathlib.Path(run.config.model_dir)
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(_POLL_SECONDS)
+            at = state.progress(folder)
+            parts = [f"step {at.step:,} of {run.config.train_steps:,}"]
+            if at.pairs_per_second:
+                left = (run.config.train_steps - at.step) * run.config.pipeline.batch_size
+                parts.append(f"{at.pairs_per_second:,.0f} pairs/s")
+                parts.append(f"{table.duration(left / at.pairs_per_second)} left")
+            if at.validation is not None:
+                parts.append(f"validation {at.validation:.1%}")
+            parts.append(f"{table.duration(time.monotonic() - start)} so far")
+            self._display.show(
+                f"{run.name}: {', '.join(parts)}; {self._counts(pending)}", self._rows()
+            )
+
+    def _ending(self, look: Look) -> str:
+        seconds = table.duration(look.attempt.seconds) if look.attempt else ""
+        if look.state == State.DONE:
+            scores = ", ".join(f"{split} {accuracy:.1%}" for split, accuracy in look.accuracy)
+            return f"is done in {seconds}: {scores}"
+        if look.state == State.FAILED:
+            return f"failed after {seconds}: {look.reason}"
+        return f"was stopped after {seconds}, saved at step {look.saved:,}"
+
+    def _counts(self, pending: Sequence[PlannedRun]) -> str:
+        clock = self._clock()
+        seconds = sum(
+            clock.estimate(run, self.work[run.name], self.looks[run.name].saved).seconds
+            for run in pending
+        )
+        counts = [f"{self._count(State.DONE)} done", f"{self._count(State.FAILED)} failed"]
+        more = f"{len(pending)} to come, about {table.duration(seconds)}"
+        return ", ".join([c for c in counts if not c.startswith("0 ")] + [more])
+
+    def _count(self, wanted: State) -> int:
+        return sum(self.looks[run.name].state == wanted for run in self.mine)
+
+    def _rows(self) -> str:
+        return table.progress(grouped(self.mine, self.work, {}), self.looks)
+
+    def _outcome(self) -> int:
+        """Prints how the sweep stands and returns its exit code."""
+        self._display.say(self._rows())
+        for run in self.mine:
+            if self.looks[run.name].state == State.FAILED:
+                log = pathlib.Path(run.config.model_dir) / state.LOG_FILE
+                self._display.say(f"failed: {run.name}: {self.looks[run.name].reason} (see {log})")
+        if self._stopping:
+            self._display.say("stopped: run the same command again to continue")
+            return EXIT_PREEMPTED
+        return 0 if self._count(State.DONE) == len(self.mine) else EXIT_INCOMPLETE
+
+    def _write_summary(self) -> None:
+        """SWEEP_DIR/sweep.json: every run of all workers, as its folder says now."""
+        for run in self.whole:
+            self.looks[run.name] = state.look(run)
+        rows = [
+            {
+                "name": run.name,
+                "state": look.state,
+                "saved_step": look.saved,
+                "accuracy": dict(look.accuracy),
+                "exit_code": look.attempt.exit_code if look.attempt else None,
+                "seconds": look.attempt.seconds if look.attempt else None,
+                "reason": look.reason,
+            }
+            for run in self.whole
+            for look in [self.looks[run.name]]
+        ]
+        text = json.dumps({"runs": rows}, indent=1, ensure_ascii=False) + "\n"
+        records.write_atomic(self.folder / SUMMARY_FILE, text)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Passes SIGTERM and Ctrl-C on to the run as SIGTERM, at which it saves; then stops."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            del number, frame
+            self._stopping = True
+            if self._process is not None:
+                self._process.send_signal(signal.SIGTERM)
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def describe_failure(folder: pathlib.Path, offset: int, code: int) -> str:
+    """What a failed process said last.
+
+    Args:
+        folder: of the run.
+        offset: bytes of its log that are of attempts before.
+        code: that it exited with.
+    """
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    with (folder / state.LOG_FILE).open("rb") as log:
+        log.seek(offset)
+        text = log.read().decode("utf-8", "replace")
+    lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    named = [line for line in lines if line.startswith("error: ")]
+    said = (named or lines or ["it said nothing"])[-1].removeprefix("error: ")
+    return f"exit code {code}: {said}"

@@ -1,0 +1,392 @@
+"""A sweep file becomes runs: data sets x methods x labels x sizes x fractions x seeds.
+
+A run of the matrix is what its files say, in this order: run file, method file, model file, the
+sweep file's own settings, the matrix's axes, the flags; the last word on a macro wins. Its name,
+``cqa-step_by_step-gold-t5_1_1_base-f0.125-s0``, is its folder's in SWEEP_DIR and says the run
+file, the method file, LABELS, the model, FRACTION and SEED.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import functools
+import itertools
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from stepdistill_jax import config as configs
+from stepdistill_jax import gin_settings
+from stepdistill_jax.gin_settings import SWEEP_PART, Macro, Setting
+from stepdistill_jax.model.config import T5Config
+from stepdistill_jax.model.flops import train_flops
+from stepdistill_jax.run_config import RunConfig
+from stepdistill_jax.spec import RATIONALE, InputError
+
+_PREFIX = "SWEEP_"
+_TEACHER = "teacher"
+_DATA_SEEDS = ("seed", "fixed")
+# Macros that the matrix sets -> where a user says it instead.
+_AXES = {
+    "MODEL_DIR": "set SWEEP_DIR",
+    "METHOD": "set SWEEP_METHODS",
+    "RATIONALES": "set it in the run file, or in a method file of your own named in SWEEP_METHODS",
+    "FRACTION": "set SWEEP_FRACTIONS",
+    "SEED": "set SWEEP_SEEDS",
+}
+_DATA_SEED_AXIS = {"DATA_SEED": "set SWEEP_SEEDS, or SWEEP_DATA_SEEDS='fixed'"}
+_LABELS_AXIS = {"LABELS": "set SWEEP_LABELS"}
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """The axes of the matrix. Fields and macros are described in ``gin/parts/sweep.gin``."""
+
+    dir: str = ""
+    run_files: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ("standard", "step_by_step")
+    labels: tuple[str, ...] = ()
+    fractions: tuple[float, ...] = (1.0,)
+    models: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    data_seeds: str = "seed"
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.dir or "://" in self.dir:
+            raise InputError(
+                f"SWEEP_DIR={self.dir!r}: name a folder on a disk, as in "
+                "--gin.SWEEP_DIR=sweeps/first; machines that share a sweep mount it"
+            )
+        for macro in ("RUN_FILES", "METHODS", "FRACTIONS", "SEEDS"):
+            if not getattr(self, macro.lower()):
+                raise InputError(f"SWEEP_{macro} is empty, so there is nothing to run; name one")
+        if self.data_seeds not in _DATA_SEEDS:
+            raise InputError(
+                f"SWEEP_DATA_SEEDS={self.data_seeds!r}: expected {' or '.join(_DATA_SEEDS)}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+    """One run of the matrix.
+
+    Attributes:
+        name: its folder's name.
+        data: name of its run file.
+        method: name of its method file.
+        model: name of its model file or its sizes; "" where nothing is trained.
+        config: all that it is; MODEL_DIR is SWEEP_DIR/name.
+    """
+
+    name: str
+    data: str
+    method: str
+    model: str
+    config: RunConfig
+
+    @property
+    def group(self) -> tuple[str, str, str, str, float]:
+        """What runs that differ in their seed alone share."""
+        return (self.data, self.method, self.labels, self.model, self.config.data.fraction)
+
+    @property
+    def labels(self) -> str:
+        """LABELS, or "" where nothing is trained."""
+        return self.config.data.labels if self.config.streams else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Impossible:
+    """A run that cannot be, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """What a sweep consists of.
+
+    Attributes:
+        config: its axes.
+        runs: in the order of running, no two alike.
+        impossible: combinations that contradict themselves.
+        repeated: combinations that are one of `runs` once more.
+    """
+
+    config: SweepConfig
+    runs: tuple[PlannedRun, ...]
+    impossible: tuple[Impossible, ...]
+    repeated: int
+
+
+@functools.cache
+def macros() -> dict[str, Macro]:
+    """Every macro of a sweep by name, in the order of ``parts/sweep.gin``."""
+    return gin_settings.declared(SWEEP_PART, {SweepConfig.__name__: SweepConfig})
+
+
+def help_text() -> str:
+    """The gin files and every macro, those of a sweep first, for ``--help``."""
+    return "\n".join([*configs.describe(macros().values()), "", configs.help_text()])
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """A run, method or model file that the matrix names."""
+
+    name: str
+    settings: tuple[Setting, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+    """One combination, before it is known to be possible."""
+
+    data: _File
+    method: _File
+    model: _File | None
+    labels: str | None
+    fraction: float
+    seed: int
+
+
+def read(
+    gin_files: Sequence[epath.PathLike],
+    overrides: Sequence[str] = (),
+    search_paths: Sequence[epath.PathLike] = (),
+) -> Matrix:
+    """Reads sweep files in order, then overrides, and expands them.
+
+    Args:
+        gin_files: looked for in the working folder, `search_paths` and the shipped gin folder.
+        overrides: ``NAME=value`` each, of a sweep's macro or of a run's for every run.
+        search_paths: more folders for gin files; the shipped ones and those of `gin_files` follow.
+
+    Raises:
+        InputError: a file is missing or wrong, a name is unknown, or a setting is one of an axis.
+    """
+    if not gin_files:
+        raise InputError(
+            "--gin_file is missing: name a sweep file, as in --gin_file=sweeps/demo.gin; --help "
+            "lists those shipped"
+        )
+    known = {**configs.macros(), **macros()}
+    paths = [gin_settings.find(str(name), (".", *search_paths), "--gin_file") for name in gin_files]
+    # Beside the sweep file last: sweeps/demo.gin names the demo.gin that is no sweep.
+    beside = (path.parent for path in paths)
+    folders = (".", *search_paths, gin_settings.gin_folder(), *beside)
+    own = [setting for path in paths for setting in gin_settings.read_file(path, known, folders)]
+    flags = [gin_settings.override(text, known) for text in overrides]
+    resolved = gin_settings.resolve([*own, *flags], known)
+    values = {
+        field: gin_settings.typed(macro, resolved[name])
+        for name, macro in macros().items()
+        for _, field in macro.fields
+        if name in resolved
+    }
+    config = SweepConfig(**values)
+    _refuse_axes(config, resolved)
+    common = [s for s in own if not s.name.startswith(_PREFIX)]
+    last = [s for s in flags if not s.name.startswith(_PREFIX)]
+    return _expand(config, common, last, folders)
+
+
+def _refuse_axes(config: SweepConfig, resolved: dict[str, Setting]) -> None:
+    axes = dict(_AXES)
+    if config.data_seeds == "seed":
+        axes |= _DATA_SEED_AXIS
+    if config.labels:
+        axes |= _LABELS_AXIS
+    for name, remedy in axes.items():
+        if name in resolved:
+            raise InputError(
+                f"{resolved[name].where}: {name} is an axis of the sweep, set run by run; {remedy}"
+            )
+
+
+def _expand(
+    config: SweepConfig,
+    common: Sequence[Setting],
+    flags: Sequence[Setting],
+    folders: Sequence[epath.PathLike],
+) -> Matrix:
+    """Every combination as a run, an impossible one or a repetition."""
+    runs: dict[RunConfig, PlannedRun] = {}
+    impossible: dict[str, Impossible] = {}
+    repeated = 0
+    names: set[str] = set()
+    for cell in _cells(config, folders):
+        settings = [
+            *cell.data.settings,
+            *cell.method.settings,
+            *(cell.model.settings if cell.model else ()),
+            *common,
+            *_axes(config, cell),
+            *flags,
+        ]
+        run = _planned(config, cell, settings, spare={s.name for s in common})
+        names.add(run.name)
+        if not _is_wanted(config, run.name):
+            continue
+        if isinstance(run, Impossible):
+            impossible.setdefault(run.name, run)
+            continue
+        first = runs.setdefault(dataclasses.replace(run.config, model_dir="-"), run)
+        repeated += first is not run
+    _refuse_idle_patterns(config, names)
+    _refuse_ambiguous_names(runs.values())
+    return Matrix(config, tuple(runs.values()), tuple(impossible.values()), repeated)
+
+
+def _cells(config: SweepConfig, folders: Sequence[epath.PathLike]) -> Iterator[_Cell]:
+    """The combinations, seeds outermost: when stopped, it has whole tables of fewer seeds."""
+    data = [_file("SWEEP_RUN_FILES", "", name, folders) for name in config.run_files]
+    methods = [_file("SWEEP_METHODS", "methods", name, folders) for name in config.methods]
+    models: list[_File | None] = [
+        _file("SWEEP_MODELS", "models", name, folders) for name in config.models
+    ]
+    taught: set[tuple[str, str]] = set()
+    for seed, run_file, method in itertools.product(config.seeds, data, methods):
+        if _last(method, "METHOD") == _TEACHER:
+            # Nothing is trained: no size, share or seed makes another run of it.
+            if (run_file.name, method.name) not in taught:
+                taught.add((run_file.name, method.name))
+                yield _Cell(run_file, method, None, None, 1.0, 0)
+            continue
+        fixed = _last(method, "LABELS") is not None
+        labels: Sequence[str | None] = (None,) if fixed or not config.labels else config.labels
+        for label, model, fraction in itertools.product(labels, models or [None], config.fractions):
+            yield _Cell(run_file, method, model, label, fraction, seed)
+
+
+def _file(macro: str, folder: str, name: str, folders: Sequence[epath.PathLike]) -> _File:
+    """Finds and reads a file by path, or by name in a shipped folder."""
+    sought = name if name.endswith(".gin") else str(pathlib.PurePath(folder, f"{name}.gin"))
+    path = gin_settings.find(sought, folders, macro)
+    return _File(path.stem, tuple(configs.read_settings(path, folders)))
+
+
+def _last(file: _File, macro: str) -> Any:
+    """What a file says of a macro; None where it says nothing."""
+    return next((s.value for s in reversed(file.settings) if s.name == macro), None)
+
+
+def _axes(config: SweepConfig, cell: _Cell) -> Iterator[Setting]:
+    """What the matrix itself sets."""
+    yield Setting("FRACTION", cell.fraction, "SWEEP_FRACTIONS")
+    yield Setting("SEED", cell.seed, "SWEEP_SEEDS")
+    if config.data_seeds == "seed" and _last(cell.method, "METHOD") != _TEACHER:
+        yield Setting("DATA_SEED", cell.seed, "SWEEP_DATA_SEEDS")
+    if cell.labels is not None:
+        yield Setting("LABELS", cell.labels, "SWEEP_LABELS")
+
+
+def _planned(
+    config: SweepConfig, cell: _Cell, settings: list[Setting], spare: set[str]
+) -> PlannedRun | Impossible:
+    """The run of a combination.
+
+    Raises:
+        InputError: a setting is wrong whatever it is combined with.
+    """
+    resolved = gin_settings.resolve(settings, configs.macros(), spare)
+    values = {
+        name: gin_settings.typed(macro, resolved[name]) if name in resolved else macro.default
+        for name, macro in configs.macros().items()
+    }
+    if values["METHOD"] == _TEACHER:
+        model = ""
+        name = f"{cell.data.name}-{cell.method.name}"
+    else:
+        sizes = {
+            field: values[name]
+            for name, macro in configs.macros().items()
+            for holder, field in macro.fields
+            if holder == T5Config.__name__
+        }
+        model = cell.model.name if cell.model else configs.model_name(T5Config(**sizes))
+        share = f"f{cell.fraction:.12g}"
+        parts = (cell.data.name, cell.method.name, values["LABELS"], model, share, f"s{cell.seed}")
+        name = "-".join(parts)
+    place = Setting("MODEL_DIR", str(pathlib.Path(config.dir) / name), "SWEEP_DIR")
+    try:
+        found = configs.from_settings([*settings, place], spare)
+    except InputError as error:
+        return Impossible(name, str(error))
+    return PlannedRun(name, cell.data.name, cell.method.name, model, found)
+
+
+def _is_wanted(config: SweepConfig, name: str) -> bool:
+    if config.only and not any(fnmatch.fnmatchcase(name, p) for p in config.only):
+        return False
+    return not any(fnmatch.fnmatchcase(name, p) for p in config.exclude)
+
+
+def _refuse_idle_patterns(config: SweepConfig, names: set[str]) -> None:
+    for macro, patterns in (("SWEEP_ONLY", config.only), ("SWEEP_EXCLUDE", config.exclude)):
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise InputError(
+                    f"{macro}: {pattern!r} is like none of the {len(names)} runs' names; one of "
+                    f"them is {min(names)!r}"
+                )
+
+
+def _refuse_ambiguous_names(runs: Any) -> None:
+    by_name: dict[str, PlannedRun] = {}
+    for run in runs:
+        other = by_name.setdefault(run.name, run)
+        if other is not run:
+            differing = ", ".join(configs.difference(other.config, run.config))
+            raise InputError(
+                f"two different runs would be named {run.name} (they differ in {differing}); give "
+                "the files that SWEEP_RUN_FILES, SWEEP_METHODS and SWEEP_MODELS name different "
+                "names"
+            )
+
+
+def share(runs: Sequence[PlannedRun], worker: int, workers: int) -> list[PlannedRun]:
+    """The runs of one worker of several: every run is in exactly one share.
+
+    The largest runs are dealt out first, each to the worker that has least so far. Their sizes are
+    taken from the configurations alone, so that machines agree on them whatever data they hold.
+
+    Args:
+        runs: the whole matrix's.
+        worker: 0 to workers - 1.
+        workers: how many.
+
+    Raises:
+        InputError: there is no such worker.
+    """
+    if not 0 <= worker < workers:
+        raise InputError(
+            f"worker {worker} of {workers}: expected 0 to {workers - 1}; set --worker and "
+            "--workers, or SWEEP_WORKER and SWEEP_WORKERS in the environment"
+        )
+    loads = [0.0] * workers
+    mine = set()
+    # Equal runs too are spread evenly: none counts as nothing.
+    sizes = [1.0 + nominal_flops(run.config) for run in runs]
+    for index in sorted(range(len(runs)), key=lambda i: (-sizes[i], i)):
+        chosen = min(range(workers), key=lambda w: (loads[w], w))
+        loads[chosen] += sizes[index]
+        if chosen == worker:
+            mine.add(index)
+    return [run for index, run in enumerate(runs) if index in mine]
+
+
+def nominal_flops(config: RunConfig) -> float:
+    """Model FLOPs of a run were every text as long as it may be: an order of runs by size."""
+    tokens = config.tokens
+    longest = dict.fromkeys(config.streams, tokens.max_label_length)
+    if RATIONALE in longest:
+        longest[RATIONALE] = tokens.max_rationale_length
+    rows = config.pipeline.batch_size
+    return config.train_steps * train_flops(config.model, rows, tokens.max_input_length, longest)
