@@ -44,7 +44,6 @@ def follow(config: RunConfig, steps: int, seeds: int, folder: epath.PathLike) ->
         Without dropout the largest relative differences (two draws of it have nothing to compare
         step by step); with several seeds the means of the last steps' losses.
     """
-    plots.require_matplotlib()
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     runs: dict[int, list[Step]] = {}

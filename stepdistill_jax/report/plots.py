@@ -1,28 +1,37 @@
-"""Figures, drawn with matplotlib into files."""
+"""Figures, drawn with matplotlib."""
 
 from __future__ import annotations
 
-import importlib.util
+import dataclasses
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from stepdistill_jax import records
-from stepdistill_jax.spec import InputError
 
-# Color-blind safe, and apart in grey.
-_COLORS = ("#0072B2", "#D55E00", "#009E73")
-
-
-def require_matplotlib() -> None:
-    """Raises InputError where matplotlib is not installed."""
-    if not importlib.util.find_spec("matplotlib"):
-        raise InputError(
-            "figures are drawn with matplotlib, which cannot be found; "
-            "pip install 'stepdistill-jax[test]'"
-        )
+# Okabe and Ito's, told apart without colour vision; two of them are too pale for a line.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Of other lengths than the colours, so that the look of a line comes again only after hundreds.
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DASHES: tuple[Any, ...] = ("-", "-", (0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+_LEVEL_DASHES: tuple[Any, ...] = (":", (0, (8, 3)), (0, (3, 2)))
+# Of text and axes: in a page they take the text's colour.
+_INK = "#1a1a1a"
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "stepdistill",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
 
 def curves(
@@ -42,10 +51,7 @@ def curves(
         below: the same labels -> relative difference a step, in a row below, on a log scale.
         limit: a line across that row.
 
-    Raises:
-        InputError: matplotlib is not installed.
     """
-    require_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6 * len(panels), 6.4 if below else 3.8), layout="constrained")
@@ -81,3 +87,112 @@ def _differences(axis: Any, values: Sequence[float], limit: float | None) -> Non
     axis.set_yscale("log")
     axis.set_ylabel("relative difference")
     axis.grid(alpha=0.25)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A line through points.
+
+    Attributes:
+        points: (x, y, standard error of y or None).
+        style: number of its colour, marker and dashes.
+    """
+
+    label: str
+    points: Sequence[tuple[float, float, float | None]]
+    style: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One figure in two forms; the SVG's texts are texts."""
+
+    svg: str
+    png: bytes
+
+
+def panel(
+    curves: Sequence[Curve],
+    levels: Mapping[str, float],
+    x_label: str,
+    y_label: str,
+    ticks: Mapping[float, str],
+) -> Picture:
+    """Draws curves over a logarithmic axis, in the width of a phone; equal input, equal bytes.
+
+    Args:
+        curves: at least one.
+        levels: name -> height of a line across.
+        x_label: of the horizontal axis.
+        y_label: of the vertical axis.
+        ticks: place on the horizontal axis -> its text.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.8, 4.2), layout="constrained")
+        axis = figure.subplots()
+        for number, (label, height) in enumerate(levels.items()):
+            dashes = _LEVEL_DASHES[number % len(_LEVEL_DASHES)]
+            axis.axhline(height, color=_INK, linewidth=1.1, linestyle=dashes, label=label)
+        for curve in curves:
+            _curve(axis, curve)
+        axis.set_xscale("log")
+        axis.set_xticks([*ticks], [*ticks.values()])
+        axis.minorticks_off()
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
+        axis.margins(x=0.06, y=0.08)
+        axis.grid(axis="y", alpha=0.25, color=_INK)
+        # What is drawn first lies below, but is named last.
+        handles, labels = axis.get_legend_handles_labels()
+        order = [*range(len(levels), len(labels)), *range(len(levels))]
+        figure.legend(
+            [handles[i] for i in order],
+            [labels[i] for i in order],
+            loc="outside lower left",
+            frameon=False,
+            fontsize=9,
+            handlelength=3.2,
+        )
+        svg, png = io.StringIO(), io.BytesIO()
+        nameless = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(svg, format="svg", facecolor="white", metadata=nameless)
+        figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    return Picture(svg.getvalue(), png.getvalue())
+
+
+def _curve(axis: Any, curve: Curve) -> None:
+    x, y, errors = zip(*sorted(curve.points, key=lambda point: point[0]), strict=True)
+    axis.errorbar(
+        x,
+        y,
+        yerr=[error or 0.0 for error in errors],
+        label=curve.label,
+        color=_COLORS[curve.style % len(_COLORS)],
+        marker=_MARKERS[curve.style % len(_MARKERS)],
+        linestyle=_DASHES[curve.style % len(_DASHES)],
+        linewidth=1.8,
+        markersize=6.5,
+        capsize=3,
+    )
+
+
+def inline(svg: str, prefix: str) -> str:
+    """An SVG file's text for the inside of a page, on the page's ground, in the page's ink.
+
+    Args:
+        svg: as `panel` drew it.
+        prefix: of its ids, which must be its own in the page.
+    """
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # A style element would be the whole page's.
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg)
+    svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'href="#', f'href="#{prefix}-', svg)
+    svg = svg.replace("url(#", f"url(#{prefix}-")
+    return svg.replace(_INK, "currentColor").replace("fill: #ffffff", "fill: none").strip()

@@ -1,15 +1,11 @@
-import importlib.util
-
-import pytest
+from matplotlib import image
 
 from stepdistill_jax.report import plots
-from stepdistill_jax.spec import InputError
 
 PANELS = {"loss": {"ours": [[3.0, 2.0, 1.0]], "recipe": [[3.0, 2.1, 1.0]]}}
 
 
 def test_draws_curves_and_their_differences(tmp_path):
-    image = pytest.importorskip("matplotlib.image", reason="figures are drawn with matplotlib")
     plots.curves(tmp_path / "curves.png", "one", PANELS)
     # A difference of 0 has no place on the log scale, and is left out.
     plots.curves(tmp_path / "both.png", "one", PANELS, {"loss": [0.0, 0.05, 0.0]}, limit=0.1)
@@ -18,9 +14,3 @@ def test_draws_curves_and_their_differences(tmp_path):
     assert both.shape[1] == one.shape[1]
     # Something is drawn besides the white ground.
     assert all((picture[..., :3] < 0.5).any() for picture in (one, both))
-
-
-def test_names_what_is_not_installed(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"matplotlib, .* pip install 'stepdistill-jax\[test\]'"):
-        plots.curves(tmp_path / "curves.png", "none", PANELS)

@@ -1,0 +1,136 @@
+"""A report from runs' folders to files."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import os
+from collections.abc import Sequence
+
+from etils import epath
+
+from stepdistill_jax import records
+from stepdistill_jax.eval.results import RESULT_FIELDS
+from stepdistill_jax.report import accuracy, card, details, fractions, markdown, paper, sizes, words
+from stepdistill_jax.report.comparisons import Material, compare
+from stepdistill_jax.report.document import Report
+from stepdistill_jax.report.predictions import Predictions
+from stepdistill_jax.report.read import Runs, read_runs
+from stepdistill_jax.report.tables import Scores, collect
+
+PAGE, MARKDOWN, CSV, FIGURES = "index.html", "report.md", "results.csv", "figures"
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What became of the runs.
+
+    Attributes:
+        files: written, relative to the report's folder.
+        runs: that held results.
+        without_number: names of runs that are in no table.
+    """
+
+    files: tuple[str, ...]
+    runs: int
+    without_number: tuple[str, ...]
+
+
+def write_report(folders: Sequence[epath.PathLike], out: epath.PathLike) -> Written:
+    """Writes the page, its Markdown, the results as CSV and the figures.
+
+    The same results give the same bytes.
+
+    Args:
+        folders: see `read_runs`.
+        out: folder; is made if need be, files of an earlier report are replaced.
+
+    Raises:
+        InputError: see `read_runs`, `collect` and `compare`.
+    """
+    runs = read_runs(folders)
+    scores = collect(runs)
+    predictions = Predictions()
+    report = build(Material(scores, predictions, compare(scores, predictions)))
+    files: dict[str, str | bytes] = {
+        PAGE: card.render(report),
+        MARKDOWN: markdown.render(report, FIGURES),
+        CSV: results_csv(runs),
+    }
+    for figure in report.figures:
+        files[f"{FIGURES}/{figure.name}.svg"] = figure.svg
+        files[f"{FIGURES}/{figure.name}.png"] = figure.png
+    for name, content in files.items():
+        records.write_atomic(epath.Path(out) / name, content)
+    return Written(tuple(files), len(runs.names), (*runs.empty, *scores.unselected))
+
+
+def build(material: Material) -> Report:
+    """What the report says."""
+    best = accuracy.best_on_test(material)
+    sections = [
+        details.summary(material),
+        accuracy.paper_tables(material),
+        accuracy.methods(material),
+        fractions.fraction_curves(material),
+        fractions.labels_saved(material),
+        sizes.size_curves(material),
+        sizes.beats_teacher(material),
+        details.tests(material),
+        details.costs(material),
+        *([best] if best else []),
+        details.runs(material),
+        details.notes(),
+    ]
+    return Report(
+        "Distilling step-by-step: report card",
+        _lead(material.scores),
+        (f"{paper.TITLE} (Hsieh et al., 2023)", paper.LINK),
+        sections,
+    )
+
+
+def _lead(scores: Scores) -> tuple[str, ...]:
+    cells = scores.students
+    tasks = dict.fromkeys(words.task(cell.setting.task) for cell in cells)
+    models = dict.fromkeys(cell.setting.student.model for cell in cells)
+    counts = sorted({len(cell.lines) for cell in cells})
+    if not counts:
+        seeds = "no student was trained"
+    elif counts[0] == counts[-1]:
+        seeds = f"{words.seeds(counts[0])} each"
+    else:
+        seeds = f"{counts[0]} to {counts[-1]} seeds each"
+    first = (
+        f"{len(scores.runs.names)} runs in {len(scores.cells)} settings, {seeds}. "
+        f"Data: {', '.join(tasks) or 'none'}. Models: {', '.join(models) or 'none'}."
+    )
+    second = (
+        "A small student learns labels, and rationales where the method uses them, from a large "
+        "teacher's outputs; the method is that of the paper below. Numbers are of steps selected "
+        "on validation unless a table says otherwise."
+    )
+    return first, second
+
+
+def results_csv(runs: Runs) -> str:
+    """Every line of every run, with the run's name."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", *RESULT_FIELDS])
+    for line in runs.lines:
+        row = dataclasses.asdict(line.result)
+        writer.writerow([line.run, *(row[name] for name in RESULT_FIELDS)])
+    return text.getvalue()
+
+
+def describe(written: Written, out: epath.PathLike) -> str:
+    """One line a fact, for the one who asked for the report."""
+    lines = [f"{os.fspath(out)}: {len(written.files)} files from {written.runs} runs"]
+    if written.without_number:
+        lines.append(
+            f"{len(written.without_number)} runs are in no table: "
+            f"{', '.join(written.without_number)}"
+        )
+    return "\n".join([*lines, f"open {os.path.join(os.fspath(out), PAGE)}"])
