@@ -158,7 +158,7 @@ class _Join:
         self.failures: list[ParseFailure] = []
         self.no_rationale: collections.Counter[str] = collections.Counter()
         self.shuffled_same = 0
-        self.tally = triage.Tally(config.triage)
+        self.tally = triage.Tally(config.triage if split == "train" else ())
 
     def report(self, kept: int) -> JoinReport:
         return JoinReport(

@@ -226,7 +226,7 @@ def test_labels_from_a_file_are_the_teachers(cqa, tmp_path):
         ({"id": "row1", "rationale": " "}, r"^mine.jsonl:2: 'rationale' is empty; fix the row"),
         ({"id": "row1"}, r"^mine.jsonl:2: no key 'rationale', found \['id'\]"),
         ({"id": "row0", "rationale": "x"}, r"^mine.jsonl:2: id row0 occurs a second time"),
-        ({"id": "row900", "rationale": "x"}, r"^mine.jsonl:2: id row900 is no row of the train split"),
+        ({"id": "row900", "rationale": "x"}, r"^mine.jsonl:2: id row900 is no row of the train"),
         (
             {"id": "row1", "rationale": "x", "label": "sea"},
             r"^mine.jsonl:2: label 'sea' is not one of park, beach, bridge, depot, tent",
@@ -504,7 +504,7 @@ def test_rationales_of_skipped_rows_are_passed_over(cqa, tmp_path, caplog):
     assert balanced(report)
     # More unknown ids than rows left out are about no row at all.
     given = write_rationales(tmp_path, *lines, {"id": "row900", "rationale": "x"})
-    with pytest.raises(InputError, match=r"^mine.jsonl:101: id row900 is no row of the train split"):
+    with pytest.raises(InputError, match=r"^mine.jsonl:101: id row900 is no row of the train"):
         load_pairs(config(cqa, rationales=given, skip_bad_rows=True), "train")
 
 
