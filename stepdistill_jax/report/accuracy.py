@@ -27,6 +27,7 @@ from stepdistill_jax.report.tables import (
     Student,
     Task,
     group,
+    paper_order,
 )
 
 _NOT_IN_PAPER = Entry("not in the paper", MISSING)
@@ -72,7 +73,7 @@ def _paper_table(
 ) -> Table:
     run = {c.setting.task for c in scores.students if c.setting.student == student}
     missing = {*paper.DATASETS} - {task.dataset for task in run}
-    tasks = sorted(run | {Task(dataset, "train") for dataset in missing}, key=_paper_order)
+    tasks = sorted(run | {Task(dataset, "train") for dataset in missing}, key=paper_order)
     header, groups = ["method"], [""]
     for task in tasks:
         both = ["ours", "paper"] if task.dataset in paper.DATASETS else ["ours"]
@@ -157,7 +158,7 @@ def methods(material: Material) -> Section:
 def _methods_table(material: Material, labels: str, cells: Sequence[Cell]) -> Table:
     scores = material.scores
     tasks = _unique(cell.setting.task for cell in cells)
-    tasks.sort(key=_paper_order)
+    tasks.sort(key=paper_order)
     rows = []
     for student, recipe in _unique((c.setting.student, c.setting.recipe) for c in cells):
         found = [scores.cells.get(Setting(task, student, recipe, 1.0)) for task in tasks]
@@ -240,11 +241,6 @@ def best_on_test(material: Material) -> Section | None:
     header = ("data set", "method", "model", "data", "best on test", "selected on validation")
     table = Table("The paper's protocol: best on test", header, rows)
     return Section("best-on-test", "The paper's protocol: best on test", (Paragraph(text), table))
-
-
-def _paper_order(task: Task) -> tuple[int, Task]:
-    known = task.dataset in paper.DATASETS
-    return (paper.DATASETS.index(task.dataset) if known else len(paper.DATASETS), task)
 
 
 def _unique(items: Iterable[_Item]) -> list[_Item]:

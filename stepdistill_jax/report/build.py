@@ -12,7 +12,17 @@ from etils import epath
 
 from stepdistill_jax import records
 from stepdistill_jax.eval.results import RESULT_FIELDS
-from stepdistill_jax.report import accuracy, card, details, fractions, markdown, paper, sizes, words
+from stepdistill_jax.report import (
+    accuracy,
+    card,
+    details,
+    fractions,
+    markdown,
+    paper,
+    sizes,
+    summary,
+    words,
+)
 from stepdistill_jax.report.comparisons import Material, compare
 from stepdistill_jax.report.document import Report
 from stepdistill_jax.report.predictions import Predictions
@@ -70,7 +80,7 @@ def build(material: Material) -> Report:
     """What the report says."""
     best = accuracy.best_on_test(material)
     sections = [
-        details.summary(material),
+        summary.summary(material),
         accuracy.paper_tables(material),
         accuracy.methods(material),
         fractions.fraction_curves(material),

@@ -15,61 +15,8 @@ from stepdistill_jax.report.document import (
     Section,
     Table,
 )
-from stepdistill_jax.report.fractions import above_floor
 from stepdistill_jax.report.statistics import PERMUTATIONS, RESAMPLES
 from stepdistill_jax.report.tables import Cell, Scores
-
-
-def summary(material: Material) -> Section:
-    """Each method against standard finetuning on all data, in a sentence."""
-    items = [
-        _sentence(material, comparison)
-        for comparison in material.comparisons
-        if comparison.cell.setting.fraction == 1.0
-    ]
-    blocks: list[Block] = []
-    if items:
-        blocks.append(Bullets(tuple(items)))
-    else:
-        blocks.append(Paragraph("No method but standard finetuning was run on all data."))
-    teachers = [d for d in material.scores.datasets if material.scores.teacher(d) is None]
-    if teachers:
-        names = ", ".join(map(words.dataset, teachers))
-        blocks.append(
-            Paragraph(f'The teacher itself was not scored on {names} (METHOD = "teacher").')
-        )
-    return Section("summary", "In short", tuple(blocks))
-
-
-def _sentence(material: Material, comparison: Comparison) -> str:
-    setting = comparison.cell.setting
-    where = (
-        f"{words.task(setting.task)}, {words.labels(setting.recipe.labels)}, "
-        f"{setting.student.model}: {words.recipe(setting.recipe)} "
-        f"{words.accuracy(comparison.cell)}"
-    )
-    base = comparison.baseline
-    if base is None:
-        return f"{where}; standard finetuning on the same data was not run."
-    text = f"{where} against standard {words.accuracy(base)}"
-    if comparison.test is None:
-        text += f"; not tested: {comparison.remark}"
-    else:
-        test = comparison.test
-        assert comparison.adjusted is not None
-        verdict = "a difference" if comparison.adjusted < words.ALPHA else "no clear difference"
-        text += (
-            f": {verdict}, {words.points(test.difference)} points "
-            f"[{words.points(test.low)}, {words.points(test.high)}], p {_p(comparison.adjusted)}"
-        )
-    if above_floor(material, base) is False:
-        text += "; standard is on its floor here"
-    return f"{text}."
-
-
-def _p(value: float) -> str:
-    shown = words.p_value(value)
-    return shown if shown.startswith("<") else f"= {shown}"
 
 
 def tests(material: Material) -> Section:
@@ -218,8 +165,9 @@ def notes() -> Section:
         "Other settings, as the learning rate, are not in results.jsonl.",
         "“Not run” means that no such run was given to this report.",
         f"Statistics: scipy ({PERMUTATIONS} permutations, {RESAMPLES} resamples, fixed generator) "
-        "and statsmodels (exact McNemar, Holm). The same results give the same report, to the "
-        "byte.",
+        f"and statsmodels (exact McNemar, Holm). A permutation p is never below "
+        f"{2 / (PERMUTATIONS + 1):.4f}, which Holm's correction multiplies by up to the number of "
+        "tests. The same results give the same report, to the byte.",
         f"The paper's numbers: Tables 1 and 2; labels needed: {paper.LABELS_NEEDED_SOURCE}; "
         f"smallest student: {paper.SMALLEST_SOURCE}; teacher: {paper.TEACHER_SOURCE}.",
     )

@@ -32,6 +32,7 @@ _LOOKS = (
     ("single_task", "teacher", ""),
     ("rationale_as_input", "teacher", ""),
     ("pinto", "teacher", ""),
+    ("step_by_step", "shuffled", ""),
 )
 
 
@@ -128,9 +129,6 @@ def _figure(
         for recipe, cells in curves.cells.items()
     ]
     levels = {}
-    teacher = material.scores.teacher(curves.task.dataset)
-    if teacher is not None:
-        levels["few-shot teacher"] = 100 * teacher.mean
     base = _full_baseline(curves)
     if base is not None:
         levels["standard, all data"] = 100 * base.mean
@@ -237,7 +235,7 @@ def _saved(
     cells: Sequence[Cell],
 ) -> tuple[Entry, ...]:
     floor = None if base is None else floor_of(material, [base])
-    needed, interval = _needed(material, base, cells)
+    needed, interval = needed_labels(material, base, cells)
     is_papers = (
         curves.labels == "gold" and not curves.augment
         and look(recipe) == _LOOKS[1] and curves.task.dataset in paper.LABELS_NEEDED
@@ -258,7 +256,19 @@ def _saved(
     )
 
 
-def _needed(material: Material, base: Cell | None, cells: Sequence[Cell]) -> tuple[Entry, Entry]:
+def needed_labels(
+    material: Material, base: Cell | None, cells: Sequence[Cell]
+) -> tuple[Entry, Entry]:
+    """The share of the labels with which a method reaches its baseline, and the interval.
+
+    Args:
+        material: of the report.
+        base: standard finetuning on all data; None where it was not run.
+        cells: of the method, one a fraction.
+
+    Returns:
+        Both say why where there is no such number.
+    """
     nothing = Entry("no claim", MISSING)
     if base is None:
         return Entry("standard on all data not run", MISSING), nothing

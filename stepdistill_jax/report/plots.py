@@ -16,7 +16,14 @@ from stepdistill_jax import records
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # Of other lengths than the colours, so that the look of a line comes again only after hundreds.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_DASHES: tuple[Any, ...] = ("-", "-", (0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+_DASHES: tuple[Any, ...] = (
+    "-",
+    "-",
+    (0, (6, 2)),
+    (0, (6, 2, 1, 2)),
+    (0, (3, 1.5)),
+    (0, (1, 1.5)),
+)
 _LEVEL_DASHES: tuple[Any, ...] = (":", (0, (8, 3)), (0, (3, 2)))
 # Of text and axes: in a page they take the text's colour.
 _INK = "#1a1a1a"
@@ -131,7 +138,9 @@ def panel(
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.8, 4.2), layout="constrained")
+        figure = Figure(
+            figsize=(4.8, 3.4 + 0.2 * (len(curves) + len(levels))), layout="constrained"
+        )
         axis = figure.subplots()
         for number, (label, height) in enumerate(levels.items()):
             dashes = _LEVEL_DASHES[number % len(_LEVEL_DASHES)]

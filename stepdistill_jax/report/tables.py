@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from stepdistill_jax.eval.results import VALIDATION, Result
+from stepdistill_jax.report import paper
 from stepdistill_jax.report.read import Line, Runs
 from stepdistill_jax.report.statistics import mean_error
 from stepdistill_jax.spec import METHOD_STREAMS, InputError
@@ -16,6 +17,7 @@ TEACHER = "teacher"
 BASELINE = "standard"
 
 _Key = TypeVar("_Key")
+_Item = TypeVar("_Item")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -24,6 +26,12 @@ class Task:
 
     dataset: str
     train_split: str
+
+
+def paper_order(task: Task) -> tuple[int, Task]:
+    """The paper's data sets in its order, then others."""
+    known = task.dataset in paper.DATASETS
+    return (paper.DATASETS.index(task.dataset) if known else len(paper.DATASETS), task)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +95,7 @@ class Setting:
         """For sorting: the same in every report."""
         size = self.student.parameters or 0
         return (
-            self.task,
+            paper_order(self.task),
             size,
             self.student.model,
             self.student.initial,
@@ -154,7 +162,7 @@ class Scores:
     @property
     def datasets(self) -> list[str]:
         """In order."""
-        return sorted({setting.task.dataset for setting in self.cells})
+        return [*dict.fromkeys(setting.task.dataset for setting in self.cells)]
 
     def teacher(self, dataset: str) -> Cell | None:
         """The teacher's own score, whatever split students train on."""
@@ -252,9 +260,6 @@ def _cells(lines: Iterable[Line]) -> dict[Setting, Cell]:
         for setting, keys in grouped.items()
     }
     return {setting: cells[setting] for setting in sorted(cells, key=lambda s: s.order)}
-
-
-_Item = TypeVar("_Item")
 
 
 def group(items: Iterable[_Item], key: Callable[[_Item], _Key]) -> dict[_Key, list[_Item]]:

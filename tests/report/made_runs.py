@@ -111,7 +111,6 @@ def write_sweep(folder: pathlib.Path, *, seeds: int = 3) -> None:
                                 method=method, labels=labels, rationales=rationales,
                                 fraction=fraction, seed=seed, model=model, train_split=split,
                                 parameters=parameters,
-                                initial="" if model == "tiny" else "hf:google/t5-v1_1-small",
                                 train_pairs=int(9000 * fraction), train_flops=3.1e15,
                                 device_seconds=412.0 + seed, serving_flops=5.2e9,
                             )  # fmt: skip
