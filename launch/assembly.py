@@ -15,9 +15,9 @@ from stepdistill_jax.costs import CostMeter
 from stepdistill_jax.data import triage
 from stepdistill_jax.data.packing import row_shape
 from stepdistill_jax.data.pipeline import train_iterator
-from stepdistill_jax.data.token_cache import open_or_build
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.flops import train_flops
+from stepdistill_jax.objective import alpha_schedule
 from stepdistill_jax.optim import optimizer as make_optimizer
 from stepdistill_jax.optim import schedule as make_schedule
 from stepdistill_jax.parallel.place import data_shard, place_batch
@@ -45,7 +45,7 @@ def make_trainer(
         InputError: data, vocabulary, mesh or checkpoint do not fit the configuration.
     """
     started = time.perf_counter()
-    cache = open_or_build(config.data, config.tokens, "train")
+    cache = evaluation.open_split(config, "train")
     shape = row_shape(
         cache.lengths,
         config.pipeline,
@@ -84,6 +84,7 @@ def make_trainer(
         config.prng_impl,
         mesh,
         state_shardings(config.model, optimizer, mesh),
+        alpha_schedule(config.objective, config.train_steps) if len(config.streams) > 1 else None,
     )
     count = log.write_inventory(config.model_dir, state.params)
     report, judged = triage.split_counts(cache.manifest.report)

@@ -22,15 +22,17 @@ from stepdistill_jax.bench.measure import Measurement, Window, ratio, spread, ta
 from stepdistill_jax.bench.startup import seconds_to_first_step, train_command
 from stepdistill_jax.bench.windows import TrainLoop
 from stepdistill_jax.data.packing import RowShape, row_shape
-from stepdistill_jax.data.pipeline import train_iterator
-from stepdistill_jax.data.token_cache import TokenCache, open_or_build
+from stepdistill_jax.data.pipeline import SplitCache, train_iterator
+from stepdistill_jax.data.token_cache import open_or_build
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.flops import train_flops
+from stepdistill_jax.objective import alpha_schedule
 from stepdistill_jax.optim import optimizer as make_optimizer
 from stepdistill_jax.optim import schedule as make_schedule
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.run_config import RunConfig
+from stepdistill_jax.spec import InputError
 from stepdistill_jax.train.state import create_state, state_shardings
 from stepdistill_jax.train.step import make_train_step
 
@@ -57,13 +59,19 @@ class Benchmark:
         """Opens the token cache and makes the state; compiles nothing of the step yet.
 
         Raises:
-            InputError: data, vocabulary or mesh do not fit the configuration.
+            InputError: METHOD trains nothing, or data, vocabulary or mesh do not fit the
+                configuration.
         """
+        if not config.streams:
+            raise InputError(
+                f"METHOD={config.method!r} trains nothing that could be measured; set a METHOD "
+                "that does, as step_by_step"
+            )
         self.config = config
         self.turns = turns
         self.mesh = make_mesh(config.mesh)
-        self.cache: TokenCache = open_or_build(config.data, config.tokens, "train")
-        self.validation = open_or_build(config.data, config.tokens, "validation")
+        self.cache: SplitCache = evaluation.open_split(config, "train")
+        self.validation = evaluation.open_split(config, "validation")
         optimizer = make_optimizer(config.optimizer, config.train_steps)
         self.state = create_state(config.model, optimizer, self.mesh, config.seed)
         self._train_step = make_train_step(
@@ -77,6 +85,7 @@ class Benchmark:
             config.prng_impl,
             self.mesh,
             state_shardings(config.model, optimizer, self.mesh),
+            alpha_schedule(config.objective, config.train_steps),
         )
         self.shapes: dict[str, RowShape] = {}
 
@@ -118,21 +127,20 @@ class Benchmark:
         taken = [windows.timed(predict, "examples") for _ in range(self.turns)]
         remark = (
             f"{evaluator.config.mode}, {len(sample)} validation rows, "
-            f"{evaluator.config.max_decode_length} tokens each"
+            f"{evaluator.decode_length} tokens each"
         )
         rates = spread([window.rate("examples") for window in taken])
         return [Measurement("label decode", "examples/s", rates, remark)]
 
     def label_evaluation(self) -> tuple[Evaluator, windows.EvenSample]:
         """An evaluator that writes as much as the longest label needs, and rows for it."""
+        evaluator = evaluation.make_evaluator(self.config, self.mesh)
         longest = int(self.validation.lengths["label_targets"].max())
         # Fresh parameters never write EOS; trained ones end with the longest label of a batch.
-        length = min(self.config.eval.max_decode_length, longest)
-        evaluation_config = dataclasses.replace(self.config.eval, max_decode_length=length)
-        config = dataclasses.replace(self.config, eval=evaluation_config)
-        rows = _DECODE_BATCHES * config.eval.batch_size
+        evaluator.decode_length = min(evaluator.decode_length, longest)
+        rows = _DECODE_BATCHES * self.config.eval.batch_size
         sample = windows.EvenSample(self.validation, rows)
-        return evaluation.make_evaluator(config, self.mesh), sample
+        return evaluator, sample
 
     def pipeline(self) -> list[Measurement]:
         """Packed host batches in one thread on one core, no device."""

@@ -28,7 +28,7 @@ from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import abstract_params
 from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
 from stepdistill_jax.run_config import RunConfig
-from stepdistill_jax.spec import PREFIXES, InputError
+from stepdistill_jax.spec import PREFIXES, READER_METHODS, InputError
 
 PyTree = Any
 
@@ -202,9 +202,9 @@ def _to_hf(source: Source, folder: epath.Path) -> str:
     vocabulary = load_vocabulary(run.tokens.vocabulary)
     run.check_vocabulary(vocabulary.size)
     hf_export.write_json(folder / hf.CONFIG, hf_export.config_json(source.model))
-    generation = hf_export.generation_json(run.eval.max_decode_length)
+    generation = hf_export.generation_json(_decode_length(run))
     hf_export.write_json(folder / hf_export.GENERATION_CONFIG, generation)
-    hf_export.write_tokenizer(folder, vocabulary, run.tokens.max_input_length)
+    hf_export.write_tokenizer(folder, vocabulary, _input_length(run))
     rows = _predictions(run, source.step)
     label_prefix = PREFIXES[run.tokens.prefixes][0]
     tried = [*(label_prefix + row["input"] for row in rows), *_of_pieces(vocabulary)]
@@ -235,16 +235,30 @@ def _of_pieces(vocabulary: Vocabulary) -> list[str]:
     return [vocabulary.decode_ids(ids[start : start + 16]) for start in range(0, len(ids), 16)]
 
 
+def _decode_length(run: RunConfig) -> int:
+    """Tokens that an answer may have, with what METHOD lets the student write before the label."""
+    return evaluation.tokens_before_label(run) + run.eval.max_decode_length
+
+
+def _input_length(run: RunConfig) -> int:
+    """Tokens that an input may have, with the rationale that the student of METHOD reads."""
+    read = run.tokens.max_rationale_length if run.method in READER_METHODS else 0
+    return run.tokens.max_input_length + read
+
+
 def _card(source: Source, run: RunConfig, rows: Sequence[dict[str, Any]]) -> str:
+    prefixes = run.tokens.prefix_texts()
     student = Student(
         facts=evaluation.run_facts(run),
         step=source.step,
         alpha=run.objective.alpha if len(run.streams) > 1 else None,
+        alpha_end=run.objective.alpha_end,
         initial=run.initial_checkpoint,
         parameters=count(source),
-        prefixes=PREFIXES[run.tokens.prefixes][: len(run.streams)],
+        prefixes=[prefixes[stream] for stream in run.streams if stream in prefixes],
         max_input_length=run.tokens.max_input_length,
-        max_label_length=run.eval.max_decode_length,
+        max_label_length=_decode_length(run),
+        marker=run.views.answer_marker if run.method == "single_task" else None,
         example=(rows[0]["input"], rows[0]["prediction"]) if rows else None,
     )
     return model_card(student, read_results(run.model_dir))

@@ -15,7 +15,9 @@ from stepdistill_jax import config as configs
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import restore
 from stepdistill_jax.data import triage
+from stepdistill_jax.data.pipeline import SplitCache
 from stepdistill_jax.data.token_cache import open_or_build
+from stepdistill_jax.data.views import marker_ids, token_view
 from stepdistill_jax.data.vocabulary import load_vocabulary, vocabulary_at_hand
 from stepdistill_jax.eval import teacher
 from stepdistill_jax.eval.results import Result, RunFacts
@@ -30,11 +32,31 @@ from stepdistill_jax.spec import FINISHED_FILE, RATIONALE_METHODS
 SELECTED_ON = "validation"
 
 
+def open_split(config: RunConfig, split: str) -> SplitCache:
+    """A split's token cache, built first where there is none, as METHOD reads it.
+
+    Raises:
+        InputError: see `token_cache.open_or_build` and `views.token_view`.
+    """
+    vocabulary = load_vocabulary(config.tokens.vocabulary)
+    cache = open_or_build(config.data, config.tokens, split)
+    return token_view(cache, config.method, config.views, vocabulary, config.seed)
+
+
+def tokens_before_label(config: RunConfig) -> int:
+    """Tokens that a student of METHOD may write before the label: a rationale and the marker."""
+    if config.method != "single_task":
+        return 0
+    marker = marker_ids(config.views.answer_marker, load_vocabulary(config.tokens.vocabulary))
+    return config.tokens.max_rationale_length - 1 + len(marker)
+
+
 def make_evaluator(config: RunConfig, mesh: Mesh) -> Evaluator:
     """The evaluator of a run, with the run's own data, vocabulary and metric.
 
     Raises:
-        InputError: the vocabulary cannot be had or does not fit the model.
+        InputError: the vocabulary cannot be had, does not fit the model, or cannot write the
+            ANSWER_MARKER.
     """
     vocabulary = load_vocabulary(config.tokens.vocabulary)
     config.check_vocabulary(vocabulary.size)
@@ -44,9 +66,11 @@ def make_evaluator(config: RunConfig, mesh: Mesh) -> Evaluator:
         model=config.model,
         mesh=mesh,
         vocabulary=vocabulary,
-        caches=lambda split: open_or_build(config.data, config.tokens, split),
+        caches=lambda split: open_split(config, split),
         metric=config.data.metric,
         facts=run_facts(config),
+        marker=config.views.answer_marker if config.method == "single_task" else None,
+        before_label=tokens_before_label(config),
     )
 
 
@@ -103,12 +127,12 @@ def score_best(config: RunConfig, evaluator: Evaluator, steps: int) -> list[Resu
             results[split] = evaluator.evaluate(params, best, split, selected_on=SELECTED_ON)
     scored = [result for result in results.values() if result is not None]
     if jax.process_index() == 0:
-        _mark_finished(config, steps, best, scored)
+        mark_finished(config, steps, best, scored)
     return scored
 
 
 def score_teacher(config: RunConfig) -> list[Result]:
-    """Scores the teacher's own answers on EVAL_SPLITS, once, and marks the run finished.
+    """Scores the teacher's own answers on EVAL_SPLITS, once.
 
     Needs no device. The vocabulary, where it is at hand, only counts tokens.
     """
@@ -116,15 +140,14 @@ def score_teacher(config: RunConfig) -> list[Result]:
     encode = None if vocabulary is None else vocabulary.encode
     if encode is None:
         logging.info("Tokens are not counted, so answers have no cost: VOCABULARY is not at hand.")
-    scored = [
+    return [
         teacher.score(config.model_dir, config.data, config.teacher, split, encode)
         for split in config.eval.splits
     ]
-    _mark_finished(config, teacher.STEP, teacher.STEP, scored)
-    return scored
 
 
-def _mark_finished(config: RunConfig, steps: int, best: int, scored: list[Result]) -> None:
+def mark_finished(config: RunConfig, steps: int, best: int, scored: list[Result]) -> None:
+    """Says that nothing is left to do for a run of so many steps, the best of them `best`."""
     accuracy = {result.split: result.accuracy for result in scored}
     text = json.dumps({"step": steps, "best_step": best, "accuracy": accuracy}, indent=1) + "\n"
     records.write_atomic(epath.Path(config.model_dir) / FINISHED_FILE, text)

@@ -38,6 +38,11 @@ def make_recipe(parts: Benchmark) -> OfficialRecipe:
             f"METHOD={config.method!r}: the released recipe trains on labels and rationales; to "
             "compare with it, set METHOD='step_by_step'"
         )
+    if config.objective.alpha_end is not None:
+        raise InputError(
+            f"ALPHA_END={config.objective.alpha_end}: the released recipe weighs its losses alike "
+            "in every step; to compare with it, set ALPHA_END=None"
+        )
     if config.eval.mode != "decode":
         raise InputError(
             f"EVAL_MODE={config.eval.mode!r}: the released recipe writes labels out; to compare "
@@ -136,7 +141,7 @@ def label_evaluation(parts: Benchmark, recipe: OfficialRecipe) -> list[Measureme
     To be called before either has trained: then both have the same parameters.
     """
     evaluator, sample = parts.label_evaluation()
-    size, length = evaluator.config.batch_size, evaluator.config.max_decode_length
+    size, length = evaluator.config.batch_size, evaluator.decode_length
     rows = [sample[index]["label_inputs"] for index in range(len(sample))]
 
     def ours() -> list[str]:

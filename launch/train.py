@@ -13,7 +13,6 @@ import sys
 from launch import assembly, compilation, evaluation, flags
 from launch.claim import claim
 from stepdistill_jax.checkpoint import initial, manager, restore
-from stepdistill_jax.data.token_cache import open_or_build
 from stepdistill_jax.eval import teacher
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.run_config import RunConfig
@@ -25,7 +24,9 @@ def main(config: RunConfig) -> int:
     """Trains, scores and says where everything lies; returns the exit code."""
     if config.method == teacher.METHOD:
         claim(config)
-        for result in evaluation.score_teacher(config):
+        scored = evaluation.score_teacher(config)
+        evaluation.mark_finished(config, teacher.STEP, teacher.STEP, scored)
+        for result in scored:
             print(
                 f"{result.split} accuracy of the teacher {result.accuracy:.2%} (standard error "
                 f"{result.stderr:.2%}, n {result.n}); predictions are in {config.model_dir}"
@@ -39,7 +40,7 @@ def main(config: RunConfig) -> int:
     evaluator = evaluation.make_evaluator(config, mesh)
     # Splits are opened before hours are spent, not after.
     for split in {"validation", *config.eval.splits}:
-        open_or_build(config.data, config.tokens, split)
+        evaluation.open_split(config, split)
     with manager.manager(config.model_dir, keep=config.keep_checkpoints) as checkpoints:
         trainer, state, evals = assembly.make_trainer(config, mesh, evaluator, checkpoints, text)
         try:

@@ -6,17 +6,18 @@ import dataclasses
 import os
 
 from stepdistill_jax import hub
-from stepdistill_jax.data.config import DataConfig, TokenConfig
+from stepdistill_jax.data.config import FILE_PREFIX, SPLIT_FIELD, DataConfig, TokenConfig
 from stepdistill_jax.data.packing import PipelineConfig
+from stepdistill_jax.data.views import ViewConfig
 from stepdistill_jax.data.vocabulary import ENVIRONMENT
 from stepdistill_jax.eval import teacher
-from stepdistill_jax.eval.runner import EvalConfig
+from stepdistill_jax.eval.config import EvalConfig
 from stepdistill_jax.eval.teacher import TeacherEvalConfig
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.objective import ObjectiveConfig
 from stepdistill_jax.optim import OptimizerConfig
 from stepdistill_jax.parallel.mesh import MeshConfig
-from stepdistill_jax.spec import METHOD_STREAMS, InputError
+from stepdistill_jax.spec import METHOD_STREAMS, RATIONALE_METHODS, READER_METHODS, InputError
 
 PRNG_IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
 
@@ -55,6 +56,7 @@ class RunConfig:
     data: DataConfig
     tokens: TokenConfig
     pipeline: PipelineConfig
+    views: ViewConfig
     model: T5Config
     objective: ObjectiveConfig
     optimizer: OptimizerConfig
@@ -128,10 +130,11 @@ class RunConfig:
 
     def _refuse_contradictions(self) -> None:
         """Raises on settings that are legal one by one and not together."""
-        if self.method == "step_by_step" and self.data.rationales == "none":
+        self._refuse_other_rationales()
+        if self.method == "single_task" and self.eval.mode == "choices":
             raise InputError(
-                "METHOD='step_by_step' trains on rationales, but RATIONALES='none'; set "
-                "METHOD='standard', or RATIONALES to teacher, human or shuffled"
+                "EVAL_MODE='choices' asks how probable a label is as the whole answer, but with "
+                "METHOD='single_task' an answer begins with a rationale; set EVAL_MODE='decode'"
             )
         if self.method == teacher.METHOD:
             teacher.check(self.data)
@@ -150,14 +153,51 @@ class RunConfig:
                 f"VOCABULARY='demo' knows only the words of DATASET='demo', not of "
                 f"{self.data.dataset!r}; set VOCABULARY to a SentencePiece model or bytes"
             )
-        for name in ("input", "label", "rationale"):
-            row = getattr(self.pipeline, f"{name}_row_length")
-            longest = getattr(self.tokens, f"max_{name}_length")
-            if 0 < row < longest:
+        self._refuse_short_rows()
+
+    def _refuse_other_rationales(self) -> None:
+        """Raises where METHOD cannot be what it says with these RATIONALES."""
+        given = self.data.rationales
+        if self.method in RATIONALE_METHODS and given == "none":
+            raise InputError(
+                f"METHOD={self.method!r} trains on rationales, but RATIONALES='none'; set "
+                "METHOD='standard', or RATIONALES to teacher, human or shuffled"
+            )
+        if self.method not in READER_METHODS:
+            return
+        if given == "shuffled":
+            raise InputError(
+                f"METHOD={self.method!r} reads rationales at test too, where RATIONALES='shuffled' "
+                "leaves each with its own row: it would be scored on what it was not trained on; "
+                "set RATIONALES to teacher or human"
+            )
+        if given.startswith(FILE_PREFIX) and SPLIT_FIELD not in given:
+            raise InputError(
+                f"METHOD={self.method!r} reads rationales at test too, but RATIONALES={given!r} is "
+                f"one file, of the training rows; write a file for every split and {SPLIT_FIELD} "
+                "in the place of its name"
+            )
+
+    def _refuse_short_rows(self) -> None:
+        """Raises where a given row length cannot hold the longest sequence that METHOD may make."""
+        rationale = "MAX_RATIONALE_LENGTH"
+        longest = {
+            "INPUT_ROW_LENGTH": ["MAX_INPUT_LENGTH"],
+            "LABEL_ROW_LENGTH": ["MAX_LABEL_LENGTH"],
+            "RATIONALE_ROW_LENGTH": [rationale],
+        }
+        if self.method in READER_METHODS:
+            longest["INPUT_ROW_LENGTH"].append(rationale)
+        if self.method == "single_task":
+            # The rationale's EOS gives way to the marker, of one token or more.
+            longest["LABEL_ROW_LENGTH"].append(rationale)
+        for macro, parts in longest.items():
+            row = getattr(self.pipeline, macro.lower())
+            tokens = sum(getattr(self.tokens, part.lower()) for part in parts)
+            if 0 < row < tokens:
                 raise InputError(
-                    f"{name.upper()}_ROW_LENGTH={row} cannot hold one sequence of "
-                    f"MAX_{name.upper()}_LENGTH={longest}; raise the one, lower the other, or set "
-                    f"{name.upper()}_ROW_LENGTH=0 for automatic"
+                    f"{macro}={row} cannot hold one sequence of {' + '.join(parts)}={tokens}; "
+                    f"raise the one, lower the other, or set {macro}=0 for automatic"
                 )
 
 
@@ -166,6 +206,7 @@ PARTS: dict[str, type] = {
     "data": DataConfig,
     "tokens": TokenConfig,
     "pipeline": PipelineConfig,
+    "views": ViewConfig,
     "model": T5Config,
     "objective": ObjectiveConfig,
     "optimizer": OptimizerConfig,

@@ -6,11 +6,19 @@ import dataclasses
 from collections.abc import Sequence
 
 from stepdistill_jax.eval.results import Result, RunFacts
+from stepdistill_jax.spec import READER_METHODS, SEPARATOR
 
 _METHODS = {
     "step_by_step": "Distilling Step-by-Step (Hsieh et al., 2023, arXiv 2305.02301): trained on "
     "labels and, after a prefix of its own, on rationales",
     "standard": "standard finetuning on labels alone",
+    "single_task": "single-task training (Hsieh et al., 2023, Eq. 5): writes a rationale and then "
+    "the label",
+    "rationale_as_input": "rationale as input (Hsieh et al., 2023, Eq. 2): reads the teacher's "
+    "rationale, so it needs the teacher for every input",
+    "pinto": "PINTO (Wang et al., 2022, arXiv 2211.01562): reads the teacher's rationale, so it "
+    "needs the teacher for every input; trained to be less sure of its label where the rationale "
+    "is perturbed",
 }
 
 
@@ -21,13 +29,16 @@ class Student:
     Attributes:
         facts: of the run.
         step: optimizer steps done.
-        alpha: weight of the label loss; None where there is no other.
+        alpha: weight of the label loss at the first step; None where there is no other loss.
         initial: what training started from; None = random parameters.
         parameters: how many numbers the model has.
         prefixes: before an input for its label, and for its rationale where that was trained.
         max_input_length: tokens that an input was cut to, EOS included.
-        max_label_length: tokens that a prediction may have.
-        example: an input and what the student answers, where one is at hand.
+        max_label_length: tokens that an answer may have.
+        example: an input (with the rationale, where the student reads one) and the label that the
+            student gives, where they are at hand.
+        alpha_end: what alpha has become at the last step; None = it stays.
+        marker: the words between a rationale and the label, where the student writes both.
     """
 
     facts: RunFacts
@@ -39,6 +50,8 @@ class Student:
     max_input_length: int
     max_label_length: int
     example: tuple[str, str] | None = None
+    alpha_end: float | None = None
+    marker: str | None = None
 
 
 def model_card(student: Student, results: Sequence[Result]) -> str:
@@ -70,6 +83,8 @@ def model_card(student: Student, results: Sequence[Result]) -> str:
 def _facts(student: Student) -> list[tuple[str, str]]:
     facts = student.facts
     alpha = "" if student.alpha is None else f"; the label loss has weight {student.alpha:g}"
+    if alpha and student.alpha_end is not None:
+        alpha += f" at first, {student.alpha_end:g} at the last step"
     return [
         ("method", f"{_METHODS[facts.method]}{alpha}"),
         ("data", f"{facts.dataset}, {facts.fraction:.4g} of its training rows"),
@@ -108,9 +123,19 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _prompting(student: Student) -> str:
     label, *rest = student.prefixes
+    what = "the input"
+    answer = "the answer is the label, decoded greedily"
+    if student.facts.method in READER_METHODS:
+        what += f", and after it `{SEPARATOR}` and the teacher's rationale"
+        answer += "; without a rationale the student has not been tried"
+    if student.marker is not None:
+        answer = (
+            "the answer, decoded greedily, is a rationale, the words "
+            f"`{student.marker}` and the label: take what follows the last of them"
+        )
     text = (
-        f"Put `{label}` (with the space) before the input; the answer is the label, decoded "
-        f"greedily. Inputs were cut to {student.max_input_length} tokens in training."
+        f"Put `{label}` (with the space) before {what}; {answer}. Inputs were cut to "
+        f"{student.max_input_length} tokens in training."
     )
     if rest:
         text += f" After `{rest[0]}` instead it writes a rationale, which needs more new tokens."
@@ -118,7 +143,13 @@ def _prompting(student: Student) -> str:
 
 
 def _code(student: Student) -> str:
-    text, answer = student.example or ("your input here", "")
+    blank = "your input here"
+    if student.facts.method in READER_METHODS:
+        blank += f"{SEPARATOR}the teacher's rationale here"
+    text, answer = student.example or (blank, "")
+    written = "tokenizer.decode(answer[0], skip_special_tokens=True)"
+    if student.marker is not None:
+        written += f".rpartition({student.marker!r})[2].strip()"
     shown = f"  # {answer}" if answer else ""
     return f"""from transformers import AutoTokenizer, T5ForConditionalGeneration
 
@@ -128,4 +159,4 @@ model = T5ForConditionalGeneration.from_pretrained(folder)
 text = {student.prefixes[0]!r} + {text!r}
 inputs = tokenizer(text, truncation=True, return_tensors="pt")
 answer = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask)
-print(tokenizer.decode(answer[0], skip_special_tokens=True)){shown}"""
+print({written}){shown}"""

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,12 +18,13 @@ from jax.sharding import Mesh
 
 from stepdistill_jax import records
 from stepdistill_jax.costs import read_costs
-from stepdistill_jax.data.pipeline import PairSource, eval_batches
-from stepdistill_jax.data.token_shards import Manifest
+from stepdistill_jax.data.pipeline import SplitCache, TextSource, eval_batches
+from stepdistill_jax.data.views import label_after_marker
 from stepdistill_jax.data.vocabulary import Vocabulary
 from stepdistill_jax.decode.choices import choice_log_probs, choice_probabilities
 from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.eval import metrics
+from stepdistill_jax.eval.config import EvalConfig
 from stepdistill_jax.eval.results import (
     METRICS_FILE,
     NOT_SELECTED,
@@ -44,67 +45,6 @@ from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.parallel.rules import activation_rules, fitting_rules
 from stepdistill_jax.spec import EOS_ID, LABEL, PAD_ID, InputError
 
-SPLITS = ("train", "validation", "test")
-STEP_NAMES = ("best", "latest", "all")
-MODES = ("decode", "choices")
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalConfig:
-    """What is scored, and how.
-
-    Attributes:
-        splits: of `SPLITS`.
-        step: ``best`` on validation, ``latest``, ``all``, or a step's number.
-        batch_size: rows decoded at once over all devices.
-        max_decode_length: tokens of the longest prediction.
-        mode: ``decode`` writes the label out, ``choices`` scores a closed label set.
-        watch: go on until the training run has finished.
-        watch_period: seconds between two looks at a watched run.
-    """
-
-    splits: tuple[str, ...] = ("test",)
-    step: int | str = "best"
-    batch_size: int = 64
-    max_decode_length: int = 64
-    mode: str = "decode"
-    watch: bool = False
-    watch_period: float = 30.0
-
-    def __post_init__(self) -> None:
-        unknown = [split for split in self.splits if split not in SPLITS]
-        if unknown or not self.splits:
-            raise InputError(f"EVAL_SPLITS is {self.splits!r}: name some of {SPLITS}")
-        if not (self.step in STEP_NAMES or (isinstance(self.step, int) and self.step >= 0)):
-            raise InputError(
-                f"EVAL_STEP is {self.step!r}: expected one of {STEP_NAMES} or a step's number"
-            )
-        if self.mode not in MODES:
-            raise InputError(f"EVAL_MODE is {self.mode!r}: expected one of {MODES}")
-        for macro, value in (
-            ("EVAL_BATCH_SIZE", self.batch_size),
-            ("MAX_DECODE_LENGTH", self.max_decode_length),
-        ):
-            if value < 1:
-                raise InputError(f"{macro} is {value}: expected at least 1")
-        if not 0 < self.watch_period <= 3600:
-            raise InputError(f"WATCH_PERIOD is {self.watch_period}: expected (0, 3600] seconds")
-
-
-class TextSource(PairSource, Protocol):
-    """What this module needs of a `token_cache.TokenCache`."""
-
-    def row(self, index: int) -> Mapping[str, Any]:
-        """One pair with its texts: id, input, label, gold (None if unlabelled) and choices."""
-
-
-class SplitCache(TextSource, Protocol):
-    """A split's rows that can say what they were made from."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """Its fingerprint names the data and the vocabulary that a score is of."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
@@ -112,10 +52,12 @@ class Prediction:
 
     Attributes:
         row: position in the token cache.
-        text: the label that it wrote, or chose.
-        ended: EOS came within MAX_DECODE_LENGTH; always true of a choice.
+        text: the label that it wrote, or chose; "" where what it wrote has none.
+        ended: EOS came within the tokens allowed; always true of a choice.
         tokens: written, EOS included; where choices are scored, those of all of them.
         probabilities: choice -> probability; None where the label was decoded.
+        output: all that it wrote, where the label is a part of it; else None.
+        parsed: the label was found in what it wrote.
     """
 
     row: int
@@ -123,6 +65,8 @@ class Prediction:
     ended: bool
     tokens: int
     probabilities: dict[str, float] | None = None
+    output: str | None = None
+    parsed: bool = True
 
 
 class Evaluator:
@@ -130,6 +74,9 @@ class Evaluator:
 
     Only the label stream is decoded. Compiled once for each of the few input lengths that
     `pipeline.eval_batches` yields; rows are spread over the mesh.
+
+    Attributes:
+        decode_length: tokens of the longest output.
     """
 
     def __init__(
@@ -142,6 +89,8 @@ class Evaluator:
         caches: Callable[[str], SplitCache],
         metric: str,
         facts: RunFacts,
+        marker: str | None = None,
+        before_label: int = 0,
     ):
         """Keeps what every evaluation needs.
 
@@ -151,9 +100,11 @@ class Evaluator:
             model: the model whose parameters will be given.
             mesh: the mesh that they lie on.
             vocabulary: of the token cache.
-            caches: split -> its token cache; called once a split.
+            caches: split -> its token cache, as the method reads it; called once a split.
             metric: a key of `metrics.METRICS`.
             facts: what the run is, for its results.
+            marker: the label is what the student writes after the last of it; None = all of it.
+            before_label: tokens that it may write before the label, the marker included.
         """
         self.model_dir = epath.Path(model_dir)
         self.config = config
@@ -162,6 +113,8 @@ class Evaluator:
         self.vocabulary = vocabulary
         self.metric = metric
         self.facts = facts
+        self.decode_length = before_label + config.max_decode_length
+        self._marker = marker
         self._cache = functools.cache(caches)
         self._rules = fitting_rules(logical_axes(model), abstract_params(model), mesh)
 
@@ -219,6 +172,7 @@ class Evaluator:
                 "mode": self.config.mode,
                 **self._conditions(split),
                 "unfinished": sum(not prediction.ended for prediction in predictions),
+                "unparsed": sum(not prediction.parsed for prediction in predictions),
                 "seconds": round(seconds, 3),
                 "examples_per_second": round(len(rows) / seconds, 1),
             }
@@ -302,6 +256,8 @@ class Evaluator:
             "prediction": prediction.text,
             "correct": metrics.correct(self.metric, prediction.text, row["gold"]),
         }
+        if prediction.output is not None:
+            line["output"] = prediction.output
         if prediction.probabilities is not None:
             line["probabilities"] = prediction.probabilities
         return line
@@ -341,21 +297,24 @@ class Evaluator:
     ) -> Callable[[], list[Prediction]]:
         """Starts decoding a batch; the returned function waits for it."""
         del cache
-        length = self.config.max_decode_length
-        tokens = greedy(self.model, params, batch["inputs"], batch["segment_ids"], length)
+        inputs, segment_ids = batch["inputs"], batch["segment_ids"]
+        tokens = greedy(self.model, params, inputs, segment_ids, self.decode_length)
 
         def read() -> list[Prediction]:
-            return [
-                Prediction(
-                    row,
-                    self.vocabulary.decode(ids.tolist()),
-                    EOS_ID in ids,
-                    int(np.count_nonzero(ids)),
-                )
-                for row, ids in _real_rows(batch["row"], tokens)
-            ]
+            return [self._read(row, ids) for row, ids in _real_rows(batch["row"], tokens)]
 
         return read
+
+    def _read(self, row: int, ids: np.ndarray) -> Prediction:
+        """The label in the tokens that the model wrote for a row."""
+        text = self.vocabulary.decode(ids.tolist())
+        prediction = Prediction(row, text, EOS_ID in ids, int(np.count_nonzero(ids)))
+        if self._marker is None:
+            return prediction
+        label = label_after_marker(text, self._marker)
+        return dataclasses.replace(
+            prediction, text=label or "", output=text, parsed=label is not None
+        )
 
     def _choose(
         self, params: Params, batch: Mapping[str, jax.Array], cache: TextSource

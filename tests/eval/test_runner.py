@@ -11,8 +11,9 @@ from stepdistill_jax import records
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.eval import runner
+from stepdistill_jax.eval.config import EvalConfig
 from stepdistill_jax.eval.results import RunFacts
-from stepdistill_jax.eval.runner import EvalConfig, Evaluator
+from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.flops import serving_flops
 from stepdistill_jax.model.network import Transformer, init_params, logical_axes
