@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import functools
 import multiprocessing
 import sys
 import time
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from stepdistill_jax.data.token_cache import TokenCache, open_or_build
+from launch import evaluation
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.sweep.estimate import NOTHING, Work, train_work
@@ -48,20 +47,19 @@ def survey(configs: Sequence[RunConfig]) -> Survey:
 
 
 def _survey(configs: Sequence[RunConfig]) -> Survey:
-    opened = functools.cache(open_or_build)
     bar = tqdm.tqdm(configs, "data", unit="run", disable=None, file=sys.stderr, leave=False)
-    work = tuple(_work(config, opened) for config in bar)
+    work = tuple(_work(config) for config in bar)
     dtypes = {config.model.dtype for config in configs}
     return Survey(work, _product_rate(min(dtypes, default="float32")))
 
 
-def _work(config: RunConfig, opened: functools._lru_cache_wrapper[TokenCache]) -> Work | str:
+def _work(config: RunConfig) -> Work | str:
     if not config.streams:
         return NOTHING
     try:
         for split in sorted({"validation", *config.eval.splits}):
-            opened(config.data, config.tokens, split)
-        return train_work(config, opened(config.data, config.tokens, "train"))
+            evaluation.open_split(config, split)
+        return train_work(config, evaluation.open_split(config, "train"))
     except InputError as error:
         return str(error)
 

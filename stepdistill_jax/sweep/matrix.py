@@ -33,7 +33,7 @@ _DATA_SEEDS = ("seed", "fixed")
 _AXES = {
     "MODEL_DIR": "set SWEEP_DIR",
     "METHOD": "set SWEEP_METHODS",
-    "RATIONALES": "set it in the run file, or in a method file of your own named in SWEEP_METHODS",
+    "RATIONALES": "set it in a method file of your own and name that in SWEEP_METHODS",
     "FRACTION": "set SWEEP_FRACTIONS",
     "SEED": "set SWEEP_SEEDS",
 }
@@ -259,8 +259,7 @@ def _cells(config: SweepConfig, folders: Sequence[epath.PathLike]) -> Iterator[_
                 taught.add((run_file.name, method.name))
                 yield _Cell(run_file, method, None, None, 1.0, 0)
             continue
-        fixed = _last(method, "LABELS") is not None
-        labels: Sequence[str | None] = (None,) if fixed or not config.labels else config.labels
+        labels: Sequence[str | None] = config.labels or (None,)
         for label, model, fraction in itertools.product(labels, models or [None], config.fractions):
             yield _Cell(run_file, method, model, label, fraction, seed)
 
