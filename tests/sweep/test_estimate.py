@@ -1,0 +1,115 @@
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+
+from stepdistill_jax.data.packing import PipelineConfig
+from stepdistill_jax.model.flops import train_flops
+from stepdistill_jax.sweep import estimate, matrix, table
+from stepdistill_jax.sweep.estimate import BY_FLOPS, BY_KIND, ROUGH, Clock, Finished, Work
+from stepdistill_jax.sweep.state import Look, State
+
+
+@pytest.fixture
+def runs(tmp_path):
+    path = tmp_path / "mine.gin"
+    path.write_text(
+        'include "parts/sweep.gin"\nSWEEP_DIR = "x"\nSWEEP_RUN_FILES = "demo.gin"\n'
+        "SWEEP_FRACTIONS = (0.5, 1.0)\nSWEEP_SEEDS = (0, 1)\n"
+    )
+    return {run.name: run for run in matrix.read([path]).runs}
+
+
+def test_work_is_that_of_the_batches(runs):
+    config = runs["demo-step_by_step-gold-demo-f1-s0"].config
+    config = dataclasses.replace(config, pipeline=PipelineConfig(batch_size=32, pack=False))
+    lengths = {
+        "label_inputs": np.array([10, 14]),
+        "label_targets": np.array([2, 2]),
+        "rationale_inputs": np.array([11, 15]),
+        "rationale_targets": np.array([20, 24]),
+    }
+
+    class Pairs(types.SimpleNamespace):
+        def __len__(self):
+            return 2
+
+    work = estimate.train_work(config, Pairs(lengths=lengths))
+    # 1,500 steps of 32 pairs, of 12 + 2 + 13 + 22 tokens in the mean.
+    assert (work.steps, work.pairs, work.tokens) == (1500, 2, 1500 * 32 * 49)
+    # Unpacked rows are as long as the longest, rounded up to 8 inputs and 4 targets.
+    step = train_flops(config.model, 32, 16, {"label": 4, "rationale": 24})
+    assert work.flops == 1500 * step
+
+
+def test_time_is_learnt_from_runs_as_they_finish(runs):
+    standard = [run for run in runs.values() if run.method == "standard"]
+    stepwise = next(run for run in runs.values() if run.method == "step_by_step")
+    small, large = Work(100, 50, 1e3, 6e9), Work(100, 50, 3e3, 18e9)
+    start = estimate.START_SECONDS
+    clock = Clock(1e9)
+    assert clock.estimate(stepwise, large) == estimate.Estimate(
+        start + 18 / estimate.EFFICIENCY, ROUGH
+    )
+    # 6e9 FLOPs in 3 s beyond the start: 2e9 a second.
+    clock = Clock(1e9, [Finished(standard[0], small, start + 3)])
+    assert clock.estimate(stepwise, large) == estimate.Estimate(start + 9, BY_FLOPS)
+    assert clock.estimate(stepwise, large, saved=50) == estimate.Estimate(start + 4.5, BY_FLOPS)
+    # The share of the data and the seed do not matter.
+    for run in standard:
+        assert clock.estimate(run, small) == estimate.Estimate(start + 3, BY_KIND)
+    longer = dataclasses.replace(standard[0].config, train_steps=3000)
+    other = dataclasses.replace(standard[0], config=longer)
+    assert clock.estimate(other, large).basis == BY_FLOPS
+
+
+def test_nothing_to_train_costs_a_start(runs):
+    run = next(iter(runs.values()))
+    clock = Clock(1e9, [Finished(run, estimate.NOTHING, 5.0)])
+    other = dataclasses.replace(run, method="other")
+    assert clock.estimate(other, estimate.NOTHING).seconds == estimate.START_SECONDS
+
+
+def test_the_plan(runs):
+    work = {name: Work(1500, 2000, 1.5e6, 2e12) for name in runs}
+    looks = {name: Look(State.WAITING) for name in runs}
+    left = {name: estimate.Estimate(60.0, ROUGH) for name in runs}
+    first = next(iter(runs))
+    looks[first] = Look(State.DONE, accuracy=(("test", 0.5),))
+    del left[first]
+    text = table.plan(estimate.grouped(runs.values(), work, left), looks)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines[0] == (
+        "data method labels model fraction seeds steps pairs tokens FLOPs time left state"
+    )
+    assert lines[1] == (
+        "demo standard gold demo 0.5 0,1 1,500 2,000 3.0M 4.0T ~60 s 1 done, 1 waiting"
+    )
+    assert lines[-2] == "total 8 runs 12,000 12.0M 16.0T ~7 min 1 done, 7 waiting"
+    assert lines[-1].startswith("times are rough: FLOPs over 30%")
+    shown = table.progress(estimate.grouped(runs.values(), work, left), looks).splitlines()
+    assert " ".join(shown[1].split()) == "demo standard gold demo 0.5 50.0 1 done, 1 waiting"
+
+
+def test_reasons_are_told_once():
+    found = [matrix.Impossible(f"run-{i}", "no vocabulary") for i in range(5)]
+    assert table.impossible(found) == "  run-0, run-1, run-2 and 2 more: no vocabulary"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(7, "7 s"), (119, "119 s"), (120, "2 min"), (7200, "120 min"), (14400, "4.0 h"),
+     (200000, "2.3 days")],
+)  # fmt: skip
+def test_durations(seconds, text):
+    assert table.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (9999, "9,999"), (12345, "12.3k"), (1.5e6, "1.5M"), (2e9, "2.0G"), (3e13, "30.0T"),
+     (4.56e17, "4.6e17")],
+)  # fmt: skip
+def test_quantities(number, text):
+    assert table.quantity(number) == text
