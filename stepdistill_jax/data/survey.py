@@ -267,6 +267,11 @@ def notes(audits: Sequence[SplitAudit], tokens: Tokens | None) -> str:
         "as wrong.",
         "Inputs that differ only in case and white space count as equal.",
     ]
+    if any(column.triage for column in audits):
+        lines.append(
+            "Triage: of the training rows with something to judge, those that pass each filter "
+            "alone, and all of them; the others are dropped, or weigh TRIAGE_WEIGHT."
+        )
     if any(column.split == CARVED for column in audits):
         lines.append(f"{CARVED.capitalize()}: what a run with DATA_SEED=0 validates on.")
     if any(column.missing for column in audits):

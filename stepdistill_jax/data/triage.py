@@ -25,7 +25,7 @@ FILTERS = (WRONG, EMPTY, STATES_LABEL)
 VERSION = 1
 
 _PREFIX = "triage: "
-_JUDGED, _KEPT = f"{_PREFIX}looked at", f"{_PREFIX}kept"
+_JUDGED, _KEPT = f"{_PREFIX}looked at", f"{_PREFIX}pass all"
 _NO_GOLD = f"{_PREFIX}no gold label to be {WRONG} by"
 
 
@@ -94,7 +94,7 @@ class Tally:
         self._counts.update(_PREFIX + reason for reason in verdict.reasons)
 
     def counts(self) -> dict[str, int]:
-        """Rows looked at and kept, and rows caught by each filter; one may be caught by several."""
+        """Rows looked at, those that pass, and those caught by each filter, or by several."""
         if not self._filters:
             return {}
         names = (_JUDGED, _KEPT, *(_PREFIX + name for name in self._filters))

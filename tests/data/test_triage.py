@@ -82,7 +82,7 @@ def test_with_gold_labels_a_rationale_is_dropped_or_weighs_less(own, filters, he
             assert (pair.rationale, pair.rationale_weight) == (text, 1.0 if text else 0.0)
     if filters:
         assert report.triage["triage: looked at"] == 7
-        assert report.triage["triage: kept"] == 7 - len(held_back)
+        assert report.triage["triage: pass all"] == 7 - len(held_back)
     assert report.no_rationale.get("dropped by TRIAGE", 0) == (0 if weight else len(held_back))
 
 
@@ -108,7 +108,7 @@ def test_counts_tell_the_yield_of_each_filter_and_of_all(own):
     _, report = load(own, triage=ALL)
     assert report.triage == {
         "triage: looked at": 7,
-        "triage: kept": 2,
+        "triage: pass all": 2,
         "triage: wrong": 3,
         "triage: empty": 1,
         "triage: states_label": 1,
@@ -119,13 +119,13 @@ def test_counts_tell_the_yield_of_each_filter_and_of_all(own):
         "triage: pass 'wrong'": "4 (57.1%)",
         "triage: pass 'empty'": "6 (85.7%)",
         "triage: pass 'states_label'": "6 (85.7%)",
-        "triage: kept": "2 (28.6%)",
+        "triage: pass all": "2 (28.6%)",
     }
     assert yields(report.triage) == lines
     train, validation, test = survey_pairs(dataclasses.replace(own, triage=ALL), None)
     assert (train.triage, validation.triage, test.triage) == (lines, {}, {})
     assert yields(Tally(()).counts()) == {}
-    assert yields(Tally(("wrong",)).counts())["triage: kept"] == "0"
+    assert yields(Tally(("wrong",)).counts())["triage: pass all"] == "0"
 
 
 def test_rows_without_a_gold_label_cannot_be_wrong_and_are_counted():
@@ -194,7 +194,7 @@ def test_yields_on_the_released_outputs(shared, dataset, split, looked_at, passi
     settings = DataConfig(dataset, data_dir, train_split=split, triage=ALL)
     pairs, report = load(settings)
     caught_by = {f"triage: {name}": looked_at - n for name, n in zip(ALL, passing, strict=True)}
-    assert report.triage == {"triage: looked at": looked_at, "triage: kept": kept, **caught_by}
+    assert report.triage == {"triage: looked at": looked_at, "triage: pass all": kept, **caught_by}
     assert sum(pair.rationale is not None for pair in pairs.values()) == kept
     # As many teacher labels are right as rationales pass.
     labelled, _ = load(settings, triage=("wrong",), labels="teacher")
