@@ -1,6 +1,7 @@
 import dataclasses
 import importlib.util
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from stepdistill_jax import config
 from stepdistill_jax.run_config import FREE_MACROS, PARTS, RunConfig
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.spec import METHOD_STREAMS, RATIONALE_METHODS, READER_METHODS, InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -172,6 +173,8 @@ def test_a_lone_text_is_a_tuple_of_one():
         ("ALPHA=0.1 0.2", r"cannot read '0\.1 0\.2'"),
         ("METHOD=stepwise", r"METHOD='stepwise': expected one of standard, step_by_step"),
         ("RATIONALES=none", r"METHOD='step_by_step' trains on rationales, but RATIONALES='none'"),
+        ("ANSWER_MARKER=''", r"ANSWER_MARKER='': expected some words"),
+        ("ALPHA_END=2.0", r"ALPHA_END=2\.0: .*\(ALPHA_END from --gin\.ALPHA_END\)"),
         ("WARMUP_STEPS=2000", r"WARMUP_STEPS=2000 is more than TRAIN_STEPS=1500"),
         ("INPUT_ROW_LENGTH=8", r"INPUT_ROW_LENGTH=8 cannot hold .* MAX_INPUT_LENGTH=18"),
         ("HF_NAME=glue", r"HF_NAME has no effect with DATASET='demo'"),
@@ -186,6 +189,65 @@ def test_a_lone_text_is_a_tuple_of_one():
 def test_a_wrong_override_says_where_and_what(override, message):
     with pytest.raises(InputError, match=message):
         demo(override)
+
+
+TRAINED = {
+    "standard": ("standard", "gold", "none"),
+    "standard_distillation": ("standard", "teacher", "none"),
+    "step_by_step": ("step_by_step", "gold", "teacher"),
+    "step_by_step_teacher": ("step_by_step", "teacher", "teacher"),
+    "step_by_step_human": ("step_by_step", "gold", "human"),
+    "step_by_step_shuffled": ("step_by_step", "gold", "shuffled"),
+    "single_task": ("single_task", "gold", "teacher"),
+    "single_task_teacher": ("single_task", "teacher", "teacher"),
+    "rationale_as_input": ("rationale_as_input", "gold", "teacher"),
+    "pinto": ("pinto", "teacher", "teacher"),
+    "teacher": ("teacher", "gold", "teacher"),
+}
+
+
+def test_every_method_file_is_known():
+    assert {path.stem for path in (ROOT / "gin" / "methods").glob("*.gin")} == set(TRAINED)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_method_file_makes_any_run_that_method(name, tmp_path):
+    other = tmp_path / "other.gin"
+    other.write_text('include "cqa.gin"\nLABELS = "teacher"\nRATIONALES = "human"\nALPHA = 0.3\n')
+    for run_file in ("demo.gin", "demo_standard.gin", other):
+        run = config.parse([run_file, f"methods/{name}.gin"])
+        assert (run.method, run.data.labels, run.data.rationales) == TRAINED[name]
+        assert run.streams == METHOD_STREAMS[run.method]
+
+
+@pytest.mark.parametrize("method", sorted(set(RATIONALE_METHODS)))
+def test_methods_that_train_on_rationales_want_some(method):
+    with pytest.raises(InputError, match=f"METHOD='{method}' .*, but RATIONALES='none'"):
+        demo(f"METHOD={method}", "RATIONALES=none")
+
+
+@pytest.mark.parametrize("method", READER_METHODS)
+def test_readers_want_rationales_that_are_there_at_test(method):
+    with pytest.raises(InputError, match=f"METHOD='{method}' .* RATIONALES='shuffled' leaves"):
+        demo(f"METHOD={method}", "RATIONALES=shuffled")
+    with pytest.raises(InputError, match=r"RATIONALES='file:why.jsonl' is one file"):
+        demo(f"METHOD={method}", "RATIONALES=file:why.jsonl")
+    assert demo(f"METHOD={method}", "RATIONALES=file:{split}.jsonl").method == method
+
+
+def test_a_label_that_comes_after_a_rationale_is_decoded():
+    with pytest.raises(InputError, match=r"EVAL_MODE='choices' .* METHOD='single_task'"):
+        demo("METHOD=single_task", "EVAL_MODE=choices")
+
+
+def test_given_rows_hold_what_the_method_puts_into_them():
+    for method, rows, message in (
+        ("pinto", "INPUT_ROW_LENGTH", "MAX_INPUT_LENGTH + MAX_RATIONALE_LENGTH=43"),
+        ("single_task", "LABEL_ROW_LENGTH", "MAX_LABEL_LENGTH + MAX_RATIONALE_LENGTH=27"),
+    ):
+        with pytest.raises(InputError, match=f"{rows}=26 cannot .* {re.escape(message)};"):
+            demo(f"METHOD={method}", f"{rows}=26")
+        assert demo("METHOD=step_by_step", f"{rows}=26").method == "step_by_step"
 
 
 def test_early_stopping_needs_evaluations():

@@ -10,6 +10,8 @@ from stepdistill_jax import objective
 from stepdistill_jax.objective import (
     ObjectiveConfig,
     StreamSums,
+    alpha_schedule,
+    coefficients,
     combine,
     cross_entropy_sums,
     shift_right,
@@ -169,6 +171,28 @@ def test_combine_is_the_weighted_sum_of_token_means():
     )
 
 
+def test_second_stream_has_what_alpha_leaves_whichever_it_is():
+    weights = {"label": jnp.float32(2.0), "counterfactual": jnp.float32(5.0)}
+    factors = coefficients(weights, jnp.float32(0.25))
+    assert {name: float(factor) for name, factor in factors.items()} == pytest.approx(
+        {"label": 0.25 / 2, "counterfactual": 0.75 / 5}
+    )
+
+
+def test_only_the_counterfactual_stream_has_its_own_smoothing():
+    config = ObjectiveConfig(label_smoothing=0.02, counterfactual_smoothing=0.3, z_loss=1e-3)
+    assert config.of_stream("label") == config.of_stream("rationale") == config
+    own = config.of_stream("counterfactual")
+    assert (own.label_smoothing, own.z_loss) == (0.3, 1e-3)
+
+
+@pytest.mark.parametrize(("step", "alpha"), [(0, 0.8), (250, 0.65), (1000, 0.2), (2000, 0.2)])
+def test_alpha_falls_linearly(step, alpha):
+    schedule = alpha_schedule(ObjectiveConfig(alpha=0.8, alpha_end=0.2), train_steps=1000)
+    assert schedule is not None
+    assert float(schedule(step)) == pytest.approx(alpha, rel=1e-6)
+
+
 def test_label_stream_alone_is_its_mean_whatever_alpha_is():
     sums = {"label": StreamSums(jnp.float32(6.0), jnp.float32(3.0), jnp.float32(2.0))}
     assert float(combine(sums, alpha=0.25)[0]) == 2.0
@@ -201,6 +225,8 @@ def test_shift_right_restarts_in_every_segment():
     [
         ({"alpha": 1.5}, r"ALPHA=1.5: .* lies in \[0, 1\]"),
         ({"alpha": math.nan}, "ALPHA=nan"),
+        ({"alpha_end": -0.1}, r"ALPHA_END=-0.1: .* lies in \[0, 1\]"),
+        ({"counterfactual_smoothing": 1.0}, "COUNTERFACTUAL_SMOOTHING=1.0"),
         ({"z_loss": -1.0}, "Z_LOSS=-1.0"),
         ({"label_smoothing": 1.0}, "LABEL_SMOOTHING=1.0"),
         ({"logits_chunk": -1}, "LOGITS_CHUNK=-1"),

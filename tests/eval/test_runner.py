@@ -83,7 +83,7 @@ def params():
     return params
 
 
-def evaluator(folder, rows, mesh=MeshConfig(), devices=2, **settings):  # noqa: B008
+def evaluator(folder, rows, mesh=MeshConfig(), devices=2, reading=None, **settings):  # noqa: B008
     config = EvalConfig(**{"batch_size": 4, "max_decode_length": LENGTH, **settings})
     return Evaluator(
         folder,
@@ -94,6 +94,7 @@ def evaluator(folder, rows, mesh=MeshConfig(), devices=2, **settings):  # noqa: 
         caches=lambda split: rows,
         metric="exact",
         facts=FACTS,
+        **(reading or {}),
     )
 
 
@@ -173,6 +174,49 @@ def test_files_of_an_evaluation(tmp_path, params, one_by_one):
         ("device_seconds", None),
     ]
     assert dataclasses.asdict(result) == json.loads(line)
+
+
+def writes(texts):
+    """A decoder whose rows write these texts, in the order of the cache."""
+
+    def decode(config, params, inputs, segment_ids, max_length):
+        written = []
+        for ids, segments in zip(np.asarray(inputs), np.asarray(segment_ids), strict=True):
+            row = make_rows().texts.index(VOCABULARY.decode(ids)) if segments.any() else 0
+            tokens = [*VOCABULARY.encode(texts[row]), EOS_ID][:max_length]
+            written.append(tokens + [0] * (max_length - len(tokens)))
+        return jnp.asarray(written, jnp.int32)
+
+    return decode
+
+
+def test_the_label_is_read_from_what_follows_the_marker(tmp_path, monkeypatch):
+    rows = make_rows()
+    texts = [
+        "rain . so it is yes",
+        "so it is yes",
+        "so it is no . so it is yes",
+        "rain , yes",
+        "so it is no",
+        "so  it\nis  yes ",
+        "a rationale that is so long that it is",
+    ]
+    monkeypatch.setattr(runner, "greedy", writes(texts))
+    reading = {"marker": "so it is", "before_label": 20}
+    scorer = evaluator(tmp_path, rows, devices=1, reading=reading)
+    assert scorer.decode_length == LENGTH + 20
+    result = scorer.evaluate({}, 30, "test")
+    folder = tmp_path / "eval" / "test" / "30"
+    lines = [row for _, row in records.read_jsonl(folder / "predictions.jsonl")]
+    assert [line["prediction"] for line in lines] == ["yes", "yes", "yes", "", "no", "yes", ""]
+    assert [line["correct"] for line in lines] == [True, True, True, False, False, True, False]
+    assert [line["output"] for line in lines] == [text[:26] for text in texts]
+    stored = json.loads((folder / "metrics.json").read_text())
+    assert (stored["unparsed"], stored["unfinished"]) == (2, 2)
+    assert result.accuracy == 4 / ROWS
+    tokens = np.mean([min(len(text) + 1, 26) for text in texts])
+    inputs = np.mean(rows.lengths["label_inputs"])
+    assert result.serving_flops == serving_flops(MODEL, inputs, tokens)
 
 
 def test_what_results_hold_is_not_computed_again(tmp_path, params):

@@ -67,11 +67,15 @@ def pairs(count, seed=0):
     return result
 
 
-def rows(groups):
+# Slots of a row of each stream: inputs and targets.
+SLOTS = {"label": (L, P), "rationale": (L, R)}
+
+
+def rows(groups, slots=SLOTS):
     """Packs each group of pairs into one row: a train batch as `spec.batch_keys` has it."""
     batch = {}
-    for stream, T in (("label", P), ("rationale", R)):
-        for feature, width in (("inputs", L), ("targets", T)):
+    for stream, widths in slots.items():
+        for feature, width in zip(("inputs", "targets"), widths, strict=True):
             values = np.zeros((len(groups), width), np.int32)
             segments = np.zeros((len(groups), width), np.int32)
             weights = np.zeros((len(groups), width), np.float32)
@@ -82,7 +86,8 @@ def rows(groups):
                     here = slice(start, start + len(ids))
                     values[row, here] = ids
                     segments[row, here] = segment
-                    weights[row, here] = pair[f"{stream}_weight"]
+                    if feature == "targets":
+                        weights[row, here] = pair[f"{stream}_weight"]
                     start += len(ids)
             batch[f"{stream}_{feature}"] = values
             batch[f"{stream}_{feature}_segment_ids"] = segments
@@ -125,7 +130,7 @@ def fresh_state(model, rule, mesh):
 
 
 @functools.cache
-def compiled_step(model, objective, rule, streams, microbatches, seed, prng_impl, mesh):
+def compiled_step(model, objective, rule, streams, microbatches, seed, prng_impl, mesh, alpha=None):
     return make_train_step(
         model,
         objective,
@@ -137,6 +142,7 @@ def compiled_step(model, objective, rule, streams, microbatches, seed, prng_impl
         prng_impl,
         mesh,
         state_shardings(model, rule, mesh),
+        alpha,
     )
 
 
