@@ -17,6 +17,9 @@ from stepdistill_jax.report.document import (
     Table,
 )
 
+# Longer tables are folded.
+_LONG = 40
+
 
 def render(report: Report) -> str:
     """The whole page."""
@@ -68,7 +71,11 @@ def _block(block: Block) -> str:
         return "<ul>" + "".join(f"<li>{_text(item)}</li>" for item in block.items) + "</ul>"
     if isinstance(block, Figure):
         return _figure(block)
-    return _table(block)
+    table, caption = _table(block), _text(block.caption)
+    if len(block.rows) > _LONG:
+        rows = f"{len(block.rows)} rows"
+        return f"<details><summary>{caption} ({rows})</summary>\n{table}\n</details>"
+    return f"<h3>{caption}</h3>\n{table}"
 
 
 def _figure(figure: Figure) -> str:
@@ -102,9 +109,8 @@ def _table(table: Table) -> str:
     # A box that is scrolled by itself must be reachable by keyboard.
     return (
         f'<div class="scroll" tabindex="0" role="group" aria-label="{html.escape(table.caption)}">'
-        f"<table><caption>{_text(table.caption)}</caption>\n"
-        f"<thead>{head}<tr>{names}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>"
-        "</table></div>"
+        f"<table>\n<thead>{head}<tr>{names}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n"
+        "</tbody></table></div>"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from stepdistill_jax.report import paper, words
 from stepdistill_jax.report.comparisons import Comparison, Material
 from stepdistill_jax.report.document import (
@@ -36,21 +38,19 @@ def tests(material: Material) -> Section:
         "is what the standard error over seeds says."
     )
     header = (
-        "data set", "labels", "model", "data", "method", "accuracy", "standard", "difference",
+        "setting", "data", "method", "accuracy", "standard", "difference",
         "95% interval", "p", "after Holm", "examples", "seeds", "test",
     )  # fmt: skip
-    table = Table(title, header, tuple(map(_test_row, material.comparisons)))
+    table = Table("Every comparison", header, tuple(map(_test_row, material.comparisons)))
     return Section("tests", title, (Paragraph(text), table))
 
 
 def _test_row(comparison: Comparison) -> tuple[Entry, ...]:
     setting, test = comparison.cell.setting, comparison.test
     row = [
-        Entry(words.task(setting.task)),
-        Entry(words.labels(setting.recipe.labels)),
-        Entry(words.student(setting.student)),
+        Entry(words.where(setting)),
         Entry(words.share(setting.fraction), NUMBER),
-        Entry(words.recipe(setting.recipe)),
+        Entry(words.recipe(dataclasses.replace(setting.recipe, augment=""))),
         words.entry(comparison.cell),
         words.entry(comparison.baseline),
     ]
@@ -84,7 +84,7 @@ def costs(material: Material) -> Section:
         "serving FLOPs per answer", "of the teacher's",
     )  # fmt: skip
     rows = tuple(_cost_row(material.scores, cell) for cell in material.scores.cells.values())
-    return Section("costs", "Cost", (Paragraph(text), Table("Cost", header, rows)))
+    return Section("costs", "Cost", (Paragraph(text), Table("What each setting takes", header, rows)))
 
 
 def _cost_row(scores: Scores, cell: Cell) -> tuple[Entry, ...]:

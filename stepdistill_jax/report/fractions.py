@@ -220,7 +220,7 @@ def labels_saved(material: Material) -> Section:
         "over seeds and that over examples): there is nothing to be saved then."
     )
     header = (
-        "data set", "labels", "model", "method", "standard, all data", "floor", "labels needed",
+        "setting", "method", "standard, all data", "floor", "labels needed",
         "95% interval", "paper, T5-Base",
     )  # fmt: skip
     table = Table("Labels needed to reach standard finetuning on all data", header, tuple(rows))
@@ -244,10 +244,8 @@ def _saved(
     if is_papers:
         printed = Entry(f"{paper.LABELS_NEEDED[curves.task.dataset]:.1f}%", PAPER)
     return (
-        Entry(words.task(curves.task)),
-        Entry(words.labels(curves.labels)),
-        Entry(words.student(curves.student)),
-        Entry(words.recipe(recipe)),
+        Entry(words.where(cells[0].setting)),
+        Entry(words.recipe(dataclasses.replace(recipe, augment=""))),
         words.entry(base),
         Entry("no predictions", MISSING) if floor is None else Entry(words.percent(floor), NUMBER),
         needed,
@@ -289,7 +287,8 @@ def needed_labels(
         return needed, Entry("one seed: no interval", MISSING)
     few = min(len(baseline), *(len(points) for points in curve.values()))
     low, high = map(words.crossing, ends)
-    return needed, Entry(f"{low} to {high} ({words.seeds(few)})", NUMBER)
+    interval = low if low == high else f"{low} to {high}"
+    return needed, Entry(f"{interval} ({words.seeds(few)})", NUMBER)
 
 
 def above_floor(material: Material, cell: Cell) -> bool | None:

@@ -30,7 +30,7 @@ _INK = "#1a1a1a"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "stepdistill",
-    "font.size": 10,
+    "font.size": 11,
     "text.color": _INK,
     "axes.labelcolor": _INK,
     "axes.edgecolor": _INK,
@@ -139,7 +139,7 @@ def panel(
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(
-            figsize=(4.8, 3.4 + 0.2 * (len(curves) + len(levels))), layout="constrained"
+            figsize=(4.8, 3.4 + 0.22 * (len(curves) + len(levels))), layout="constrained"
         )
         axis = figure.subplots()
         for number, (label, height) in enumerate(levels.items()):
@@ -162,7 +162,7 @@ def panel(
             [labels[i] for i in order],
             loc="outside lower left",
             frameon=False,
-            fontsize=9,
+            fontsize=10,
             handlelength=3.2,
         )
         svg, png = io.StringIO(), io.BytesIO()

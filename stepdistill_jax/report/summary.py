@@ -31,7 +31,7 @@ def summary(material: Material) -> Section:
         ),
     )  # fmt: skip
     header = (
-        "data set", "labels", "model", "floor", "standard", "step-by-step",
+        "setting", "floor", "standard", "step-by-step",
         "rationales shuffled", "difference", "p after Holm",
         "labels needed", "few-shot teacher",
     )  # fmt: skip
@@ -39,10 +39,10 @@ def summary(material: Material) -> Section:
     blocks: list[Block] = [
         Paragraph(
             "Accuracy on all training data in percent, mean ± standard error over seeds (number of "
-            "seeds). Difference: step-by-step less standard in percentage points. The floor reads next to nothing of the input; shuffled "
-            "rationales are the control for what rationales say. Labels needed: the share with "
-            "which step-by-step reaches standard's accuracy on all of them. Other methods and all "
-            "intervals follow below."
+            "seeds). Difference: step-by-step less standard, in percentage points. The floor reads "
+            "next to nothing of the input; shuffled rationales are the control for what rationales "
+            "say. Labels needed: the share of them with which step-by-step reaches standard's "
+            "accuracy on all. Other methods and all intervals follow below."
         ),
         Table("Step-by-step against standard finetuning, all data", header, rows),
     ]
@@ -63,11 +63,8 @@ def _row(material: Material, cells: Sequence[Cell]) -> tuple[Entry, ...]:
     curve = [c for c in cells if c.setting.recipe == Recipe(METHOD, labels, TEACHER, "", augment)]
     floor = floor_of(material, cells)
     teacher = scores.teacher(setting.task.dataset)
-    name = words.task(setting.task) + (f", with {augment} added" if augment else "")
     return (
-        Entry(name),
-        Entry(labels),
-        Entry(setting.student.model),
+        Entry(words.where(setting)),
         Entry("no predictions", MISSING) if floor is None else Entry(words.percent(floor), NUMBER),
         words.entry(base),
         words.entry(ours),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stepdistill_jax.report.document import MISSING, NUMBER, Entry
 from stepdistill_jax.report.statistics import Crossing
-from stepdistill_jax.report.tables import TEACHER, Cell, Recipe, Student, Task
+from stepdistill_jax.report.tables import TEACHER, Cell, Recipe, Setting, Student, Task
 
 _DATASETS = {"esnli": "e-SNLI", "anli": "ANLI", "cqa": "CQA", "svamp": "SVAMP"}
 _METHODS = {
@@ -63,6 +63,13 @@ def student(value: Student) -> str:
         return TEACHER
     start = f"from {value.initial}" if value.initial else "from random parameters"
     return f"{value.model}, {parameters(value.parameters)}, {start}"
+
+
+def where(value: Setting) -> str:
+    """What a comparison holds fixed but for the fraction: data set, labels, added inputs, model."""
+    added = f", with {value.recipe.augment} added" if value.recipe.augment else ""
+    start = f" from {value.student.initial}" if value.student.initial else ""
+    return f"{task(value.task)}, {labels(value.recipe.labels)}{added}, {value.student.model}{start}"
 
 
 def parameters(count: int | None) -> str:
