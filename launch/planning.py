@@ -70,9 +70,8 @@ def _product_rate(dtype: str) -> float:
     matrix = jnp.ones((_PRODUCT_SIZE, _PRODUCT_SIZE), dtype)
     product(matrix, matrix).block_until_ready()
     start = time.perf_counter()
-    count = 0
-    while time.perf_counter() - start < _PRODUCT_SECONDS:
+    count, seconds = 0, 0.0
+    while not count or seconds < _PRODUCT_SECONDS:
         product(matrix, matrix).block_until_ready()
-        count += 1
-    seconds = time.perf_counter() - start
+        count, seconds = count + 1, time.perf_counter() - start
     return 2.0 * _PRODUCT_SIZE**3 * count * jax.device_count() / seconds

@@ -55,9 +55,9 @@ def main(arguments: Arguments) -> int:
     mine = [run for run in share if run.name in work]
     folder = pathlib.Path(planned.config.dir)
     sweep = sweeping.Sweep(folder, planned.runs, mine, work, found.product_rate, _RETRY.value)
-    of = f"worker {worker} of {workers}: " if workers > 1 else ""
+    of = f"worker {worker} of {workers}: {len(mine)} of " if workers > 1 else ""
     again = f"; {planned.repeated} combinations repeat one of them" if planned.repeated else ""
-    print(f"{of}{len(mine)} of {len(planned.runs)} runs in {folder}{again}")
+    print(f"{of}{len(planned.runs)} runs in {folder}{again}")
     print(sweep.plan())
     if refused:
         print(f"{len(refused)} runs cannot be:\n{table.impossible(refused)}", flush=True)

@@ -151,22 +151,29 @@ def progress(folder: pathlib.Path) -> Progress:
 
 
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The complete lines at the end of a JSON-lines file that may be growing."""
-    if not path.exists():
+    """The whole lines at the end of a JSON-lines file that may be growing; damaged ones are not.
+
+    What is shown of a run must not end the sweep: what is wrong with the file, the run says.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
         return []
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _TAIL_BYTES))
-        lines = file.read().split(b"\n")
     # The first may lack its beginning, the last its end.
-    return [json.loads(line) for line in lines[size > _TAIL_BYTES : -1]]
+    return [row for line in lines[size > _TAIL_BYTES : -1] if (row := _json_object(line))]
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
+    return _json_object(path.read_bytes()) if path.is_file() else {}
+
+
+def _json_object(text: bytes) -> dict[str, Any]:
+    """A JSON object; {} where the text is none."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(text)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

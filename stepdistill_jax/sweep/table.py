@@ -66,10 +66,16 @@ def _plan_line(group: Group, looks: Mapping[str, Look]) -> tuple[str, ...]:
     return (
         *_identity(group),
         ",".join(str(run.config.seed) for run in group.runs) if run.config.streams else "",
-        f"{group.work[0].steps:,}",
-        f"{low:,}" if low == high else f"{low:,}-{high:,}",
-        quantity(sum(work.tokens for work in group.work)),
-        quantity(sum(work.flops for work in group.work)),
+        *(
+            (
+                f"{group.work[0].steps:,}",
+                f"{low:,}" if low == high else f"{low:,}-{high:,}",
+                quantity(sum(work.tokens for work in group.work)),
+                quantity(sum(work.flops for work in group.work)),
+            )
+            if run.config.streams
+            else ("",) * 4
+        ),
         seconds if group.seconds else "",
         _states(looks[run.name].state for run in group.runs),
     )

@@ -38,8 +38,8 @@ def test_work_is_that_of_the_batches(runs):
     work = estimate.train_work(config, Pairs(lengths=lengths))
     # 1,500 steps of 32 pairs, of 12 + 2 + 13 + 22 tokens in the mean.
     assert (work.steps, work.pairs, work.tokens) == (1500, 2, 1500 * 32 * 49)
-    # Unpacked rows are as long as the longest, rounded up to 8 inputs and 4 targets.
-    step = train_flops(config.model, 32, 16, {"label": 4, "rationale": 24})
+    # Unpacked rows are as long as the longest.
+    step = train_flops(config.model, 32, 15, {"label": 2, "rationale": 24})
     assert work.flops == 1500 * step
 
 

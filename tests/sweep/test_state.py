@@ -109,3 +109,12 @@ def test_progress_of_a_run_that_is_writing(folder):
         "".join(json.dumps({"split": s, "step": n, "accuracy": a}) + "\n" for s, n, a in rows)
     )
     assert state.progress(folder) == state.Progress(899, 1798.0, 0.5)
+
+
+def test_damaged_files_show_as_no_progress(run, folder):
+    (folder / "metrics.jsonl").mkdir()
+    (folder / "results.jsonl").write_text("{}\nnot JSON\n[1]\n")
+    (folder / "finished.json").write_text('{"step"')
+    (folder / "attempt.json").write_text('{"step": 1}')
+    assert state.progress(folder) == state.Progress(0, None, None)
+    assert state.look(run).attempt is None
