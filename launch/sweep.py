@@ -40,6 +40,7 @@ def main(arguments: Arguments) -> int:
     planned = matrix.read(arguments.gin_files, arguments.overrides, arguments.search_paths)
     worker, workers = _number("worker", _WORKER.value, 0), _number("workers", _WORKERS.value, 1)
     share = matrix.share(planned.runs, worker, workers)
+    print(f"looking at the data of {len(share)} runs", flush=True)
     found = planning.survey([run.config for run in share])
     work = {run.name: w for run, w in zip(share, found.work, strict=True) if not isinstance(w, str)}
     refused = list(planned.impossible)

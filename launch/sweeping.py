@@ -43,17 +43,27 @@ class Display:
         print(text, flush=True)
         self._last_line = time.monotonic()
 
-    def show(self, line: str, rows: str) -> None:
-        """Draws what may change: the table on a terminal, else the line, now and then."""
+    def show(self, now: str, counts: str, rows: str) -> None:
+        """Draws what may change: the table on a terminal, else a line, now and then.
+
+        Args:
+            now: what goes on.
+            counts: how many runs are done and to come.
+            rows: the table, with a line of headings.
+        """
         if self._live:
             width, height = shutil.get_terminal_size()
-            # The last row of a terminal stays free, or it would scroll.
-            fitting = [*rows.splitlines()[: max(0, height - 3)], line]
+            heading, *groups = rows.splitlines()
+            # One row stays free, or the terminal would scroll; groups at work are shown first.
+            room = max(0, height - 4)
+            if len(groups) > room:
+                groups.sort(key=lambda row: State.RUNNING not in row)
+            shown = [heading, *groups[:room], now, counts]
             self._clear()
-            print("\n".join(row[: width - 1] for row in fitting), flush=True)
-            self._drawn = len(fitting)
+            print("\n".join(row[: width - 1] for row in shown), flush=True)
+            self._drawn = len(shown)
         elif time.monotonic() - self._last_line >= _LINE_SECONDS:
-            self.say(line)
+            self.say(f"{now}; {counts}")
 
     def _clear(self) -> None:
         if self._drawn:
@@ -119,6 +129,7 @@ class Sweep:
         `EXIT_PREEMPTED` where SIGTERM or Ctrl-C came or a run was preempted.
         """
         pending = [run for run in self.mine if self._is_left(run)]
+        waiting = False
         self._write_summary()
         with self._signals():
             while pending and not self._stopping:
@@ -136,9 +147,11 @@ class Sweep:
                     finally:
                         os.close(descriptor)
                     self._write_summary()
-                if len(pending) == before and pending:
-                    names = ", ".join(run.name for run in pending)
-                    self._display.show(f"waiting for other processes at {names}", self._rows())
+                if len(pending) == before:
+                    if not waiting:
+                        names = ", ".join(run.name for run in pending)
+                        self._display.say(f"waiting for other processes that are at {names}")
+                    waiting = True
                     time.sleep(_POLL_SECONDS)
         return self._outcome()
 
@@ -180,7 +193,8 @@ class Sweep:
         )
         self._stopping |= code == EXIT_PREEMPTED
         look = self.looks[run.name] = state.look(run, held=True)
-        self._display.say(f"{number} {run.name} {self._ending(look)}; {self._counts(pending)}")
+        ending = [self._ending(look), self._counts(pending)]
+        self._display.say(f"{number} {run.name} {'; '.join(filter(None, ending))}")
 
     def _watch(
         self,
@@ -204,7 +218,7 @@ class Sweep:
                 parts.append(f"validation {at.validation:.1%}")
             parts.append(f"{table.duration(time.monotonic() - start)} so far")
             self._display.show(
-                f"{run.name}: {', '.join(parts)}; {self._counts(pending)}", self._rows()
+                f"{run.name}: {', '.join(parts)}", self._counts(pending), self._rows()
             )
 
     def _ending(self, look: Look) -> str:
@@ -223,8 +237,8 @@ class Sweep:
             for run in pending
         )
         counts = [f"{self._count(State.DONE)} done", f"{self._count(State.FAILED)} failed"]
-        more = f"{len(pending)} to come, about {table.duration(seconds)}"
-        return ", ".join([c for c in counts if not c.startswith("0 ")] + [more])
+        counts.append(f"{len(pending)} to come, about {table.duration(seconds)}")
+        return ", ".join(count for count in counts if not count.startswith("0 "))
 
     def _count(self, wanted: State) -> int:
         return sum(self.looks[run.name].state == wanted for run in self.mine)
