@@ -84,7 +84,9 @@ def costs(material: Material) -> Section:
         "serving FLOPs per answer", "of the teacher's",
     )  # fmt: skip
     rows = tuple(_cost_row(material.scores, cell) for cell in material.scores.cells.values())
-    return Section("costs", "Cost", (Paragraph(text), Table("What each setting takes", header, rows)))
+    return Section(
+        "costs", "Cost", (Paragraph(text), Table("What each setting takes", header, rows))
+    )
 
 
 def _cost_row(scores: Scores, cell: Cell) -> tuple[Entry, ...]:

@@ -130,8 +130,9 @@ def floor(inputs: Sequence[str], targets: Sequence[str]) -> Floor:
     for word, inside in sorted(rows_of.items()):
         label, with_it = _first(inside)
         other, without = _first(labels, inside)
-        # One more than the commonest label alone is no rule, but chance on the rows themselves.
-        if (accuracy := (with_it + without) / len(targets)) > best.accuracy + 1 / len(targets):
+        accuracy = (with_it + without) / len(targets)
+        # One row more than the commonest label is no rule, but chance on the rows themselves.
+        if with_it + without > most + 1 and accuracy > best.accuracy:
             best = Floor(accuracy, f"{label!r} where the input has {word!r}, else {other!r}")
     places = _places(inputs, targets)
     if places is not None:

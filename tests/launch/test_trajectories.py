@@ -7,7 +7,6 @@ from launch import trajectories
 from stepdistill_jax import config
 
 pytest.importorskip("torch", reason="the released recipe runs on PyTorch")
-pytest.importorskip("matplotlib", reason="figures are drawn with matplotlib")
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
