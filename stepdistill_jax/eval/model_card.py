@@ -127,7 +127,7 @@ def _prompting(student: Student) -> str:
     answer = "the answer is the label, decoded greedily"
     if student.facts.method in READER_METHODS:
         what += f", and after it `{SEPARATOR}` and the teacher's rationale"
-        answer += "; without a rationale the student has not been tried"
+        answer += ", and the scores are of answers with the rationale"
     if student.marker is not None:
         answer = (
             "the answer, decoded greedily, is a rationale, the words "

@@ -98,7 +98,7 @@ def make_train_step(
         metrics["param_norm"] = optax.tree.norm(params)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         if alpha is not None:
-            metrics["alpha"] = share
+            metrics["alpha"] = jnp.asarray(share)
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return jax.jit(

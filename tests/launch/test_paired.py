@@ -89,6 +89,9 @@ def test_both_label_the_same_rows(caches):
         ("METHOD='standard'", "METHOD='standard': .* set METHOD='step_by_step'"),
         ("EVAL_MODE='choices'", "EVAL_MODE='choices': .* set EVAL_MODE='decode'"),
         ("SCHEDULE='constant'", "SCHEDULE='constant'"),
+        ("METHOD=pinto", "METHOD='pinto': the released recipe trains on labels and rationales"),
+        ("ALPHA_END=0.0", "ALPHA_END=0.0: the released recipe weighs its losses alike"),
+        ("METHOD=teacher", "METHOD='teacher' trains nothing"),
     ],
 )
 def test_refuses_runs_that_the_recipe_cannot_make(caches, override, message):

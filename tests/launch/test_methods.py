@@ -1,0 +1,61 @@
+"""The demo's splits as each method's run opens them, and the evaluator that goes with it."""
+
+import numpy as np
+import pytest
+
+from launch import evaluation
+from stepdistill_jax import config
+from stepdistill_jax.data.packing import row_shape
+from stepdistill_jax.data.vocabulary import load_vocabulary
+from stepdistill_jax.parallel.mesh import make_mesh
+from stepdistill_jax.spec import EOS_ID, InputError
+
+VOCABULARY = load_vocabulary("demo")
+
+
+def run(caches, method, *overrides):
+    files = ["demo.gin", f"methods/{method}.gin"]
+    return config.parse(files, [f"CACHE_DIR={str(caches)!r}", "FRACTION=0.05", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("method", "inputs", "targets"),
+    [
+        ("standard", 18, {"label": 2}),
+        ("step_by_step", 18, {"label": 2, "rationale": 25}),
+        ("single_task", 18, {"label": 29}),
+        ("rationale_as_input", 43, {"label": 2}),
+        ("pinto", 43, {"label": 2, "counterfactual": 2}),
+    ],
+)
+def test_rows_of_the_demo_are_as_long_as_the_method_needs(caches, method, inputs, targets):
+    made = run(caches, method)
+    shape = row_shape(evaluation.open_split(made, "train").lengths, made.pipeline, made.streams)
+    assert (shape.inputs, shape.targets) == (inputs, targets)
+
+
+@pytest.mark.parametrize("labels", ["gold", "teacher"])
+def test_a_single_task_student_may_write_what_its_targets_hold(caches, labels):
+    made = run(caches, "single_task", f"LABELS={labels}")
+    evaluator = evaluation.make_evaluator(made, make_mesh(made.mesh))
+    view = evaluation.open_split(made, "test")
+    longest = int(np.max(view.lengths["label_targets"]))
+    assert evaluator.decode_length == longest == 29
+    row = view.row(0)
+    prediction = evaluator._read(0, row["label_targets"])
+    assert prediction.output == f"{row['rationale']} so it is {row['gold']}"
+    assert (prediction.text, prediction.parsed, prediction.ended) == (row["gold"], True, True)
+
+
+def test_a_reader_is_scored_with_the_teachers_rationale(caches):
+    view = evaluation.open_split(run(caches, "pinto"), "test")
+    row = view.row(3)
+    assert row["input"].endswith(f"</s>{row['rationale']}")
+    text = f"predict: {row['input']}"
+    assert row["label_inputs"].tolist() == [*VOCABULARY.encode(text), EOS_ID]
+
+
+def test_a_marker_that_the_demo_cannot_write_stops_the_run(caches):
+    made = run(caches, "single_task", "ANSWER_MARKER=therefore")
+    with pytest.raises(InputError, match=r"ANSWER_MARKER='therefore' .* VOCABULARY"):
+        evaluation.make_evaluator(made, make_mesh(made.mesh))
