@@ -83,13 +83,13 @@ def parameters(count: int | None) -> str:
 
 
 def significant(value: float) -> str:
-    """Three significant digits without an exponent, as 0.215, 24.8, 770."""
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return f"{value:.{digits}f}" if abs(value) >= 1 else f"{value:.3g}"
+    """Three significant digits or more, without an exponent, as 0.215, 24.8, 12,345."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{digits}f}" if value >= 1 else f"{value:.3g}"
 
 
 def large(value: float) -> str:
-    """A count of very many, as 1.2e15, with a proper minus and exponent kept plain for CSV."""
+    """A count of very many, as 1.2e15."""
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 
