@@ -153,22 +153,6 @@ def test_killed_then_stopped_and_continued_it_ends_the_same(place, environment, 
     assert len(results(folder)) == 2
 
 
-def test_a_failing_run_does_not_end_the_sweep(place, environment, uninterrupted):
-    folder = place / "failing"
-    # A folder where the first run wants to write a file.
-    (folder / FIRST / "metrics.jsonl").mkdir(parents=True)
-    done = launch(place, environment, "failing")
-    assert done.returncode == 4, done.stderr[-3000:]
-    assert states(folder) == {FIRST: "failed", SECOND: "done"}
-    assert f"failed: {FIRST}: exit code " in done.stdout
-    assert results(folder)[SECOND] == results(place / "uninterrupted")[SECOND]
-    # Left alone where that is asked for, else tried again.
-    assert launch(place, environment, "failing", "--noretry").returncode == 4
-    (folder / FIRST / "metrics.jsonl").rmdir()
-    assert launch(place, environment, "failing").returncode == 0
-    assert results(folder) == results(place / "uninterrupted")
-
-
 @pytest.fixture
 def plan(place, monkeypatch, capsys):
     """The binary in this process: what it returns or refuses, and what it prints."""
@@ -190,6 +174,24 @@ def plan(place, monkeypatch, capsys):
 
     absl_flags.FLAGS(["sweep"])
     return run
+
+
+def test_a_failing_run_does_not_end_the_sweep(place, environment, plan, uninterrupted):
+    folder = place / "failing"
+    # A folder where the first run wants to write a file.
+    (folder / FIRST / "metrics.jsonl").mkdir(parents=True)
+    done = launch(place, environment, "failing")
+    assert done.returncode == 4, done.stderr[-3000:]
+    assert states(folder) == {FIRST: "failed", SECOND: "done"}
+    assert f"failed: {FIRST}: exit code " in done.stdout
+    assert results(folder)[SECOND] == results(place / "uninterrupted")[SECOND]
+    # Left alone where that is asked for, else tried again.
+    code, said = plan("failing", retry=False)
+    assert code == 4
+    assert " starts" not in said
+    (folder / FIRST / "metrics.jsonl").rmdir()
+    assert launch(place, environment, "failing").returncode == 0
+    assert results(folder) == results(place / "uninterrupted")
 
 
 def test_a_changed_sweep_file_is_refused_and_new_runs_are_added(place, plan, uninterrupted):
