@@ -134,9 +134,12 @@ def methods(material: Material) -> Section:
     full = [c for c in scores.students if c.setting.fraction == 1.0]
     by_labels = group(full, lambda cell: cell.setting.recipe.labels)
     for labels, cells in sorted(by_labels.items()):
-        blocks.append(_methods_table(material, labels, cells))
+        blocks.append(
+            _methods_table(material, f"Accuracy, {words.labels(labels)}, all data", cells)
+        )
     if not full:
-        blocks.append(Paragraph("No run was trained on all data (FRACTION = 1.0)."))
+        blocks.append(Paragraph("No student was trained on all data (FRACTION = 1.0)."))
+        blocks.append(_methods_table(material, "Accuracy of the teacher", ()))
     rules = [
         f"{words.dataset(dataset)}: {_rule(found)}"
         for dataset in scores.datasets
@@ -155,15 +158,15 @@ def methods(material: Material) -> Section:
     return Section("methods", "Every method, all training data", tuple(blocks))
 
 
-def _methods_table(material: Material, labels: str, cells: Sequence[Cell]) -> Table:
+def _methods_table(material: Material, caption: str, cells: Sequence[Cell]) -> Table:
     scores = material.scores
-    tasks = _unique(cell.setting.task for cell in cells)
+    tasks = _unique(cell.setting.task for cell in cells or scores.cells.values())
     tasks.sort(key=paper_order)
     rows = []
     for student, recipe in _unique((c.setting.student, c.setting.recipe) for c in cells):
         found = [scores.cells.get(Setting(task, student, recipe, 1.0)) for task in tasks]
         name = words.recipe(recipe)
-        if recipe.method == "standard" and labels == "teacher":
+        if recipe.method == "standard" and recipe.labels == "teacher":
             name = name.replace("standard", "standard distillation", 1)
         elif recipe.method == "standard":
             name = name.replace("standard", "standard finetuning", 1)
@@ -180,7 +183,7 @@ def _methods_table(material: Material, labels: str, cells: Sequence[Cell]) -> Ta
         _floor_entry(_floors(material, task.dataset)) for task in tasks
     )))  # fmt: skip
     header = ("method", "model", *map(words.task, tasks))
-    return Table(f"Accuracy, {words.labels(labels)}, all data", header, tuple(rows))
+    return Table(caption, header, tuple(rows))
 
 
 def _selection(scores: Scores) -> str:

@@ -103,7 +103,7 @@ def build(material: Material) -> Report:
 
 def _lead(scores: Scores) -> tuple[str, ...]:
     cells = scores.students
-    tasks = dict.fromkeys(words.task(cell.setting.task) for cell in cells)
+    tasks = dict.fromkeys(words.task(setting.task) for setting in scores.cells)
     models = dict.fromkeys(cell.setting.student.model for cell in cells)
     counts = sorted({len(cell.lines) for cell in cells})
     if not counts:

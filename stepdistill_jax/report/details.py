@@ -25,7 +25,7 @@ def tests(material: Material) -> Section:
     """Every comparison, those that could not be made too."""
     title = "Tests against standard finetuning"
     if not material.comparisons:
-        text = "Nothing to compare: only standard finetuning was run."
+        text = "Nothing to compare: no method beside standard finetuning was run."
         return Section("tests", title, (Paragraph(text),))
     text = (
         "Each method against standard finetuning with the same data, labels, fraction and model. "
@@ -77,7 +77,9 @@ def costs(material: Material) -> Section:
         "Means over seeds. Train FLOPs: model FLOPs of the steps up to the one that was selected, "
         "forward and backward. Device seconds: devices times seconds of the same steps, first "
         "compilation included. Serving FLOPs: of one answer, mean over the split; the teacher's "
-        "without its few-shot prompt, which was never released, so that its share is understated."
+        "without its few-shot prompt, which was never released, so that it takes more than shown. "
+        "Rationale as input and PINTO need the teacher's rationale for every answer, which their "
+        "serving FLOPs leave out."
     )
     header = (
         "data set", "method", "model", "data", "pairs", "train FLOPs", "device seconds",

@@ -62,7 +62,7 @@ def read_runs(folders: Sequence[epath.PathLike]) -> Runs:
         InputError: a folder does not exist or holds no run, no run holds a result, or a line is
             damaged.
     """
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, ...]] = {}
     for root in map(epath.Path, folders):
         if not root.is_dir():
             raise InputError(
@@ -75,7 +75,7 @@ def read_runs(folders: Sequence[epath.PathLike]) -> Runs:
                 f"{_CONFIG_FILE})"
             )
         for folder in below:
-            found.setdefault(os.path.realpath(folder), _name(root, folder))
+            found.setdefault(os.path.realpath(folder), _names(root, folder))
     names = _distinct(found)
     lines: list[Line] = []
     empty: list[str] = []
@@ -107,16 +107,20 @@ def _runs_below(folder: epath.Path) -> Iterator[epath.Path]:
         yield folder
 
 
-def _name(root: epath.Path, run: epath.Path) -> str:
-    """Below the folder that was named, so that a copy elsewhere gives the same report."""
-    inside = os.path.relpath(run, root)
-    return os.path.basename(os.path.realpath(root)) if inside == "." else inside
+def _names(root: epath.Path, run: epath.Path) -> tuple[str, ...]:
+    """The run's path below `root`, or its folder's name; then ever longer ends of its path.
+
+    The first do not depend on where `root` lies, so that a copy elsewhere gives the same report.
+    """
+    inside = os.path.relpath(os.path.realpath(run), os.path.realpath(root)).split(os.sep)
+    parts = os.path.realpath(run).split(os.sep)
+    return tuple(os.sep.join(parts[-n:]) for n in range(len(inside), len(parts) + 1))
 
 
-def _distinct(found: dict[str, str]) -> dict[str, str]:
-    """Folder -> its name, or the folder itself where two would have one name."""
-    counts = collections.Counter(found.values())
-    return {path: name if counts[name] == 1 else path for path, name in found.items()}
+def _distinct(found: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """Folder -> the shortest of its names that no other has."""
+    counts = collections.Counter(name for names in found.values() for name in {*names})
+    return {path: next(n for n in names if counts[n] == 1) for path, names in found.items()}
 
 
 def _read(folder: epath.Path) -> list[Result]:

@@ -154,6 +154,9 @@ def beats_teacher(material: Material) -> Section:
     )  # fmt: skip
     for (task, recipe, pretrained), cells in groups.items():
         rows.append(_row(scores, task, recipe, pretrained, cells))
+    title = "What beats the teacher"
+    if not rows:
+        return Section("teacher", title, (Paragraph("No student was trained."),))
     text = (
         "As the paper's Figures 8 and 9: the smallest model that was run whose mean accuracy is "
         "above the few-shot teacher's on the same examples, and the least share of the data that "
@@ -165,7 +168,7 @@ def beats_teacher(material: Material) -> Section:
         "accuracy there", "closest otherwise", "paper's smallest",
     )  # fmt: skip
     table = Table("What is above the teacher", header, tuple(rows))
-    return Section("teacher", "What beats the teacher", (Paragraph(text), table))
+    return Section("teacher", title, (Paragraph(text), table))
 
 
 def _row(

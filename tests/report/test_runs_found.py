@@ -25,11 +25,14 @@ def test_names_do_not_depend_on_where_the_sweep_lies(tmp_path):
     assert read_runs([tmp_path / "here"]).names == read_runs([tmp_path / "there"]).names == ["a"]
 
 
-def test_runs_of_one_name_keep_their_folders(tmp_path):
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     write_run(tmp_path / "x/a", 0.5)
     write_run(tmp_path / "y/a", 0.5, seed=1)
     names = read_runs([tmp_path / "x", tmp_path / "y"]).names
-    assert names == [str(tmp_path / "x/a"), str(tmp_path / "y/a")]
+    assert names == ["x/a", "y/a"]
+    write_run(tmp_path / "deep/x/a", 0.5)
+    names = read_runs([tmp_path / "x", tmp_path / "deep/x/a"]).names
+    assert names == ["deep/x/a", f"{tmp_path.name}/x/a"]
 
 
 def test_refuses_what_holds_no_run(tmp_path):
