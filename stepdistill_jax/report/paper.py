@@ -68,8 +68,8 @@ TEACHER_SOURCE = "computed from the released outputs, test split"
 # Prose: the share of the labels with which step-by-step is above standard finetuning on all of
 # them, gold labels, T5-Base; for three data sets it is told as so many percent fewer examples.
 LABELS_NEEDED = {"esnli": 12.5, "anli": 25.0, "cqa": 75.0, "svamp": 80.0}
-LABELS_NEEDED_SOURCE = "prose, on Figure 4"
+LABELS_NEEDED_SOURCE = "prose"
 
 # Prose: the smallest student above the teacher, gold labels.
 SMALLEST_ABOVE_TEACHER = {"esnli": "220M", "anli": "770M", "cqa": "11B", "svamp": "770M"}
-SMALLEST_SOURCE = "prose, on Figures 6 and 8"
+SMALLEST_SOURCE = "prose"
