@@ -142,13 +142,7 @@ def _figure(
         "accuracy, percent",
         {fraction: words.share(fraction) for fraction in curves.fractions},
     )
-    alt = " ".join(
-        f"{line.label}: "
-        + ", ".join(f"{y:.1f} at {words.share(x)}" for x, y, _ in sorted(line.points))
-        + "."
-        for line in lines
-    )
-    alt += "".join(f" {name}: {height:.1f}." for name, height in levels.items())
+    alt = plots.in_words(lines, levels, words.share)
     name = file_name(
         "fractions", curves.task.dataset,
         "" if curves.task.train_split == "train" else curves.task.train_split,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -57,7 +57,6 @@ def curves(
             trainer's lines are wide and pale, so that a second one on top leaves them visible.
         below: the same labels -> relative difference a step, in a row below, on a log scale.
         limit: a line across that row.
-
     """
     from matplotlib.figure import Figure
 
@@ -170,6 +169,17 @@ def panel(
         figure.savefig(svg, format="svg", facecolor="white", metadata=nameless)
         figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     return Picture(svg.getvalue(), png.getvalue())
+
+
+def in_words(
+    curves: Sequence[Curve], levels: Mapping[str, float], place: Callable[[float], str]
+) -> str:
+    """What a panel shows, for those who cannot see it; `place` writes a horizontal position."""
+    texts = []
+    for curve in curves:
+        points = ", ".join(f"{y:.1f} at {place(x)}" for x, y, _ in sorted(curve.points))
+        texts.append(f"{curve.label}: {points}.")
+    return " ".join([*texts, *(f"{name}: {height:.1f}." for name, height in levels.items())])
 
 
 def _curve(axis: Any, curve: Curve) -> None:

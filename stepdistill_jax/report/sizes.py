@@ -107,13 +107,7 @@ def _figure(material: Material, sizes: SizeSet) -> Figure:
         "accuracy, percent",
         {float(count): words.parameters(count) for count in sizes.sizes},
     )
-    alt = " ".join(
-        f"{line.label}: "
-        + ", ".join(f"{y:.1f} at {words.parameters(int(x))}" for x, y, _ in sorted(line.points))
-        + "."
-        for line in lines
-    )
-    alt += "".join(f" {name}: {height:.1f}." for name, height in levels.items())
+    alt = plots.in_words(lines, levels, lambda count: words.parameters(int(count)))
     name = file_name(
         "sizes", sizes.task.dataset,
         "" if sizes.task.train_split == "train" else sizes.task.train_split,
