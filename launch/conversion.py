@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -207,7 +207,7 @@ def _to_hf(source: Source, folder: epath.Path) -> str:
     hf_export.write_tokenizer(folder, vocabulary, _input_length(run))
     rows = _predictions(run, source.step)
     label_prefix = PREFIXES[run.tokens.prefixes][0]
-    tried = [*(label_prefix + row["input"] for row in rows), *_of_pieces(vocabulary)]
+    tried = [*(label_prefix + _read_text(row) for row in rows), *_of_pieces(vocabulary)]
     compared = hf_export.check_tokenizer(folder, vocabulary, tried)
     hf_export.write_weights(folder, source.params())
     records.write_atomic(folder / CARD, _card(source, run, rows))
@@ -215,6 +215,11 @@ def _to_hf(source: Source, folder: epath.Path) -> str:
         f"config, weights, tokenizer (equal ids on {compared:,} texts) and {CARD} of step "
         f"{source.step}"
     )
+
+
+def _read_text(row: Mapping[str, Any]) -> str:
+    """What the student read of a row of predictions.jsonl, without the prefix."""
+    return str(row.get("read", row["input"]))
 
 
 def _predictions(run: RunConfig, step: int) -> list[dict[str, Any]]:
@@ -259,7 +264,7 @@ def _card(source: Source, run: RunConfig, rows: Sequence[dict[str, Any]]) -> str
         max_input_length=run.tokens.max_input_length,
         max_label_length=_decode_length(run),
         marker=run.views.answer_marker if run.method == "single_task" else None,
-        example=(rows[0]["input"], rows[0]["prediction"]) if rows else None,
+        example=(_read_text(rows[0]), rows[0]["prediction"]) if rows else None,
     )
     return model_card(student, read_results(run.model_dir))
 

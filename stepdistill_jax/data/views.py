@@ -217,10 +217,10 @@ class RationaleAsInput(_View):
         return {**pair, "label_inputs": _with_rationale(pair, pair["rationale_targets"])}
 
     def row(self, index: int) -> Mapping[str, Any]:
-        """The pair with its texts; the input is what the student reads, the rationale included."""
+        """The pair with its texts; ``read`` is what the student reads, the rationale included."""
         row = super().row(index)
         read = [row["input"], row["rationale"]] if row["rationale"] else [row["input"]]
-        return {**row, "input": SEPARATOR.join(read)}
+        return {**row, "read": SEPARATOR.join(read)}
 
 
 class Pinto(RationaleAsInput):

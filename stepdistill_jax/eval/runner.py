@@ -256,6 +256,8 @@ class Evaluator:
             "prediction": prediction.text,
             "correct": metrics.correct(self.metric, prediction.text, row["gold"]),
         }
+        if "read" in row:
+            line["read"] = row["read"]
         if prediction.output is not None:
             line["output"] = prediction.output
         if prediction.probabilities is not None:

@@ -304,11 +304,11 @@ def test_a_split_without_rationales_cannot_be_read(method):
 
 
 @pytest.mark.parametrize("method", spec.READER_METHODS)
-def test_a_readers_input_text_is_what_its_tokens_say(method):
+def test_what_a_reader_reads_is_what_its_tokens_say(method):
     view = token_view(written("yes", "since c"), method, ViewConfig(), BYTES, seed=0)
     row = view.row(0)
-    assert row["input"] == "a b</s>since c"
-    assert row["label_inputs"].tolist() == [*BYTES.encode(row["input"]), spec.EOS_ID]
+    assert (row["input"], row["read"]) == ("a b", "a b</s>since c")
+    assert row["label_inputs"].tolist() == [*BYTES.encode(row["read"]), spec.EOS_ID]
     assert view.manifest is Cache.manifest
 
 

@@ -7,6 +7,7 @@ from launch import evaluation
 from stepdistill_jax import config
 from stepdistill_jax.data.packing import row_shape
 from stepdistill_jax.data.vocabulary import load_vocabulary
+from stepdistill_jax.eval.runner import Prediction
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.spec import EOS_ID, InputError
 
@@ -50,9 +51,21 @@ def test_a_single_task_student_may_write_what_its_targets_hold(caches, labels):
 def test_a_reader_is_scored_with_the_teachers_rationale(caches):
     view = evaluation.open_split(run(caches, "pinto"), "test")
     row = view.row(3)
-    assert row["input"].endswith(f"</s>{row['rationale']}")
-    text = f"predict: {row['input']}"
+    assert row["read"] == f"{row['input']}</s>{row['rationale']}"
+    text = f"predict: {row['read']}"
     assert row["label_inputs"].tolist() == [*VOCABULARY.encode(text), EOS_ID]
+
+
+def test_a_readers_predictions_are_about_the_same_inputs_as_all_others(caches):
+    lines = []
+    for method in ("pinto", "standard"):
+        made = run(caches, method)
+        evaluator = evaluation.make_evaluator(made, make_mesh(made.mesh))
+        row = evaluation.open_split(made, "test").row(3)
+        lines.append(evaluator._line(row, Prediction(3, "red", True, 2)))
+    reader, other = lines
+    assert reader.pop("read").startswith(f"{other['input']}</s>")
+    assert reader == other
 
 
 def test_a_marker_that_the_demo_cannot_write_stops_the_run(caches):
