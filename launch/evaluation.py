@@ -77,7 +77,7 @@ def make_evaluator(config: RunConfig, mesh: Mesh) -> Evaluator:
 def run_facts(config: RunConfig) -> RunFacts:
     """What every result of a run says of it."""
     return RunFacts(
-        dataset=config.data.dataset,
+        dataset=config.data.name,
         method=config.method,
         labels=config.data.labels,
         rationales=config.data.rationales if config.method in RATIONALE_METHODS else "none",

@@ -96,6 +96,22 @@ def test_dump_of_a_users_own_data_reads_back(tmp_path):
     assert config.parse([tmp_path / "config.gin"]) == first
 
 
+def test_results_name_a_users_own_data_by_its_file_and_label():
+    names = [
+        config.parse(["own_jsonl.gin"], overrides).data.name
+        for overrides in ([], ["TRAIN_FILE=b.jsonl"], ["LABEL_COLUMN=x"], ["DATA_DIR=mine"])
+    ]
+    assert names == [
+        "jsonl:train.jsonl#answer",
+        "jsonl:b.jsonl#answer",
+        "jsonl:train.jsonl#x",
+        "jsonl:mine/train.jsonl#answer",
+    ]
+    hub = ["DATASET=hf", "HF_NAME=owner/name", "TRAIN_FILE=train"]
+    assert config.parse(["own_jsonl.gin"], hub).data.name == "hf:owner/name/train#answer"
+    assert demo().data.name == "demo"
+
+
 def test_paper_settings():
     for name in ("esnli", "anli", "cqa", "svamp"):
         run = config.parse([f"{name}.gin"])

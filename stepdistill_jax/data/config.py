@@ -93,6 +93,20 @@ class DataConfig:
             )
 
     @property
+    def name(self) -> str:
+        """What results call the data: DATASET, or for a user's own its file and label column.
+
+        ``jsonl:mine/train.jsonl#answer``, so that two of a user's data sets are never taken for
+        one.
+        """
+        if self.dataset not in OWN or self.columns is None:
+            return self.dataset
+        own = self.columns
+        parts = [own.hf_name, own.hf_config] if self.dataset == "hf" else [self.data_dir]
+        path = "/".join(filter(None, [*parts, own.train_file]))
+        return f"{self.dataset}:{path}#{own.label_column}"
+
+    @property
     def metric(self) -> str:
         """How the data set's predictions are scored: a key of `eval.metrics.METRICS`."""
         return self.columns.metric if self.columns else SOURCES[self.dataset].metric

@@ -30,6 +30,7 @@ class RunFacts:
     """What a run is, as every line of its results says.
 
     Attributes:
+        dataset: `data.config.DataConfig.name`.
         labels: ``gold`` or ``teacher``; ``none`` where nothing is trained.
         rationales: ``none`` where the method reads none.
         model: name of the model's gin file, or its sizes; ``teacher`` where the teacher is scored.

@@ -289,7 +289,7 @@ def released_parameters(reader: Reader) -> int | None:
 
 def _facts(data: DataConfig, parameters: int | None) -> RunFacts:
     return RunFacts(
-        dataset=data.dataset,
+        dataset=data.name,
         method=METHOD,
         labels="none",
         rationales=data.rationales,

@@ -113,7 +113,8 @@ def _lead(scores: Scores) -> tuple[str, ...]:
     else:
         seeds = f"{counts[0]} to {counts[-1]} seeds each"
     first = (
-        f"{len(scores.runs.names)} runs in {len(scores.cells)} settings, {seeds}. "
+        f"{words.count(len(scores.runs.names), 'run')} in "
+        f"{words.count(len(scores.cells), 'setting')}, {seeds}. "
         f"Data: {', '.join(tasks) or 'none'}. Models: {', '.join(models) or 'none'}."
     )
     second = (

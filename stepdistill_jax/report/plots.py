@@ -25,6 +25,8 @@ _DASHES: tuple[Any, ...] = (
     (0, (1, 1.5)),
 )
 _LEVEL_DASHES: tuple[Any, ...] = (":", (0, (8, 3)), (0, (3, 2)))
+# Percentage points that a vertical axis spans at least.
+LEAST_SPAN = 10.0
 # Of text and axes: in a page they take the text's colour.
 _INK = "#1a1a1a"
 _STYLE: dict[Any, Any] = {
@@ -152,6 +154,7 @@ def panel(
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         axis.margins(x=0.06, y=0.08)
+        _widen(axis)
         axis.grid(axis="y", alpha=0.25, color=_INK)
         # What is drawn first lies below, but is named last.
         handles, labels = axis.get_legend_handles_labels()
@@ -169,6 +172,13 @@ def panel(
         figure.savefig(svg, format="svg", facecolor="white", metadata=nameless)
         figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     return Picture(svg.getvalue(), png.getvalue())
+
+
+def _widen(axis: Any) -> None:
+    """Gives the vertical axis `LEAST_SPAN`, lest an example more or less look like a trend."""
+    low, high = axis.get_ylim()
+    missing = max(0.0, LEAST_SPAN - (high - low)) / 2
+    axis.set_ylim(low - missing, high + missing)
 
 
 def in_words(

@@ -151,6 +151,9 @@ def beats_teacher(material: Material) -> Section:
     title = "What beats the teacher"
     if not rows:
         return Section("teacher", title, (Paragraph("No student was trained."),))
+    if not any(scores.teacher(task.dataset) for task, _, _ in groups):
+        text = "Not run: no data set of this report has its teacher scored (METHOD teacher)."
+        return Section("teacher", title, (Paragraph(text),))
     text = (
         "As the paper's Figures 8 and 9: the smallest model that was run whose mean accuracy is "
         "above the few-shot teacher's on the same examples, and the least share of the data that "

@@ -109,9 +109,14 @@ def points(value: float) -> str:
     return f"{100 * value:+.2f}".replace("-", "−")
 
 
-def seeds(count: int) -> str:
+def count(number: int, noun: str) -> str:
+    """So many of a thing: ``1 run``, ``2 runs``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def seeds(number: int) -> str:
     """How many."""
-    return f"{count} seed" if count == 1 else f"{count} seeds"
+    return count(number, "seed")
 
 
 def accuracy(cell: Cell) -> str:
