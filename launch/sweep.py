@@ -5,8 +5,9 @@ in a folder of its own in SWEEP_DIR. The same command again continues: runs that
 alone, a half-trained one goes on, failed ones are tried again. On several machines that share
 SWEEP_DIR and the gin files, worker 0 to N-1 of N each take their share.
 
-Exit codes: 0 all runs (of this worker) are done, 2 wrong input, 4 some runs failed, 75 stopped by
-SIGTERM or Ctrl-C: the run in progress is saved, and the same command continues.
+Exit codes: 0 all runs (of this worker) are done, 2 wrong input or runs that cannot be, 4 some runs
+failed, 75 stopped by SIGTERM or Ctrl-C: the run in progress is saved, and the same command
+continues.
 """
 
 from __future__ import annotations
@@ -59,17 +60,15 @@ def main(arguments: Arguments) -> int:
     of = f"worker {worker} of {workers}: {len(mine)} of " if workers > 1 else ""
     again = f"; {planned.repeated} combinations repeat one of them" if planned.repeated else ""
     print(f"{of}{len(planned.runs)} runs in {folder}{again}")
-    print(sweep.plan())
+    print(sweep.plan(len(refused)))
     if refused:
         print(f"{len(refused)} runs cannot be:\n{table.impossible(refused)}", flush=True)
-    if _DRY_RUN.value:
-        return 0
     if refused and not _SKIP.value:
         raise InputError(
             f"{len(refused)} runs of the sweep cannot be, for the reasons above; change the sweep "
             "file, name them in SWEEP_EXCLUDE, or pass --skip_impossible"
         )
-    return sweep.run()
+    return 0 if _DRY_RUN.value else sweep.run()
 
 
 def _number(name: str, given: int | None, default: int) -> int:

@@ -99,15 +99,15 @@ class Sweep:
         self._stopping = False
         self._process: subprocess.Popen[bytes] | None = None
 
-    def plan(self) -> str:
-        """The table of `mine`, with what is left to do."""
+    def plan(self, impossible: int = 0) -> str:
+        """The table of `mine`, with what is left to do; `impossible` runs are not among them."""
         clock = self._clock()
         left = {
             run.name: clock.estimate(run, self.work[run.name], self.looks[run.name].saved)
             for run in self.mine
             if self._is_left(run)
         }
-        return table.plan(grouped(self.mine, self.work, left), self.looks)
+        return table.plan(grouped(self.mine, self.work, left), self.looks, impossible)
 
     def _is_left(self, run: PlannedRun) -> bool:
         found = self.looks[run.name].state
@@ -248,7 +248,8 @@ class Sweep:
 
     def _outcome(self) -> int:
         """Prints how the sweep stands and returns its exit code."""
-        self._display.say(self._rows())
+        if self.mine:
+            self._display.say(self._rows())
         for run in self.mine:
             if self.looks[run.name].state == State.FAILED:
                 log = pathlib.Path(run.config.model_dir) / state.LOG_FILE

@@ -9,9 +9,13 @@ from stepdistill_jax.sweep.estimate import BY_KIND, EFFICIENCY, ROUGH, START_SEC
 from stepdistill_jax.sweep.matrix import Impossible
 from stepdistill_jax.sweep.state import Look, State
 
-_HEADINGS = ("data", "method", "labels", "model", "fraction", "seeds", "steps", "pairs")
-_PLAN_HEADINGS = (*_HEADINGS, "tokens", "FLOPs", "time left", "state")
-_TEXT_COLUMNS = 4
+_HEADINGS = ("data", "method", "labels", "model")
+_PLAN_HEADINGS = (
+    *(*_HEADINGS, "start", "fraction", "seeds", "steps", "pairs"),
+    *("tokens", "FLOPs", "time left", "state"),
+)
+# Their columns hold words.
+_WORDS = {*_HEADINGS, "start", "state"}
 
 
 def quantity(number: float) -> str:
@@ -32,20 +36,28 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
-def plan(groups: Sequence[Group], looks: Mapping[str, Look]) -> str:
-    """The runs that differ in their seed alone a line, and the total.
+def plan(groups: Sequence[Group], looks: Mapping[str, Look], impossible: int = 0) -> str:
+    """What the runs start from, those that differ in their seed alone a line, and the total.
 
     Args:
-        groups: all runs.
+        groups: all runs that can be.
         looks: name -> what its folder says.
+        impossible: how many more were asked for.
     """
-    lines = [_plan_line(group, looks) for group in groups]
+    if not groups:
+        return "none of the runs can be" if impossible else "nothing is left to do"
+    starts = [_start(group) for group in groups]
+    one_start = len(set(starts) - {""}) <= 1
+    lines = [
+        _plan_line(group, looks, "" if one_start else start)
+        for group, start in zip(groups, starts, strict=True)
+    ]
     work = [work for group in groups for work in group.work]
     seconds = sum(group.seconds for group in groups)
     rough = any(group.basis == ROUGH and group.seconds for group in groups)
     total = (
         "total",
-        *("",) * 4,
+        *("",) * 5,
         f"{len(work)} runs",
         f"{sum(w.steps for w in work):,}",
         "",
@@ -55,16 +67,26 @@ def plan(groups: Sequence[Group], looks: Mapping[str, Look]) -> str:
         _states(looks[run.name].state for group in groups for run in group.runs),
     )
     text = columns([_PLAN_HEADINGS, *lines, total])
-    return f"{text}\n{_basis(groups)}"
+    above = f"every run starts from {max(starts)}" if one_start and any(starts) else ""
+    return "\n".join(filter(None, (above, text, _basis(groups, impossible))))
 
 
-def _plan_line(group: Group, looks: Mapping[str, Look]) -> tuple[str, ...]:
+def _start(group: Group) -> str:
+    """Where the weights are from; "" where nothing is trained."""
+    config = group.runs[0].config
+    return (config.initial_checkpoint or "random weights") if config.streams else ""
+
+
+def _plan_line(group: Group, looks: Mapping[str, Look], start: str) -> tuple[str, ...]:
     run = group.runs[0]
     pairs = {work.pairs for work in group.work}
     low, high = min(pairs), max(pairs)
     seconds = ("~" if group.basis == ROUGH else "") + duration(group.seconds)
+    *shared, fraction = _identity(group)
     return (
-        *_identity(group),
+        *shared,
+        start,
+        fraction,
         ",".join(str(run.config.seed) for run in group.runs) if run.config.streams else "",
         *(
             (
@@ -92,11 +114,11 @@ def _states(states: Iterable[State]) -> str:
     return ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
 
 
-def _basis(groups: Sequence[Group]) -> str:
-    """How the times of the plan are known."""
+def _basis(groups: Sequence[Group], impossible: int) -> str:
+    """How the times of the plan are known; "" where only what cannot be is left."""
     bases = {group.basis for group in groups if group.seconds}
     if not bases:
-        return "nothing is left to do"
+        return "" if impossible else "nothing is left to do"
     if ROUGH in bases:
         return (
             f"times are rough: FLOPs over {EFFICIENCY:.0%} of what a large matrix product reaches "
@@ -133,21 +155,19 @@ def progress(groups: Sequence[Group], looks: Mapping[str, Look]) -> str:
             means.append(f"{100 * sum(values) / len(values):.1f}" if values else "")
         states = _states(looks[run.name].state for run in group.runs)
         lines.append((*_identity(group), *means, states))
-    return columns([(*_HEADINGS[:5], *splits, "state"), *lines])
+    return columns([(*_HEADINGS, "fraction", *splits, "state"), *lines])
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows in aligned columns, words to the left and numbers to the right; empty ones are left out.
 
-    The first row holds the headings, the last column words.
+    The first row holds the headings.
     """
     kept = [index for index in range(len(rows[0])) if any(row[index] for row in rows[1:])]
     widths = {index: max(len(row[index]) for row in rows) for index in kept}
     return "\n".join(
         "  ".join(
-            row[i].ljust(widths[i])
-            if i < _TEXT_COLUMNS or i == len(rows[0]) - 1
-            else row[i].rjust(widths[i])
+            row[i].ljust(widths[i]) if rows[0][i] in _WORDS else row[i].rjust(widths[i])
             for i in kept
         ).rstrip()
         for row in rows

@@ -204,7 +204,7 @@ def test_a_changed_sweep_file_is_refused_and_new_runs_are_added(place, plan, uni
     assert "2 done, 1 waiting" in said
     code, said = plan("uninterrupted", "ALPHA=0.25", skip_impossible=True)
     assert code == 0
-    assert "0 runs" in said
+    assert "none of the runs can be" in said
 
 
 def test_workers_split_the_runs(place, plan, uninterrupted, monkeypatch):
@@ -217,11 +217,14 @@ def test_workers_split_the_runs(place, plan, uninterrupted, monkeypatch):
     assert code == "SWEEP_WORKER='one' in the environment: expected a whole number"
 
 
-def test_data_that_is_not_there_is_told_before_anything_starts(place, plan, tmp_path):
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_data_that_is_not_there_is_told_before_anything_starts(place, plan, tmp_path, dry_run):
     code, said = plan(
         *("missing", "SWEEP_RUN_FILES='svamp.gin'", "INITIAL_CHECKPOINT=None"),
         *(f"DATA_DIR={tmp_path}", "VOCABULARY=bytes", "VOCAB_SIZE=384"),
+        dry_run=dry_run,
     )
+    assert "nothing is left to do" not in said
     assert "2 runs of the sweep cannot be" in code
     assert "svamp-standard-gold-micro-f0.05-s0" in said
     assert str(tmp_path) in said

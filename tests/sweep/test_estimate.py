@@ -80,6 +80,7 @@ def test_the_plan(runs):
     del left[first]
     text = table.plan(estimate.grouped(runs.values(), work, left), looks)
     lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines.pop(0) == "every run starts from random weights"
     assert lines[0] == (
         "data method labels model fraction seeds steps pairs tokens FLOPs time left state"
     )
@@ -90,6 +91,34 @@ def test_the_plan(runs):
     assert lines[-1].startswith("times are rough: FLOPs over 30%")
     shown = table.progress(estimate.grouped(runs.values(), work, left), looks).splitlines()
     assert " ".join(shown[1].split()) == "demo standard gold demo 0.5 50.0 1 done, 1 waiting"
+
+
+def test_the_plan_says_what_each_run_starts_from(runs):
+    work = {name: Work(1500, 2000, 1.5e6, 2e12) for name in runs}
+    looks = {name: Look(State.WAITING) for name in runs}
+    left = {name: estimate.Estimate(60.0, ROUGH) for name in runs}
+    mixed = [
+        dataclasses.replace(
+            run, config=dataclasses.replace(run.config, initial_checkpoint="hf:google/t5-v1_1-base")
+        )
+        if run.method == "standard"
+        else run
+        for run in runs.values()
+    ]
+    text = table.plan(estimate.grouped(mixed, work, left), looks)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines[0].startswith("data method labels model start fraction seeds")
+    assert lines[1].startswith("demo standard gold demo hf:google/t5-v1_1-base 0.5 0,1 1,500")
+    assert lines[3].startswith("demo step_by_step gold demo random weights 0.5 0,1 1,500")
+
+
+def test_nothing_is_left_to_do_is_not_said_of_what_cannot_be(runs):
+    work = {name: Work(1500, 2000, 1.5e6, 2e12) for name in runs}
+    looks = {name: Look(State.DONE) for name in runs}
+    groups = estimate.grouped(runs.values(), work, {})
+    assert table.plan(groups, looks).endswith("nothing is left to do")
+    assert "nothing is left" not in table.plan(groups, looks, impossible=1)
+    assert table.plan([], {}, impossible=8) == "none of the runs can be"
 
 
 def test_reasons_are_told_once():
