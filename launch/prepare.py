@@ -68,7 +68,11 @@ def _tokens(config: TokenConfig) -> Tokens | None:
     name = _VOCABULARY.value or config.vocabulary or os.environ.get(vocabulary.ENVIRONMENT, "")
     if not name:
         return None
-    return Tokens(dataclasses.replace(config, vocabulary=name), vocabulary.load_vocabulary(name))
+    if _VOCABULARY.value:
+        loaded = vocabulary.load_vocabulary(name, "--vocabulary")
+    else:
+        loaded = vocabulary.load_vocabulary(config.vocabulary)
+    return Tokens(dataclasses.replace(config, vocabulary=name), loaded)
 
 
 def _released(tokens: Tokens | None) -> list[SplitAudit]:

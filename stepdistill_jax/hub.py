@@ -10,6 +10,7 @@ from etils import epath
 from stepdistill_jax.spec import InputError
 
 PREFIX = "hf:"
+_SECONDS_TO_ANSWER = 10
 
 
 def cached(repository: str, candidates: Sequence[str]) -> epath.Path | None:
@@ -48,12 +49,15 @@ def find(name: str, repository: str, candidates: Sequence[str], remedy: str) -> 
             return path
         for file in candidates:
             try:
+                # Asked once first: a download without a network tries for half a minute, aloud.
+                url = huggingface_hub.hf_hub_url(repository, file)
+                huggingface_hub.get_hf_file_metadata(url, timeout=_SECONDS_TO_ANSWER)
                 return epath.Path(huggingface_hub.hf_hub_download(repository, file))
             except errors.LocalEntryNotFoundError:
                 raise  # no network: the others will not be fetched either
             except errors.EntryNotFoundError:
                 continue
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, errors.HTTPError) as error:
         # Network failures, unknown names and malformed names.
         failure = type(error).__name__
     cache = pathlib.Path(huggingface_hub.constants.HF_HUB_CACHE)

@@ -165,7 +165,7 @@ def vocabulary_name(name: str) -> str:
     return name
 
 
-def load_vocabulary(name: str = "") -> Vocabulary:
+def load_vocabulary(name: str = "", setting: str = "VOCABULARY") -> Vocabulary:
     """The vocabulary of a name; loaded once a process.
 
     Args:
@@ -173,30 +173,32 @@ def load_vocabulary(name: str = "") -> Vocabulary:
             T5's fixed ids; 100 sentinels are appended as T5 has them) or of a folder with a
             ``spiece.model``, ``hf:OWNER/NAME`` (its ``spiece.model``, from the local cache or the
             hub), or "" for the environment variable STEPDISTILL_VOCABULARY.
+        setting: the macro or flag that `name` stands in, for messages.
 
     Raises:
         InputError: nothing named, the file is missing or is no such model, or the hub cannot be
             reached.
     """
-    return _load(vocabulary_name(name))
+    return _load(vocabulary_name(name), setting if name else ENVIRONMENT)
 
 
 def vocabulary_at_hand(name: str = "") -> Vocabulary | None:
     """As `load_vocabulary`, but None where there is none without asking the network."""
     try:
+        setting = "VOCABULARY" if name else ENVIRONMENT
         name = vocabulary_name(name)
         repository = name.removeprefix(hub.PREFIX)
         is_remote = name != repository and not epath.Path(repository).expanduser().is_dir()
         if is_remote and hub.cached(repository, (SENTENCEPIECE_FILE,)) is None:
             return None
-        return _load(name)
+        return _load(name, setting)
     except ValueError:
         # InputError is one too: nothing is named, or nothing lies where the name says.
         return None
 
 
 @functools.lru_cache(maxsize=8)
-def _load(name: str) -> Vocabulary:
+def _load(name: str, setting: str) -> Vocabulary:
     if name == "bytes":
         return ByteVocabulary()
     if name == "demo":
@@ -205,22 +207,15 @@ def _load(name: str) -> Vocabulary:
     if path.is_dir():
         path = path / SENTENCEPIECE_FILE
     elif name.startswith(hub.PREFIX):
-        path = _hub_path(name)
-    if not path.is_file():
-        raise InputError(
-            f"VOCABULARY {name!r}: no such file; set VOCABULARY (or {ENVIRONMENT}) to {_CHOICES}"
+        path = hub.find(
+            f"{setting} {name!r}",
+            name.removeprefix(hub.PREFIX),
+            (SENTENCEPIECE_FILE,),
+            f"set {setting} to its path",
         )
-    return SentencePieceVocabulary(path.read_bytes(), T5_SENTINELS, where=f"VOCABULARY {path}")
-
-
-def _hub_path(name: str) -> epath.Path:
-    """The model's file in the local cache of the hub, fetched if it is not there."""
-    return hub.find(
-        f"VOCABULARY {name!r}",
-        name.removeprefix(hub.PREFIX),
-        (SENTENCEPIECE_FILE,),
-        f"set VOCABULARY (or {ENVIRONMENT}) to its path",
-    )
+    if not path.is_file():
+        raise InputError(f"{setting} {name!r}: no such file; set {setting} to {_CHOICES}")
+    return SentencePieceVocabulary(path.read_bytes(), T5_SENTINELS, where=f"{setting} {path}")
 
 
 def _demo_model() -> bytes:

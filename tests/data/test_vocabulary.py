@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -149,6 +150,14 @@ def test_a_missing_or_foreign_file_is_named(tmp_path):
         load_vocabulary(str(empty))
 
 
+def test_a_missing_file_is_to_be_set_right_where_it_was_named(monkeypatch):
+    with pytest.raises(InputError, match=r"^--vocabulary '/no': no such file; set --vocabulary to"):
+        load_vocabulary("/no", "--vocabulary")
+    monkeypatch.setenv("STEPDISTILL_VOCABULARY", "/no")
+    with pytest.raises(InputError, match=r"; set STEPDISTILL_VOCABULARY to 'demo'"):
+        load_vocabulary()
+
+
 def test_a_model_with_other_fixed_ids_is_refused():
     """SentencePiece's own defaults (unknown 0, no padding) would mask real words as padding."""
     import io
@@ -175,6 +184,32 @@ def test_without_network_the_message_says_which_file_to_place(monkeypatch):
         r"t5-v1_1-base/resolve/main/spiece.model, copy it to this machine and set VOCABULARY",
     ):
         load_vocabulary("hf:google/t5-v1_1-base")
+
+
+@pytest.mark.parametrize("setting", ["VOCABULARY", "STEPDISTILL_VOCABULARY"])
+def test_a_hub_that_does_not_answer_is_asked_once_and_the_remedy_is_where_the_name_stood(
+    setting, tmp_path
+):
+    """In a process of its own: the hub's library reads its settings when it is imported."""
+    name = "hf:google/t5-v1_1-small"
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    environment |= {"HF_HUB_OFFLINE": "0", "STEPDISTILL_VOCABULARY": name}
+    program = f"""
+import time
+from stepdistill_jax.data.vocabulary import load_vocabulary
+started = time.perf_counter()
+try:
+    load_vocabulary({name if setting == "VOCABULARY" else ""!r})
+except ValueError as error:
+    print(error)
+assert time.perf_counter() - started < 12
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{setting} {name!r}: spiece.model is not in the local cache")
+    assert done.stdout.endswith(f"copy it to this machine and set {setting} to its path\n")
 
 
 def test_a_hub_name_reads_the_local_cache(tmp_path, monkeypatch, spiece, t5):
