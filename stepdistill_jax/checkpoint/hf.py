@@ -188,7 +188,9 @@ class Checkpoint:
 
     def _reads_bytes(self) -> bool:
         """Whether the checkpoint says that its tokenizer is ByT5's, which has no file of pieces."""
-        config = _read_json(self._place.find((TOKENIZER_CONFIG,)))
+        # A folder that holds pieces need not hold the description too.
+        path = self._place.find((TOKENIZER_CONFIG, *TOKENIZERS))
+        config = _read_json(path) if path.name == TOKENIZER_CONFIG else None
         return isinstance(config, dict) and config.get("tokenizer_class") == "ByT5Tokenizer"
 
     def _pieces(self) -> list[str]:
@@ -238,7 +240,8 @@ class _Place:
                 f"INITIAL_CHECKPOINT {self._name!r}",
                 self._repository,
                 candidates,
-                f"put it into one folder with {_FILES}, and set INITIAL_CHECKPOINT to that folder",
+                f"put it into one folder with {_FILES}, and set INITIAL_CHECKPOINT "
+                "(and VOCABULARY, where it is empty or also names the hub) to that folder",
             )
         for candidate in candidates:
             if (self._folder / candidate).is_file():

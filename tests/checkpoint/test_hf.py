@@ -241,6 +241,7 @@ class TestRefused:
             "INITIAL_CHECKPOINT 'hf:google/t5-v1_1-base': config.json is not in the local cache",
             "https://huggingface.co/google/t5-v1_1-base/resolve/main/config.json",
             "put it into one folder with config.json, spiece.model and model.safetensors",
+            "set INITIAL_CHECKPOINT (and VOCABULARY, where it is empty or also names the hub) to",
         ):
             assert part in str(error.value)
 
