@@ -24,6 +24,8 @@ from stepdistill_jax.spec import InputError
 # The parts: read first, whatever includes them and wherever.
 RUN_PART = "parts/run.gin"
 SWEEP_PART = "parts/sweep.gin"
+# What the macros of a sweep begin with, and no others.
+SWEEP_PREFIX = "SWEEP_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,14 +154,17 @@ def find(name: str, folders: Iterable[epath.PathLike], where: str) -> epath.Path
     Raises:
         InputError: none does; the message names `where` it was asked for and the nearest file.
     """
-    searched = [epath.Path(folder) for folder in (*folders, gin_folder())]
+    searched = list(dict.fromkeys(epath.Path(folder) for folder in (*folders, gin_folder())))
     for folder in searched:
         if (folder / name).is_file():
             return folder / name
-    shipped = [str(p.relative_to(gin_folder())) for p in gin_folder().rglob("*.gin")]
+    # Only the shipped folder is known to be small enough to be walked.
+    there = [str(p.relative_to(gin_folder())) for p in gin_folder().rglob("*.gin")]
+    subfolder = epath.Path(name).parent
+    for folder in searched:
+        there += [str(subfolder / p.name) for p in (folder / subfolder).glob("*.gin")]
     raise InputError(
-        f"{where}: no file {name!r} in {', '.join(str(f) for f in searched)}"
-        f"{_nearest(name, shipped)}"
+        f"{where}: no file {name!r} in {', '.join(str(f) for f in searched)}{_nearest(name, there)}"
     )
 
 
@@ -219,7 +224,11 @@ def _refuse_binding(statement: Any, known: Macros) -> str:
 
 
 def override(text: str, known: Macros) -> Setting:
-    """``NAME=value`` of a flag; a text may go without quotes where nothing else can be meant."""
+    """``NAME=value`` of a flag; a text may go without quotes where nothing else can be meant.
+
+    Raises:
+        InputError: there is no value, or it cannot be read.
+    """
     name, equals, raw = text.partition("=")
     where = f"--gin.{name}"
     if not equals or not raw:
@@ -228,17 +237,24 @@ def override(text: str, known: Macros) -> Setting:
     takes_text = macro is not None and all(
         fits("", hint) or fits(("",), hint) for hint in macro.hints
     )
+    is_text = takes_text and macro is not None and all(fits("", hint) for hint in macro.hints)
     try:
         parser = config_parser.ConfigParser(raw, _Delegate(where))
         value = parser.parse_value()
         if parser.current_token.type not in (tokenize.NEWLINE, tokenize.ENDMARKER):
             raise SyntaxError("something follows the value")
     except (SyntaxError, tokenize.TokenError) as error:
-        if not takes_text or raw[0] in "'\"([{@%":
-            raise InputError(
-                f"{where}: cannot read {raw!r} as a value; numbers, True, False, None and "
-                f"('a', 'b') are written as in Python; in a shell put the whole flag in quotes"
-            ) from error
+        # {column} is how templates begin, and no field that is a text takes anything in braces.
+        is_template = is_text and raw[0] == "{"
+        if not takes_text or (raw[0] in "'\"([{@%" and not is_template):
+            remedy = (
+                f"a text that begins with {raw[0]} goes in quotes of its own inside those of the "
+                f"shell, as in '--gin.{name}=\"text\"'"
+                if is_text
+                else "numbers, True, False, None and ('a', 'b') are written as in Python; in a "
+                "shell put the whole flag in quotes"
+            )
+            raise InputError(f"{where}: cannot read {raw!r} as a value; {remedy}") from error
         value = raw
     if takes_text and macro is not None and not all(fits(value, hint) for hint in macro.hints):
         # MODEL_DIR=2024 names a folder.
@@ -309,11 +325,22 @@ def resolve(
         for name, setting in last.items()
     }
     unknown = [
-        f"{setting.where}: {name} is no macro of a run, and nothing uses it"
-        f"{_nearest(name.upper(), known)}"
+        f"{setting.where}: {name} is no {_unknown(name, known)}"
         for name, setting in resolved.items()
         if name not in known and name not in used and name not in spare
     ]
     if unknown:
         raise InputError("; ".join(unknown) + "; --help lists all of them")
     return {name: setting for name, setting in resolved.items() if name in known}
+
+
+def _unknown(name: str, known: Macros) -> str:
+    """What a name is none of, and what may have been meant."""
+    if not name.startswith(SWEEP_PREFIX):
+        return f"macro of a run, and nothing uses it{_nearest(name.upper(), known)}"
+    of_a_sweep = [macro for macro in known if macro.startswith(SWEEP_PREFIX)]
+    if of_a_sweep:
+        return f"macro of a sweep, and nothing uses it{_nearest(name, of_a_sweep)}"
+    return (
+        "macro of a run: only the file that python -m launch.sweep is given sets those of a sweep"
+    )

@@ -166,6 +166,18 @@ def test_override_without_quotes_where_nothing_else_can_be_meant(override, field
     assert getattr(demo(override), field) == value
 
 
+@pytest.mark.parametrize("template", ["{Frage}", "{Frage}</s>{Lag}", "{Frage}: 'ja'?", '"{Frage}"'])
+def test_a_template_needs_no_quotes_of_its_own(tmp_path, template):
+    path = tmp_path / "own.gin"
+    path.write_text(
+        'DATASET = "jsonl"\nTRAIN_FILE = "a.jsonl"\nTEST_FILE = "b.jsonl"\nVOCABULARY = "bytes"\n'
+        'VOCAB_SIZE = 384\nRATIONALES = "none"\nMETHOD = "standard"\nMODEL_DIR = "runs/own"\n'
+    )
+    run = config.parse([path], [f"INPUT_TEMPLATE={template}"])
+    assert run.data.columns is not None
+    assert run.data.columns.input_template == template.strip('"')
+
+
 def test_a_lone_text_is_a_tuple_of_one():
     assert demo("EVAL_SPLITS=test").eval.splits == ("test",)
 
@@ -186,6 +198,10 @@ def test_a_lone_text_is_a_tuple_of_one():
         ("ALPHA=%ALPHA", r"ALPHA -> ALPHA never ends"),
         ("ALPHA=@DataConfig()", r"@DataConfig is not known here"),
         ("ALPHA=(1", r"cannot read '\(1'"),
+        (
+            "MODEL_DIR=(old) run",
+            r"cannot read .* begins with \( goes in .* '--gin\.MODEL_DIR=\"text",
+        ),
         ("ALPHA=0.1 0.2", r"cannot read '0\.1 0\.2'"),
         ("METHOD=stepwise", r"METHOD='stepwise': expected one of standard, step_by_step"),
         ("RATIONALES=none", r"METHOD='step_by_step' trains on rationales, but RATIONALES='none'"),
@@ -296,6 +312,18 @@ def test_a_wrong_line_is_named(tmp_path, text, message):
 def test_a_missing_run_file_names_the_nearest():
     with pytest.raises(InputError, match=r"no file 'dmo\.gin' in .*nearest is demo\.gin"):
         config.parse(["dmo.gin"])
+
+
+def test_the_nearest_run_file_may_be_the_users_own(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    for name in ("own.gin", "runs/mine.gin"):
+        (tmp_path / name).write_text('include "demo.gin"\n')
+    for name, nearest in (("owm.gin", "own.gin"), ("runs/mien.gin", "runs/mine.gin")):
+        with pytest.raises(InputError, match=f"; the nearest is {nearest}$"):
+            config.parse([name], search_paths=[tmp_path])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"; the nearest is own\.gin$"):
+        config.parse(["owm.gin"])
 
 
 def test_search_order(tmp_path, monkeypatch):
