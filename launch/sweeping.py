@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
 from types import FrameType
 
 from stepdistill_jax import config as configs
@@ -27,6 +28,10 @@ SUMMARY_FILE = "sweep.json"
 _POLL_SECONDS = 1.0
 # Between two lines on a run that goes on, where nothing can be redrawn.
 _LINE_SECONDS = 300.0
+# What the counts say of runs.
+_TO_COME = "to come"
+_ELSEWHERE = "at work in another process"
+_STANDINGS = ("done", "failed", "stopped", "at work", _ELSEWHERE, _TO_COME)
 
 
 class Display:
@@ -130,6 +135,7 @@ class Sweep:
         """
         pending = [run for run in self.mine if self._is_left(run)]
         waiting = False
+        told: set[str] = set()
         self._write_summary()
         with self._signals():
             while pending and not self._stopping:
@@ -140,6 +146,9 @@ class Sweep:
                     descriptor = state.lock(pathlib.Path(run.config.model_dir))
                     # Another process is at it: its turn comes again when that one has ended.
                     if descriptor is None:
+                        if run.name not in told:
+                            self._say_elsewhere(run, pending)
+                        told.add(run.name)
                         continue
                     pending.remove(run)
                     try:
@@ -158,12 +167,15 @@ class Sweep:
     def _attempt(self, run: PlannedRun, descriptor: int, pending: Sequence[PlannedRun]) -> None:
         """Trains a run whose lock this process has, unless another has done it meanwhile."""
         look = self.looks[run.name] = state.look(run, held=True)
+        number = self._number(run)
         if look.state in (State.DONE, State.CHANGED):
+            self._look_again(pending)
+            ending = "was done by another process" if look.state == State.DONE else look.reason
+            self._display.say(f"{number} {run.name} {ending}; {self._counts(pending)}")
             return
         folder = pathlib.Path(run.config.model_dir)
         records.write_atomic(folder / state.PLANNED_FILE, configs.dump(run.config))
         self.looks[run.name] = dataclasses.replace(look, state=State.RUNNING)
-        number = f"[{1 + self.mine.index(run)}/{len(self.mine)}]"
         seconds = self._clock().estimate(run, self.work[run.name], look.saved).seconds
         begins = f"continues after step {look.saved:,}" if look.saved else "starts"
         self._display.say(f"{number} {run.name} {begins}, about {table.duration(seconds)}")
@@ -193,6 +205,7 @@ class Sweep:
         )
         self._stopping |= code == EXIT_PREEMPTED
         look = self.looks[run.name] = state.look(run, held=True)
+        self._look_again(pending)
         ending = [self._ending(look), self._counts(pending)]
         self._display.say(f"{number} {run.name} {'; '.join(filter(None, ending))}")
 
@@ -230,15 +243,48 @@ class Sweep:
             return f"failed after {seconds}: {look.reason}"
         return f"was stopped after {seconds}, saved at step {look.saved:,}"
 
+    def _number(self, run: PlannedRun) -> str:
+        return f"[{1 + self.mine.index(run)}/{len(self.mine)}]"
+
+    def _say_elsewhere(self, run: PlannedRun, pending: Sequence[PlannedRun]) -> None:
+        """Says that another process has a run's lock."""
+        self._look_again(pending)
+        self._display.say(
+            f"{self._number(run)} {run.name} is still at work in another process (another worker, "
+            f"or what a sweep that was killed had started); {self._counts(pending)}"
+        )
+
+    def _look_again(self, runs: Sequence[PlannedRun]) -> None:
+        """Reads the folders of runs of which other processes may have changed something."""
+        for run in runs:
+            self.looks[run.name] = state.look(run)
+
     def _counts(self, pending: Sequence[PlannedRun]) -> str:
+        """How many of `mine` are in which state; each is counted once."""
+        names = {run.name for run in pending}
+        standing = {run.name: self._standing(run, names) for run in self.mine}
+        tally = Counter(standing.values())
         clock = self._clock()
         seconds = sum(
             clock.estimate(run, self.work[run.name], self.looks[run.name].saved).seconds
             for run in pending
+            if standing[run.name] == _TO_COME
         )
-        counts = [f"{self._count(State.DONE)} done", f"{self._count(State.FAILED)} failed"]
-        counts.append(f"{len(pending)} to come, about {table.duration(seconds)}")
-        return ", ".join(count for count in counts if not count.startswith("0 "))
+        counts = [f"{tally[word]} {word}" for word in _STANDINGS if tally[word]]
+        if tally[_TO_COME]:
+            counts.append(f"about {table.duration(seconds)}")
+        return ", ".join(counts)
+
+    def _standing(self, run: PlannedRun, pending: Container[str]) -> str:
+        """One of `_STANDINGS`."""
+        found = self.looks[run.name].state
+        if found == State.DONE:
+            return "done"
+        if run.name in pending:
+            return _ELSEWHERE if found == State.RUNNING else _TO_COME
+        if found == State.RUNNING:
+            return "at work"
+        return "failed" if found == State.FAILED else "stopped"
 
     def _count(self, wanted: State) -> int:
         return sum(self.looks[run.name].state == wanted for run in self.mine)

@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,8 @@ from absl.testing import flagsaver
 
 from launch import planning, sweep, sweeping
 from launch.flags import Arguments
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.spec import FINISHED_FILE, InputError
+from stepdistill_jax.sweep import state
 
 ROOT = pathlib.Path(__file__).parents[2]
 MICRO = """
@@ -151,6 +154,30 @@ def test_killed_then_stopped_and_continued_it_ends_the_same(place, environment, 
     assert f"{SECOND} continues after step" in done.stdout
     assert results(folder) == results(place / "uninterrupted")
     assert len(results(folder)) == 2
+
+
+def test_what_another_process_does_is_said_and_counted_once(place, environment, uninterrupted):
+    # As after a killed sweep whose run goes on: the lock of FIRST is held, then FIRST is done.
+    folder = place / "orphan"
+    shutil.copytree(place / "uninterrupted" / FIRST, folder / FIRST)
+    (folder / FIRST / FINISHED_FILE).rename(folder / "later")
+    lock = state.lock(folder / FIRST)
+    with subprocess.Popen(
+        command(place, "orphan"), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        wait_for_steps(folder / SECOND, 3)
+        (folder / "later").rename(folder / FIRST / FINISHED_FILE)
+        os.close(lock)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert f"[1/2] {FIRST} is still at work in another process" in said
+    assert f"[1/2] {FIRST} was done by another process; 2 done" in said
+    counted = [
+        sum(int(n) for n in re.findall(r"(\d+) (?:done|failed|stopped|at work|to come)", line))
+        for line in said.splitlines()
+        if line.startswith("[") and " starts" not in line
+    ]
+    assert counted == [2, 2, 2]
 
 
 @pytest.fixture
