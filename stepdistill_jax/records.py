@@ -90,8 +90,17 @@ class Pair:
     rationale_weight: float = 1.0
 
 
-def read_jsonl(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+# What to do about a damaged line.
+MEND = "mend or remove the line"
+FETCH = "fetch it again"
+
+
+def read_jsonl(path: epath.PathLike, remedy: str = MEND) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields ``("file:line", object)`` for every line of a JSON-lines file.
+
+    Args:
+        path: the file.
+        remedy: `FETCH` where somebody else published the file.
 
     Raises:
         InputError: the file is missing, or a line is not one JSON object in UTF-8 (naming the
@@ -111,7 +120,7 @@ def read_jsonl(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
             except json.JSONDecodeError as error:
                 raise InputError(
                     f"{where}: not a JSON object ({error.msg} at column {error.colno} of "
-                    f"{len(line)}); the line is damaged or the file was cut short: fetch it again"
+                    f"{len(line)}); the line is damaged or the file was cut short: {remedy}"
                 ) from error
             if not isinstance(row, dict):
                 raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")

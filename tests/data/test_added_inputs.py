@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from etils import epath
 
 from stepdistill_jax.data.added_inputs import read_added
 from stepdistill_jax.data.join import ColumnConfig, DataConfig, load_pairs, source_fingerprint
+from stepdistill_jax.data.rationale_file import read_rationales
 from stepdistill_jax.spec import InputError
 
 
@@ -51,6 +53,13 @@ LINES = [
     {"id": 3, "input": "Validation  1", "rationale": "for 3"},
     {"id": 4, "input": "test 2", "rationale": "for 4"},
 ]
+
+
+def test_a_damaged_line_of_ones_own_is_to_be_mended(tmp_path):
+    path = epath.Path(tmp_path / "why.jsonl")
+    path.write_text('{"id": "0", "rationale"\n')
+    with pytest.raises(InputError, match=r"^why.jsonl:1: not a JSON .*: mend or remove the line$"):
+        read_rationales(path, [], "train")
 
 
 def test_added_inputs_train_the_rationale_alone_under_gold_labels(own, tmp_path):

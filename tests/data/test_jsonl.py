@@ -114,7 +114,9 @@ def test_a_free_label_must_be_a_text(tmp_path):
 
 def test_a_line_cut_short_is_an_error_even_when_bad_rows_are_skipped(tmp_path):
     write(tmp_path, ROWS[0], '{"uid": "b", "premi')
-    with pytest.raises(InputError, match=r"train.jsonl:2: not a JSON object"):
+    with pytest.raises(
+        InputError, match=r"train.jsonl:2: not a JSON object .* mend or remove the line$"
+    ):
         load(tmp_path, skipped=[])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from stepdistill_jax.records import Example, read_jsonl
+from stepdistill_jax.records import FETCH, Example, read_jsonl
 from stepdistill_jax.spec import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -222,14 +222,17 @@ def collect(
 
 
 def read_examples(
-    path: epath.Path, parse: Callable[[str, Any], Example], options: Options
+    path: epath.Path,
+    parse: Callable[[str, Any], Example],
+    options: Options,
+    remedy: str = FETCH,
 ) -> list[Example]:
     """`collect` over a JSON-lines file; a damaged line is always an error.
 
     A damaged line means a damaged file: rows after it may be gone as well, so SKIP_BAD_ROWS does
     not cover it.
     """
-    return collect(read_jsonl(path), parse, options)
+    return collect(read_jsonl(path, remedy), parse, options)
 
 
 def row_number(where: str) -> str:

@@ -22,7 +22,7 @@ from stepdistill_jax.data.sources.base import (
     read_examples,
     row_number,
 )
-from stepdistill_jax.records import Example
+from stepdistill_jax.records import MEND, Example
 from stepdistill_jax.spec import InputError
 
 
@@ -172,6 +172,7 @@ def load(data_dir: epath.Path, split: str, options: Options) -> list[Example]:
         _path(data_dir, split, options),
         lambda where, row: _example(where, row, columns),
         options,
+        MEND,
     )
 
 
