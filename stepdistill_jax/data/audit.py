@@ -17,6 +17,9 @@ import numpy as np
 from stepdistill_jax.records import Annotation, ParseFailure
 
 QUANTILES = (50, 95, 99, 100)
+# More different labels than this, or hardly a label twice, is free text.
+MOST_LABELS = 100
+_LABEL_WIDTH = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,19 @@ class Lengths:
 
 
 @dataclasses.dataclass(frozen=True)
+class CommonLabel:
+    """The commonest gold label: who always says it is right as often as `share` says.
+
+    Attributes:
+        label: the text; of equally common ones the first.
+        share: in (0, 1], of the rows with a gold label.
+    """
+
+    label: str
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
 class SplitAudit:
     """One column of the table.
 
@@ -66,6 +82,7 @@ class SplitAudit:
         decisions: what joining did with rows -> how many, where a run's configuration was read.
         triage: lines of `triage.yields`, where a run's configuration names filters.
         differs: files that are there and are not the release's, by sha256.
+        commonest: the commonest gold label; None where there are none, or they are free text.
         duplicates: rows whose input occurs earlier in the split, white space and case aside.
         overlaps: other split -> rows whose input also occurs there, likewise.
         rationales: rows with a rationale that holds more than white space.
@@ -83,6 +100,7 @@ class SplitAudit:
     rows: int = 0
     decisions: Mapping[str, int] = dataclasses.field(default_factory=dict)
     triage: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    commonest: CommonLabel | None = None
     duplicates: int = 0
     overlaps: Mapping[str, int] = dataclasses.field(default_factory=dict)
     rationales: int = 0
@@ -95,6 +113,18 @@ class SplitAudit:
 def normalise(text: str) -> str:
     """Case-folded, with every run of white space as one blank and none at the ends."""
     return " ".join(text.casefold().split())
+
+
+def commonest(labels: Iterable[str | None]) -> CommonLabel | None:
+    """The commonest label: of a, b, None and a it is a, with 2/3.
+
+    None for no labels and for free text: more than `MOST_LABELS`, or fewer than two rows a label.
+    """
+    counts = collections.Counter(label for label in labels if label is not None)
+    if not counts or len(counts) > min(MOST_LABELS, max(1, counts.total() // 2)):
+        return None
+    label, count = counts.most_common(1)[0]
+    return CommonLabel(label, count / counts.total())
 
 
 def duplicates(inputs: Sequence[str]) -> int:
@@ -233,6 +263,8 @@ def _lines(audit: SplitAudit) -> dict[_Line, str]:
     cells: dict[_Line, str] = {(0, "rows"): f"{audit.rows:,}"}
     cells |= {(1, f"  {what}"): f"{n:,}" for what, n in audit.decisions.items()}
     cells |= {(1, f"  {what}"): text for what, text in audit.triage.items()}
+    if common := audit.commonest:
+        cells[2, "commonest label"] = f"{common.share:.1%} {_short(common.label)!r}"
     if teacher := audit.teacher:
         cells[2, "teacher outputs"] = f"{teacher.outputs:,}"
         cells[3, "teacher accuracy, release's rules"] = _percent(teacher.release_accuracy)
@@ -257,6 +289,10 @@ def _lines(audit: SplitAudit) -> dict[_Line, str]:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}%"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LABEL_WIDTH else text[: _LABEL_WIDTH - 3] + "..."
 
 
 def _few(paths: Sequence[str], shown: int = 3) -> str:

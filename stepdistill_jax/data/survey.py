@@ -232,6 +232,7 @@ def _measured(
     return dataclasses.replace(
         column,
         rows=len(rows.inputs),
+        commonest=audit.commonest(rows.labels),
         duplicates=audit.duplicates(rows.inputs),
         overlaps={
             split: audit.overlap(rows.inputs, other.inputs) for split, other in known.items()
@@ -267,6 +268,11 @@ def notes(audits: Sequence[SplitAudit], tokens: Tokens | None) -> str:
         "as wrong.",
         "Inputs that differ only in case and white space count as equal.",
     ]
+    if any(column.commonest for column in audits):
+        lines.append(
+            "Commonest label: its share of the rows with a gold label, which on test is the "
+            "accuracy of always guessing it; left out where labels are free text."
+        )
     if any(column.triage for column in audits):
         lines.append(
             "Triage: of the training rows with something to judge, those that pass each filter "

@@ -8,13 +8,21 @@ import pytest
 from hypothesis import strategies
 
 from stepdistill_jax.data import audit
-from stepdistill_jax.data.audit import Lengths, SplitAudit, TeacherAudit
+from stepdistill_jax.data.audit import CommonLabel, Lengths, SplitAudit, TeacherAudit
 from stepdistill_jax.records import Annotation, ParseFailure
 
 
 def test_duplicates_aside_from_case_and_white_space():
     assert audit.duplicates(["A b", "c", "a \n B", "A b", "ab"]) == 2
     assert audit.duplicates([]) == 0
+
+
+def test_the_commonest_label_is_of_the_rows_that_have_one_and_not_of_free_text():
+    assert audit.commonest(["a", "b", None, "b", "b"]) == CommonLabel("b", 0.75)
+    assert audit.commonest(["yes"]) == CommonLabel("yes", 1.0)
+    assert audit.commonest([None]) is None
+    assert audit.commonest(["1 + 2", "3 * 4", "1 + 2"]) is None
+    assert audit.commonest([str(n % 101) for n in range(1000)]) is None
 
 
 def test_overlap_counts_rows_of_the_first_split():
@@ -110,6 +118,7 @@ def test_table_is_aligned_and_says_what_is_missing():
                 "test",
                 differs=("esnli/esnli_test.json",),
                 rows=1200,
+                commonest=CommonLabel("unknown", 0.84),
                 duplicates=2,
                 overlaps={"train": 1},
                 rationales=1190,
@@ -126,6 +135,7 @@ def test_table_is_aligned_and_says_what_is_missing():
             "esnli                                   train               test",
             "----------------------------------------------------------------",
             "rows                                  missing              1,200",
+            "commonest label                             -    84.0% 'unknown'",
             "teacher outputs                             -              1,200",
             "teacher accuracy, release's rules           -             72.99%",
             "teacher accuracy, after repair              -             75.12%",

@@ -151,6 +151,8 @@ def test_own_data_set(tmp_path):
     assert (test.rows, test.rationales, test.states_gold) == (2, 2, 2)
     assert test.lengths["label_inputs"].quantiles == (11,) * 4
     assert train.rows + train.decisions.get("dropped", 0) <= train.decisions["rows read"] == 3
+    assert test.commonest == audit.CommonLabel("yes", 1.0)
+    assert "always guessing it" in survey.notes([test], None)
     assert "rows read" in audit.table([train, validation, test])
 
 
