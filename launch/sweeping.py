@@ -170,8 +170,8 @@ class Sweep:
         number = self._number(run)
         if look.state in (State.DONE, State.CHANGED):
             self._look_again(pending)
-            ending = "was done by another process" if look.state == State.DONE else look.reason
-            self._display.say(f"{number} {run.name} {ending}; {self._counts(pending)}")
+            outcome = "was done by another process" if look.state == State.DONE else look.reason
+            self._display.say(f"{number} {run.name} {outcome}; {self._counts(poutcome)}")
             return
         folder = pathlib.Path(run.config.model_dir)
         records.write_atomic(folder / state.PLANNED_FILE, configs.dump(run.config))

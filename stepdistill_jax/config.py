@@ -52,12 +52,16 @@ def parse(
             another type, out of range or contradicts another; names the place that set it.
     """
     folders = (".", *search_paths)
-    settings = [
-        setting
-        for name in gin_files
-        if str(name) != RUN_PART
-        for setting in read_settings(gin_settings.find(str(name), folders, "--gin_file"), folders)
-    ]
+    settings: list[Setting] = []
+    for name in gin_files:
+        if str(name) == RUN_PART:
+            continue
+        own = read_settings(gin_settings.find(str(name), folders, "--gin_file"), folders)
+        if any(setting.name.startswith(gin_settings.SWEEP_PREFIX) for setting in own):
+            raise InputError(
+                f"{name} is a sweep file: run it with python -m launch.sweep --gin_file={name}"
+            )
+        settings += own
     return from_settings([*settings, *(gin_settings.override(o, macros()) for o in overrides)])
 
 
@@ -166,13 +170,19 @@ def difference(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
 
 def help_text() -> str:
     """The shipped run files and every macro with its default and comment, for ``--help``."""
+    return "\n".join([*describe_files(), *describe(macros().values())])
+
+
+def describe_files() -> list[str]:
+    """Lines of ``--help`` on the shipped gin files."""
     folder = gin_folder()
     files = sorted(path.relative_to(folder) for path in folder.rglob("*.gin"))
+    width = max(len(str(path)) for path in files)
     lines = [f"gin files in {folder}:"]
     for path in files:
         title = (folder / path).read_text().partition("\n")[0].lstrip("# ")
-        lines.append(f"  {path!s:<28} {title}")
-    return "\n".join([*lines, *describe(macros().values())])
+        lines.append(f"  {path!s:<{width}}  {title}")
+    return lines
 
 
 def describe(listed: Iterable[Macro]) -> list[str]:

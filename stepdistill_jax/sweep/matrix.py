@@ -20,13 +20,12 @@ from etils import epath
 
 from stepdistill_jax import config as configs
 from stepdistill_jax import gin_settings
-from stepdistill_jax.gin_settings import SWEEP_PART, Macro, Setting
+from stepdistill_jax.gin_settings import SWEEP_PART, SWEEP_PREFIX, Macro, Setting
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.flops import train_flops
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import RATIONALE, InputError
 
-_PREFIX = "SWEEP_"
 _TEACHER = "teacher"
 _DATA_SEEDS = ("seed", "fixed")
 # Macros that the matrix sets -> where a user says it instead.
@@ -132,8 +131,18 @@ def macros() -> dict[str, Macro]:
 
 
 def help_text() -> str:
-    """The gin files and every macro, those of a sweep first, for ``--help``."""
-    return "\n".join([*configs.describe(macros().values()), "", configs.help_text()])
+    """Every macro of a sweep, the gin files and where a run's macros are, for ``--help``."""
+    return "\n".join(
+        [
+            "A sweep file sets these; one that ships is sweeps/demo.gin.",
+            *configs.describe(macros().values()),
+            "",
+            *configs.describe_files(),
+            "",
+            "A sweep file and --gin.NAME=value may set any macro of a run too, for every run: "
+            "python -m launch.train --help lists them.",
+        ]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +192,7 @@ def read(
     folders = (".", *search_paths, gin_settings.gin_folder(), *beside)
     own = [setting for path in paths for setting in gin_settings.read_file(path, known, folders)]
     flags = [gin_settings.override(text, known) for text in overrides]
+    _refuse_run_file(gin_files[0], own, flags)
     resolved = gin_settings.resolve([*own, *flags], known)
     values = {
         field: gin_settings.typed(macro, resolved[name])
@@ -192,9 +202,21 @@ def read(
     }
     config = SweepConfig(**values)
     _refuse_axes(config, resolved)
-    common = [s for s in own if not s.name.startswith(_PREFIX)]
-    last = [s for s in flags if not s.name.startswith(_PREFIX)]
+    common = [s for s in own if not s.name.startswith(SWEEP_PREFIX)]
+    last = [s for s in flags if not s.name.startswith(SWEEP_PREFIX)]
     return _expand(config, common, last, folders)
+
+
+def _refuse_run_file(
+    name: epath.PathLike, own: Sequence[Setting], flags: Sequence[Setting]
+) -> None:
+    in_files = any(setting.name.startswith(SWEEP_PREFIX) for setting in own)
+    if not in_files and all(setting.name != "SWEEP_RUN_FILES" for setting in flags):
+        raise InputError(
+            f"{name} is a run file, which python -m launch.train --gin_file={name} trains; to make "
+            f'a sweep of it, write a file with the lines include "{SWEEP_PART}", SWEEP_DIR = '
+            f'"runs/sweep" and SWEEP_RUN_FILES = ("{name}",) and name that in --gin_file'
+        )
 
 
 def _refuse_axes(config: SweepConfig, resolved: dict[str, Setting]) -> None:

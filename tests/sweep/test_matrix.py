@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from stepdistill_jax import config
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.sweep import matrix
 
@@ -134,7 +135,10 @@ def test_what_contradicts_itself_is_listed_and_the_rest_stays(read):
         ("SWEEP_SEEDS = ()\n", r"SWEEP_SEEDS is empty"),
         ("SWEEP_SEEDS = 0.5\n", r"mine\.gin:5: SWEEP_SEEDS = 0\.5: expected tuple\[int, \.\.\.\]"),
         ("SWEEP_DATA_SEEDS = 'same'\n", r"SWEEP_DATA_SEEDS='same': expected seed or fixed"),
-        ("SWEEP_SEED = (0, 1)\n", r"mine\.gin:5: SWEEP_SEED is no macro.*nearest is SWEEP_SEEDS"),
+        (
+            "SWEEP_SEED = (0, 1)\n",
+            r"mine\.gin:5: SWEEP_SEED is no macro of a sweep.*nearest is SWEEP_SEEDS",
+        ),
         (
             "SWEEP_METHODS = 'standart'\n",
             r"SWEEP_METHODS: no file 'methods/standart\.gin'.*nearest",
@@ -165,6 +169,30 @@ def test_two_files_of_one_name_are_refused(read, tmp_path):
     (other / "standard.gin").write_text('METHOD = "standard"\nRATIONALES = "none"\nALPHA = 0.1\n')
     with pytest.raises(InputError, match=r"named demo-standard-gold-demo-f1-s0 .*differ in ALPHA"):
         read(f"SWEEP_METHODS = ('standard', '{other}/standard.gin')\n")
+
+
+def test_run_and_sweep_files_are_told_apart(read, tmp_path):
+    with pytest.raises(
+        InputError,
+        match=r'^demo\.gin is a run file, which .*launch\.train.*_RUN_FILES = \("demo\.gin",\)',
+    ):
+        matrix.read(["demo.gin"], ["SWEEP_DIR=x"])
+    flags = ["SWEEP_DIR=x", "SWEEP_RUN_FILES=demo.gin", "SWEEP_METHODS=standard"]
+    (tmp_path / "common.gin").write_text("ALPHA = 0.25\n")
+    assert len(matrix.read([tmp_path / "common.gin"], flags).runs) == 1
+    path = tmp_path / "mine.gin"
+    read()
+    with pytest.raises(InputError, match=f"^{path} is a sweep file: run it with .*launch.sweep"):
+        config.parse([path])
+    with pytest.raises(InputError, match=r"SWEEP_DIR is no macro of a run: only the file that"):
+        config.parse(["demo.gin"], ["SWEEP_DIR='x'"])
+
+
+def test_where_a_missing_file_was_looked_for_is_said_once(read):
+    with pytest.raises(InputError) as error:
+        read("SWEEP_METHODS = 'standart'\n")
+    folders = str(error.value).partition(" in ")[2].partition(";")[0].split(", ")
+    assert len(folders) == len(set(folders)) == 3
 
 
 def test_a_missing_sweep_file():
@@ -241,4 +269,7 @@ def test_help_lists_every_macro_with_its_comment():
             matrix.SweepConfig(dir="x", run_files=("y",)), macro.fields[0][1]
         ) or macro.name in ("SWEEP_DIR", "SWEEP_RUN_FILES")
     assert "sweeps/demo.gin" in text
-    assert "--gin.BATCH_SIZE=64" in text
+    assert "python -m launch.train --help lists them" in text
+    # The first line of a gin file is its title.
+    for line in text.partition("gin files in")[2].splitlines()[1:]:
+        assert not line.startswith("  ") or line.endswith("."), line
