@@ -11,7 +11,7 @@ from stepdistill_jax.checkpoint import restore
 from stepdistill_jax.eval import teacher
 from stepdistill_jax.eval.results import read_results
 from stepdistill_jax.run_config import RunConfig
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.spec import FINISHED_FILE, InputError
 
 
 def claim(config: RunConfig) -> str:
@@ -27,10 +27,19 @@ def claim(config: RunConfig) -> str:
     if path.exists() and begun:
         changed = configs.difference(configs.read(config.model_dir), config)
         if changed:
+            remedy = "repeat the settings in its config.gin to continue it"
+            before, now = changed.get("TRAIN_STEPS", (0, 0))
+            if now > before and (epath.Path(config.model_dir) / FINISHED_FILE).exists():
+                remedy = (
+                    "repeat the settings in its config.gin to score it again; its schedule is "
+                    "finished and cannot be lengthened, but "
+                    f"INITIAL_CHECKPOINT={config.model_dir!r} in a new MODEL_DIR starts from its "
+                    "best step"
+                )
             listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
             raise InputError(
                 f"{config.model_dir} holds a run with {listed}; choose another MODEL_DIR, or "
-                "repeat the settings in its config.gin to continue it"
+                f"{remedy}"
             )
     text = configs.dump(config)
     # Asking for the process would start the devices, which a teacher's score does not need.
