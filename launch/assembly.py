@@ -95,8 +95,12 @@ def make_trainer(
     print(
         f"{count:,} parameters; {len(cache):,} pairs for training; a step is {shape.rows} rows of "
         f"{shape.inputs} inputs and {dict(shape.targets)} targets on {mesh.size} device(s); "
+        f"{_origin(config, checkpoints.latest_step())}; "
         f"ready in {time.perf_counter() - started:.1f} s"
     )
+    if int(state.step) < config.train_steps:
+        # Where the output goes to a file, this line would else come after the wait it announces.
+        print("compiling the step, which may take a minute or more; then it trains", flush=True)
     flops = train_flops(config.model, shape.rows, shape.inputs, shape.targets)
     trainer = loop.Trainer(
         config=loop.LoopConfig(
@@ -125,3 +129,12 @@ def make_trainer(
         identity=identity,
     )
     return trainer, state, evals
+
+
+def _origin(config: RunConfig, latest: int | None) -> str:
+    """What a run whose latest checkpoint is of step `latest` goes on from."""
+    if latest is not None:
+        return f"continued from step {latest:,}"
+    if config.initial_checkpoint is None:
+        return "from random parameters"
+    return f"from the parameters of {config.initial_checkpoint}"
