@@ -171,7 +171,7 @@ class Sweep:
         if look.state in (State.DONE, State.CHANGED):
             self._look_again(pending)
             outcome = "was done by another process" if look.state == State.DONE else look.reason
-            self._display.say(f"{number} {run.name} {outcome}; {self._counts(poutcome)}")
+            self._display.say(f"{number} {run.name} {outcome}; {self._counts(pending)}")
             return
         folder = pathlib.Path(run.config.model_dir)
         records.write_atomic(folder / state.PLANNED_FILE, configs.dump(run.config))
