@@ -43,6 +43,9 @@ def find(name: str, repository: str, candidates: Sequence[str], remedy: str) -> 
     import huggingface_hub
     from huggingface_hub import errors
 
+    # The base of the HTTP library's own errors, whichever library this version uses.
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
     failure = "the repository has no such file"
     try:
         if path := cached(repository, candidates):
@@ -57,7 +60,7 @@ def find(name: str, repository: str, candidates: Sequence[str], remedy: str) -> 
                 raise  # no network: the others will not be fetched either
             except errors.EntryNotFoundError:
                 continue
-    except (OSError, ValueError, errors.HTTPError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         # Network failures, unknown names and malformed names.
         failure = type(error).__name__
     cache = pathlib.Path(huggingface_hub.constants.HF_HUB_CACHE)
