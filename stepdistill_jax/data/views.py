@@ -23,7 +23,7 @@ To ``rationale_as_input`` (Eq. 2: the label from the input and the teacher's rat
 
 The EOS between them is T5's ``</s>``, which separates premise and hypothesis in the same way.
 
-``pinto`` (Wang et al. 2022, arXiv 2211.01562, section 3.2) reads that too, and has a second stream
+``pinto`` (Wang et al. 2022, arXiv 2211.01562) reads that too, and has a second stream
 that asks for the same label where the rationale has lost its sense, with smoothed targets: a
 student that goes on answering as surely as before is not reading it. With equal chances, the
 rationale is taken out or some of its tokens become random ones (here 43 became 57):
