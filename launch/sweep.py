@@ -20,7 +20,7 @@ from absl import flags
 from launch import planning, sweeping
 from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.sweep import matrix, state, table
+from stepdistill_jax.sweep import dealing, matrix, state, table
 
 _WORKER = flags.DEFINE_integer("worker", None, "Which worker this is, from 0; else $SWEEP_WORKER.")
 _WORKERS = flags.DEFINE_integer("workers", None, "How many there are; else $SWEEP_WORKERS, else 1.")
@@ -40,7 +40,7 @@ def main(arguments: Arguments) -> int:
         raise InputError(f"{' '.join(arguments.positional)}: not a flag; see --help")
     planned = matrix.read(arguments.gin_files, arguments.overrides, arguments.search_paths)
     worker, workers = _number("worker", _WORKER.value, 0), _number("workers", _WORKERS.value, 1)
-    share = matrix.share(planned.runs, worker, workers)
+    share = dealing.deal(planned.runs, worker, workers)
     print(f"looking at the data of {len(share)} runs", flush=True)
     found = planning.survey([run.config for run in share])
     work = {run.name: w for run, w in zip(share, found.work, strict=True) if not isinstance(w, str)}

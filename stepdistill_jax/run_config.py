@@ -8,6 +8,7 @@ import os
 from stepdistill_jax import hub
 from stepdistill_jax.data.config import FILE_PREFIX, SPLIT_FIELD, DataConfig, TokenConfig
 from stepdistill_jax.data.packing import PipelineConfig
+from stepdistill_jax.data.triage import WRONG
 from stepdistill_jax.data.views import ViewConfig
 from stepdistill_jax.data.vocabulary import ENVIRONMENT
 from stepdistill_jax.eval import teacher
@@ -165,6 +166,13 @@ class RunConfig:
             )
         if self.method not in READER_METHODS:
             return
+        weighed = [name for name in self.data.triage if name != WRONG or self.data.labels == "gold"]
+        if weighed and self.data.triage_weight:
+            raise InputError(
+                f"TRIAGE={self.data.triage} with TRIAGE_WEIGHT={self.data.triage_weight} weighs "
+                f"rationales in the loss, but METHOD={self.method!r} reads them and has no loss on "
+                "them; set TRIAGE_WEIGHT=0.0, which takes them out of what it reads"
+            )
         if given == "shuffled":
             raise InputError(
                 f"METHOD={self.method!r} reads rationales at test too, where RATIONALES='shuffled' "

@@ -399,3 +399,11 @@ def test_wheel_brings_its_gin_files(tmp_path):
         text=True,
     )
     assert done.stdout.split() == [str(site / "stepdistill_jax" / "_gin"), "runs/demo"]
+
+
+def test_a_reader_cannot_weigh_rationales_that_have_no_loss():
+    files = ["demo.gin", "methods/rationale_as_input.gin"]
+    triage = "TRIAGE=('states_label',)"
+    with pytest.raises(InputError, match=r"TRIAGE_WEIGHT=0\.5 .* METHOD='rationale_as_input'"):
+        config.parse(files, [triage, "TRIAGE_WEIGHT=0.5"])
+    assert config.parse(files, [triage]).data.triage_weight == 0.0

@@ -4,7 +4,7 @@ import pytest
 
 from stepdistill_jax import config
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.sweep import matrix
+from stepdistill_jax.sweep import dealing, matrix
 
 SWEEP = """
 include "parts/sweep.gin"
@@ -210,11 +210,11 @@ def test_shares_are_disjoint_complete_and_balanced(read, workers):
         "SWEEP_RUN_FILES = ('demo.gin', 'cqa.gin')\nSWEEP_FRACTIONS = (0.25, 0.5, 1.0)\n"
         "SWEEP_SEEDS = (0, 1)\n"
     ).runs
-    shares = [matrix.share(runs, worker, workers) for worker in range(workers)]
+    shares = [dealing.deal(runs, worker, workers) for worker in range(workers)]
     dealt = [run.name for share in shares for run in share]
     assert sorted(dealt) == sorted(run.name for run in runs)
-    loads = [sum(matrix.nominal_flops(run.config) for run in share) for share in shares]
-    largest = max(matrix.nominal_flops(run.config) for run in runs)
+    loads = [sum(dealing.nominal_flops(run.config) for run in share) for share in shares]
+    largest = max(dealing.nominal_flops(run.config) for run in runs)
     assert max(loads) - min(loads) <= largest
     # The order of running is the matrix's.
     order = {run.name: place for place, run in enumerate(runs)}
@@ -224,16 +224,16 @@ def test_shares_are_disjoint_complete_and_balanced(read, workers):
 
 def test_shares_do_not_depend_on_where_the_sweep_lies(read):
     here = read("SWEEP_SEEDS = (0, 1, 2)\n").runs
-    there = read("SWEEP_SEEDS = (0, 1, 2)\n", "SWEEP_DIR=/mnt/elsewhere", "CACHE_DIR=/tmp/c").runs
+    there = read("SWEEP_SEEDS = (0, 1, 2)\n", "SWEEP_DIR=elsewhere", "CACHE_DIR=other").runs
     for worker in range(3):
-        mine, theirs = matrix.share(here, worker, 3), matrix.share(there, worker, 3)
+        mine, theirs = dealing.deal(here, worker, 3), dealing.deal(there, worker, 3)
         assert [run.name for run in mine] == [run.name for run in theirs]
 
 
 @pytest.mark.parametrize(("worker", "workers"), [(2, 2), (-1, 2), (0, 0)])
 def test_no_such_worker(worker, workers):
     with pytest.raises(InputError, match=rf"worker {worker} of {workers}: expected 0 to"):
-        matrix.share([], worker, workers)
+        dealing.deal([], worker, workers)
 
 
 @pytest.mark.parametrize(
