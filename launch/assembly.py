@@ -15,6 +15,7 @@ from stepdistill_jax.costs import CostMeter
 from stepdistill_jax.data import triage
 from stepdistill_jax.data.packing import row_shape
 from stepdistill_jax.data.pipeline import train_iterator
+from stepdistill_jax.data.token_shards import Manifest
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.flops import train_flops
 from stepdistill_jax.objective import alpha_schedule
@@ -87,11 +88,7 @@ def make_trainer(
         alpha_schedule(config.objective, config.train_steps) if len(config.streams) > 1 else None,
     )
     count = log.write_inventory(config.model_dir, state.params)
-    report, judged = triage.split_counts(cache.manifest.report)
-    report |= {f"{name} cut": count for name, count in cache.manifest.truncated.items()}
-    noted = {name: f"{count:,}" for name, count in report.items() if count}
-    noted |= triage.yields(judged)
-    print("training data: " + ", ".join(f"{name} {text}" for name, text in noted.items()))
+    print(_training_data(cache.manifest))
     print(
         f"{count:,} parameters; {len(cache):,} pairs for training; a step is {shape.rows} rows of "
         f"{shape.inputs} inputs and {dict(shape.targets)} targets on {mesh.size} device(s); "
@@ -129,6 +126,15 @@ def make_trainer(
         identity=identity,
     )
     return trainer, state, evals
+
+
+def _training_data(manifest: Manifest) -> str:
+    """One line on what became of the rows: joined, judged by TRIAGE, cut."""
+    report, judged = triage.split_counts(manifest.report)
+    report |= {f"{name} cut": count for name, count in manifest.truncated.items()}
+    noted = {name: f"{count:,}" for name, count in report.items() if count}
+    noted |= triage.yields(judged)
+    return "training data: " + ", ".join(f"{name} {text}" for name, text in noted.items())
 
 
 def _origin(config: RunConfig, latest: int | None) -> str:
