@@ -46,6 +46,7 @@ setup(
         "matplotlib>=3.9",
         "msgpack>=1.0",
         "numpy>=2",
+        "openai>=2,<4",
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
         "protobuf>=5",
