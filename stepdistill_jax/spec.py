@@ -99,7 +99,7 @@ class InputError(ValueError):
 
 EXIT_INPUT_ERROR = 2
 EXIT_NON_FINITE = 3
-# What could be done is done, but not all of it: runs of a sweep failed, a teacher's budget is spent.
+# What could be done is done, but not all: runs of a sweep failed, a teacher's budget is spent.
 EXIT_INCOMPLETE = 4
 # sysexits.h EX_TEMPFAIL: run the same command again and it continues.
 EXIT_PREEMPTED = 75
