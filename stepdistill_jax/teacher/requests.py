@@ -117,12 +117,17 @@ class RowError(Exception):
     Attributes:
         reason: short and constant, for counting.
         detail: one line, without credentials.
+        prompt_tokens, completion_tokens: paid for all the same, where the endpoint says so.
     """
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(
+        self, reason: str, detail: str, prompt_tokens: int = 0, completion_tokens: int = 0
+    ) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = completion_tokens
 
 
 class EndpointError(Exception):
