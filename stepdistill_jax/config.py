@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -57,10 +56,7 @@ def parse(
         if str(name) == RUN_PART:
             continue
         own = read_settings(gin_settings.find(str(name), folders, "--gin_file"), folders)
-        if any(setting.name.startswith(gin_settings.SWEEP_PREFIX) for setting in own):
-            raise InputError(
-                f"{name} is a sweep file: run it with python -m launch.sweep --gin_file={name}"
-            )
+        gin_settings.refuse_foreign(name, own, macros())
         settings += own
     return from_settings([*settings, *(gin_settings.override(o, macros()) for o in overrides)])
 
@@ -88,15 +84,9 @@ def from_settings(settings: Sequence[Setting], spare: Container[str] = ()) -> Ru
     try:
         return _build({n: s.where for n, s in resolved.items() if values[n] != macros()[n].default})
     except InputError as error:
-        named = set(re.findall(r"[A-Z][A-Z0-9_]+", str(error)))
-        places = [f"{n} from {s.where}" for n, s in resolved.items() if n in named]
-        raise InputError(f"{error}{_in_brackets(places)}") from error
+        raise gin_settings.with_places(error, resolved) from error
     finally:
         gin.clear_config()
-
-
-def _in_brackets(places: list[str]) -> str:
-    return f" ({', '.join(places)})" if places else ""
 
 
 def _build(changed: Mapping[str, str]) -> RunConfig:
@@ -134,13 +124,19 @@ def dump(config: RunConfig) -> str:
     """The resolved configuration: a gin file, one macro a line, that `parse` reads back."""
     lines = ["# The whole configuration of a run, as resolved when it started.", ""]
     lines.append(f'include "{RUN_PART}"')
+    return "\n".join([*lines, *statements(values(config), macros())]) + "\n"
+
+
+def statements(found: Mapping[str, Any], known: Mapping[str, Macro]) -> list[str]:
+    """``NAME = value`` of every macro, under its headings: the body of a dump."""
+    lines = []
     section = ""
-    for name, value in values(config).items():
-        if macros()[name].section != section:
-            section = macros()[name].section
+    for name, value in found.items():
+        if known[name].section != section:
+            section = known[name].section
             lines += ["", f"# == {section} =="]
         lines.append(f"{name} = {value!r}")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def read(model_dir: epath.PathLike, overrides: Sequence[str] = ()) -> RunConfig:

@@ -1,15 +1,17 @@
 """What gin files and flags say: statements, macros with their types, and which setting is the last.
 
 With `config` the only module of the library that imports gin. Users set macros and nothing else;
-a part (``parts/run.gin``, ``parts/sweep.gin``) declares, documents and defaults each of them, and
-binds it to fields of dataclasses, which give it its type.
+a part (``parts/run.gin``, ``parts/sweep.gin``, ``parts/extract.gin``) declares, documents and
+defaults each of them, and binds it to fields of dataclasses, which give it its type.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import pathlib
+import re
 import tokenize
 import typing
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +26,13 @@ from stepdistill_jax.spec import InputError
 # The parts: read first, whatever includes them and wherever.
 RUN_PART = "parts/run.gin"
 SWEEP_PART = "parts/sweep.gin"
+EXTRACT_PART = "parts/extract.gin"
+# Part -> what it is the part of, and the program whose files set its macros.
+PROGRAMS = {
+    RUN_PART: ("a run", "launch.train"),
+    SWEEP_PART: ("a sweep", "launch.sweep"),
+    EXTRACT_PART: ("an extraction", "launch.extract"),
+}
 # What the macros of a sweep begin with, and no others.
 SWEEP_PREFIX = "SWEEP_"
 
@@ -134,6 +143,13 @@ def declared(part: str, configs: Mapping[str, type]) -> dict[str, Macro]:
     }
 
 
+@functools.cache
+def names(part: str) -> frozenset[str]:
+    """The macros that a part declares."""
+    statements = _statements(epath.Path(gin_folder()) / part)
+    return frozenset(s.selector for s in statements if not s.arg_name)
+
+
 def _statements(path: epath.Path) -> Iterator[Any]:
     """gin's own parse of one file; syntax errors name the line."""
     try:
@@ -196,13 +212,10 @@ def read_file(
     for statement in _statements(path):
         where = f"{path}:{statement.location.line_num}"
         match statement:
-            case config_parser.IncludeStatement() if statement.filename in (
-                RUN_PART,
-                SWEEP_PART,
-            ):
+            case config_parser.IncludeStatement() if statement.filename in PROGRAMS:
                 continue
             case config_parser.IncludeStatement():
-                included = find(statement.filename, (path.parent, *folders), where)
+                included = _included(path, statement.filename, folders, where)
                 yield from read_file(included, known, folders, (*including, path))
             case config_parser.BindingStatement(scope="", arg_name=None | ""):
                 yield Setting(statement.selector, statement.value, where)
@@ -212,6 +225,17 @@ def read_file(
                 raise InputError(
                     f"{where}: only includes and NAME = value are known here; remove the line"
                 )
+
+
+def _included(
+    path: epath.Path, name: str, folders: Sequence[epath.PathLike], where: str
+) -> epath.Path:
+    """What `path` includes by `name`: ``extract/cqa.gin`` means the ``cqa.gin`` that it is not."""
+    searched = [epath.Path(folder) for folder in (path.parent, *folders, gin_folder())]
+    own = path.resolve()
+    others = [folder for folder in searched if (folder / name).resolve() != own]
+    is_elsewhere = any((folder / name).is_file() for folder in others)
+    return find(name, others if is_elsewhere else searched, where)
 
 
 def _refuse_binding(statement: Any, known: Macros) -> str:
@@ -336,11 +360,39 @@ def resolve(
 
 def _unknown(name: str, known: Macros) -> str:
     """What a name is none of, and what may have been meant."""
-    if not name.startswith(SWEEP_PREFIX):
-        return f"macro of a run, and nothing uses it{_nearest(name.upper(), known)}"
-    of_a_sweep = [macro for macro in known if macro.startswith(SWEEP_PREFIX)]
-    if of_a_sweep:
-        return f"macro of a sweep, and nothing uses it{_nearest(name, of_a_sweep)}"
-    return (
-        "macro of a run: only the file that python -m launch.sweep is given sets those of a sweep"
-    )
+    parts = [part for part in PROGRAMS if names(part) <= known.keys()]
+    of_a_sweep = name.startswith(SWEEP_PREFIX)
+    for part, (kind, program) in PROGRAMS.items():
+        if part not in parts and (name in names(part) or (part == SWEEP_PART and of_a_sweep)):
+            return (
+                f"macro of {_kinds(parts)}: only the file that python -m {program} is given sets "
+                f"those of {kind}"
+            )
+    if SWEEP_PART in parts:
+        parts = [SWEEP_PART] if of_a_sweep else [RUN_PART]
+    candidates = [macro for part in parts for macro in names(part)]
+    return f"macro of {_kinds(parts)}, and nothing uses it{_nearest(name.upper(), candidates)}"
+
+
+def _kinds(parts: Iterable[str]) -> str:
+    return " or ".join(PROGRAMS[part][0] for part in parts)
+
+
+def refuse_foreign(name: epath.PathLike, settings: Iterable[Setting], known: Macros) -> None:
+    """Raises InputError where the file `name` is one of another program, saying which."""
+    foreign = [part for part in PROGRAMS if not names(part) <= known.keys()]
+    for setting in settings:
+        for part in foreign:
+            kind, program = PROGRAMS[part]
+            by_prefix = part == SWEEP_PART and setting.name.startswith(SWEEP_PREFIX)
+            if by_prefix or setting.name in names(part):
+                raise InputError(
+                    f"{name} is {kind} file: run it with python -m {program} --gin_file={name}"
+                )
+
+
+def with_places(error: InputError, resolved: Mapping[str, Setting]) -> InputError:
+    """The error, with the place that set each macro which its message names."""
+    named = set(re.findall(r"[A-Z][A-Z0-9_]+", str(error)))
+    places = [f"{n} from {s.where}" for n, s in resolved.items() if n in named]
+    return InputError(f"{error} ({', '.join(places)})") if places else error

@@ -191,6 +191,7 @@ def read(
     folders = (".", *search_paths, gin_settings.gin_folder(), *beside)
     own = [setting for path in paths for setting in gin_settings.read_file(path, known, folders)]
     flags = [gin_settings.override(text, known) for text in overrides]
+    gin_settings.refuse_foreign(gin_files[0], own, known)
     _refuse_run_file(gin_files[0], own, flags)
     resolved = gin_settings.resolve([*own, *flags], known)
     values = {
