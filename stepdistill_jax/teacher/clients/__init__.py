@@ -1,0 +1,66 @@
+"""Where a teacher's answers come from, by CLIENT; each is opened only when it is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from stepdistill_jax.data.config import DataConfig
+from stepdistill_jax.teacher.config import ExtractConfig
+from stepdistill_jax.teacher.requests import Client
+
+
+def open(extract: ExtractConfig, data: DataConfig) -> Client:
+    """The client of CLIENT ("batch" is no `Client`: see `batch.Batch`).
+
+    Raises:
+        InputError: no key, no such model or folder, a library is missing, no answers to replay.
+    """
+    if extract.client == "openai":
+        from stepdistill_jax.teacher.clients.openai_client import OpenAIClient
+
+        return OpenAIClient(extract)
+    if extract.client == "local":
+        from stepdistill_jax.teacher.clients.local import LocalClient
+
+        return LocalClient(extract)
+    if extract.client == "replay":
+        from stepdistill_jax.teacher.clients.replay import Replay
+
+        return Replay(extract, data)
+    raise ValueError(f"CLIENT {extract.client!r} has no open client")
+
+
+def context_length(extract: ExtractConfig) -> int | None:
+    """Tokens that the teacher holds, prompt and answer, by its own word; None = it does not say.
+
+    Asks the endpoint (two small requests), and is None where it does not answer.
+
+    Raises:
+        InputError: the endpoint's address or key is missing; a local model is not there.
+    """
+    if extract.client == "replay":
+        return None
+    if extract.client == "local":
+        from stepdistill_jax.teacher.clients import local
+
+        return local.context_length(extract.teacher_model)
+    from stepdistill_jax.teacher.clients.models import Facts
+
+    return Facts(extract).context_length()
+
+
+def token_counter(extract: ExtractConfig) -> Callable[[str], int] | None:
+    """Counts a text's tokens as the teacher does, one request a text; None = it offers no count.
+
+    Raises:
+        InputError: as `context_length`.
+    """
+    if extract.client == "replay":
+        return None
+    if extract.client == "local":
+        from stepdistill_jax.teacher.clients import local
+
+        return local.token_counter(extract.teacher_model)
+    from stepdistill_jax.teacher.clients.models import Facts
+
+    return Facts(extract).token_counter()

@@ -1,0 +1,54 @@
+"""No key leaves the process in a text: not in a message, a log record or a file."""
+
+from __future__ import annotations
+
+import logging
+import re
+import urllib.parse
+
+HIDDEN = "[key]"
+
+# Keys that this process has read, so that they are known in whatever form an endpoint repeats them.
+_keys: set[str] = set()
+# Shorter values are words like "none" or "test", which a local endpoint is given for a key.
+_SHORTEST = 8
+
+_LOOKS_LIKE_A_KEY = re.compile(
+    r"""(?x)
+    (?P<before> \b(?:Bearer|Basic)\s+
+      | (?:api[-_]?key|authorization)["']?\s*[:=]\s*["']?(?:Bearer\s+|Basic\s+)? )?
+    (?P<key> (?<![\w-]) (?:sk|pk|hf|gsk|xai|rk)[-_][\w*.-]{6,} | (?(before)[^\s"',;]+|(?!)) )
+    """,
+    re.IGNORECASE,
+)
+_CREDENTIALS = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s/@]+@", re.IGNORECASE)
+
+
+def remember(key: str) -> None:
+    """Hides `key` in all later texts, whatever it looks like."""
+    if len(key) >= _SHORTEST:
+        _keys.add(key)
+
+
+def redact(text: str) -> str:
+    """`text` without keys: those remembered, all that look like one, and those in addresses."""
+    for key in sorted(_keys, key=len, reverse=True):
+        for form in {key, urllib.parse.quote(key, safe="")}:
+            text = text.replace(form, HIDDEN)
+    text = _LOOKS_LIKE_A_KEY.sub(lambda match: (match["before"] or "") + HIDDEN, text)
+    return _CREDENTIALS.sub(r"\g<scheme>", text)
+
+
+def address(url: str) -> str:
+    """A URL as it may be shown: without user, password and query."""
+    parts = urllib.parse.urlsplit(url)
+    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
+    return redact(shown.geturl())
+
+
+def quiet_loggers() -> None:
+    """Keeps the libraries below from logging requests: at their lower levels they print headers."""
+    for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
+        logger = logging.getLogger(name)
+        if logger.level < logging.WARNING:
+            logger.setLevel(logging.WARNING)
