@@ -1,0 +1,280 @@
+"""Asks a teacher about rows: many requests in flight, every answer on disk before the next step.
+
+One loop in one thread decides what is sent: the cache of answers is looked into, the request's
+bound is reserved in the budget and noted in the journal, then it is sent. What comes back is
+logged first and counted then. No two requests of equal content are in flight at once where there
+is a cache, so that rows of equal text are paid for once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import enum
+from collections.abc import Callable, Iterator, Sequence
+
+from stepdistill_jax.records import Annotation
+from stepdistill_jax.teacher import budget as budgets
+from stepdistill_jax.teacher.answers import Answers
+from stepdistill_jax.teacher.budget import NOTHING, Bounds, Budget, Tokens
+from stepdistill_jax.teacher.requests import Client, Completion, EndpointError, Request, RowError
+from stepdistill_jax.teacher.rows import Row, Teaching
+from stepdistill_jax.teacher.store import Answer, Sending, Store
+
+
+class Ending(enum.Enum):
+    """Why an extraction ended."""
+
+    DONE = "all rows are done"
+    COST = "MAX_COST"
+    STOPPED = "stopped"
+    FAILED = "the endpoint failed"
+
+
+@dataclasses.dataclass
+class Counts:
+    """Of this process so far.
+
+    Attributes:
+        rows: this worker's rows.
+        done: of those, rows that need nothing more, from earlier calls included.
+        parsed: of `done`, rows with a label.
+        asked: answers that came from the teacher.
+        cached: answers that came from the cache.
+        errors: requests that failed, of their row alone.
+        lost: requests that were given up in flight.
+    """
+
+    rows: int = 0
+    done: int = 0
+    parsed: int = 0
+    asked: int = 0
+    cached: int = 0
+    errors: int = 0
+    lost: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    row: Row
+    request: Request
+
+
+class Extractor:
+    """One process's part of an extraction.
+
+    Attributes:
+        counts: so far.
+        budget: so far.
+        failure: the message of the `EndpointError` that ended it, else "".
+    """
+
+    def __init__(
+        self,
+        teaching: Teaching,
+        rows: Sequence[Row],
+        store: Store,
+        cache: Answers,
+        budget: Budget,
+        bounds: Bounds,
+        watch: Callable[[Counts], None] = lambda counts: None,
+    ) -> None:
+        """`watch` is called after every answer."""
+        self.teaching = teaching
+        self.budget = budget
+        self.failure = ""
+        self.counts = Counts(rows=len(rows))
+        self._store = store
+        self._cache = cache
+        self._bounds = bounds
+        self._watch = watch
+        self._rows = iter(rows)
+        self._ready: collections.deque[_Question] = collections.deque()
+        # Key of a request in flight -> those that wait for its answer.
+        self._equals: dict[str, list[_Question]] = {}
+        self._stop = asyncio.Event()
+        self._hurry = False
+
+    def stop(self) -> None:
+        """Sends nothing more; a second time, waits for nothing either."""
+        self._hurry = self._stop.is_set()
+        self._stop.set()
+
+    async def run(self, client: Client) -> Ending:
+        """Asks until all is answered, the budget is spent, `stop` is called or the endpoint fails.
+
+        What is in flight then is waited for, for TIMEOUT seconds.
+        """
+        in_flight: dict[asyncio.Task[Completion], tuple[_Question, Sending]] = {}
+        most = self.teaching.extract.concurrency
+        stopping = asyncio.create_task(self._stop.wait())
+        ending = Ending.DONE
+        try:
+            while not (self._stop.is_set() or self.failure):
+                fits = True
+                while fits and len(in_flight) < most and not self._stop.is_set():
+                    question = self._next()
+                    if question is None:
+                        break
+                    if self._answered_here(question):
+                        # Signals and answers get their turn between two answers of the cache.
+                        await asyncio.sleep(0)
+                        continue
+                    sending = self._reserve(question.request)
+                    fits = sending is not None
+                    if sending is None:
+                        self._ready.appendleft(question)
+                        continue
+                    task = asyncio.create_task(_ask(client, question.request))
+                    in_flight[task] = (question, sending)
+                if not in_flight:
+                    ending = Ending.DONE if fits else Ending.COST
+                    break
+                await asyncio.wait([*in_flight, stopping], return_when=asyncio.FIRST_COMPLETED)
+                self._settle(in_flight)
+            await self._drain(in_flight, stopping)
+        finally:
+            stopping.cancel()
+            for task in in_flight:
+                task.cancel()
+            await asyncio.gather(*in_flight, return_exceptions=True)
+            await client.close()
+        if self.failure:
+            return Ending.FAILED
+        return Ending.STOPPED if self._stop.is_set() and not self._is_over(ending) else ending
+
+    def _is_over(self, ending: Ending) -> bool:
+        """Whether nothing was left to do when the stop came."""
+        return ending == Ending.DONE and self.counts.done == self.counts.rows
+
+    async def _drain(
+        self,
+        in_flight: dict[asyncio.Task[Completion], tuple[_Question, Sending]],
+        stopping: asyncio.Task[bool],
+    ) -> None:
+        """Waits for what is in flight, as long as a try may take."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.teaching.extract.timeout
+        while in_flight and not self._hurry and loop.time() < end:
+            # Short, for a second signal to be seen.
+            await asyncio.wait(in_flight, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
+            self._settle(in_flight)
+        self.counts.lost = len(in_flight)
+
+    def questions(self) -> Iterator[Row]:
+        """All that can be asked now, for a client that takes it all at once."""
+        while (question := self._next()) is not None:
+            if not self._answered_here(question):
+                yield question.row
+
+    def _next(self) -> _Question | None:
+        """What to ask next; None where nothing is left but what waits for answers."""
+        while not self._ready:
+            row = next(self._rows, None)
+            if row is None:
+                return None
+            self._ready.extend(self._open(row))
+            self._count_if_done(row)
+        return self._ready.popleft()
+
+    def _open(self, row: Row) -> list[_Question]:
+        slots = self.teaching.open(row)
+        return [_Question(row, self.teaching.request(row, *slot)) for slot in slots]
+
+    def _count_if_done(self, row: Row) -> None:
+        """Counts a row about which nothing is asked any more."""
+        if row.asked - row.answers.keys():
+            return
+        found = self.teaching.annotated(row)
+        self.counts.done += 1
+        self.counts.parsed += found is not None and isinstance(found.outcome, Annotation)
+
+    def _answered_here(self, question: _Question) -> bool:
+        """Whether the cache, or an equal request in flight, will answer."""
+        if self._cache.folder is None:
+            return False
+        key = question.request.key
+        if key in self._equals:
+            self._equals[key].append(question)
+            return True
+        found = self._cache.get(key)
+        if found is None:
+            return False
+        self.counts.cached += 1
+        self._keep(question, found, cached=True)
+        return True
+
+    def _reserve(self, request: Request) -> Sending | None:
+        """Sets the request's bound aside and notes that it is sent; None where it does not fit."""
+        bound = self._bounds.of(request)
+        if not self.budget.reserve(bound):
+            return None
+        sending = self._store.sending(request, bound)
+        if self._cache.folder is not None:
+            self._equals[request.key] = []
+        return sending
+
+    def _settle(self, in_flight: dict[asyncio.Task[Completion], tuple[_Question, Sending]]) -> None:
+        """Takes in what has come back."""
+        for task in [task for task in in_flight if task.done()]:
+            question, sending = in_flight[task]
+            error = task.exception()
+            if isinstance(error, EndpointError):
+                self.failure = self.failure or str(error)
+                self._store.unpaid(sending)
+                self.budget.settle(sending.bound, NOTHING)
+            elif error is None or isinstance(error, RowError):
+                self.take(question.row, question.request, error or task.result(), sending)
+            else:
+                # A defect: left in flight, it is raised when the answers of others are safe.
+                continue
+            del in_flight[task]
+        for task in in_flight:
+            if task.done():
+                task.result()
+
+    def take(
+        self, row: Row, request: Request, came: Completion | RowError, sending: Sending
+    ) -> None:
+        """Logs and counts what came of a request that was sent."""
+        question = _Question(row, request)
+        charged = budgets.charge(came, sending.bound)
+        self.budget.settle(sending.bound, charged)
+        self.counts.asked += 1
+        self.counts.errors += isinstance(came, RowError)
+        self._keep(question, came, charged, sending.send)
+        if isinstance(came, Completion):
+            self._bounds.learn(request, came.prompt_tokens)
+            self._cache.put(request.key, came)
+        self._ready.extendleft(self._equals.pop(request.key, ()))
+        self._watch(self.counts)
+
+    def _keep(
+        self,
+        question: _Question,
+        came: Completion | RowError,
+        charged: Tokens = NOTHING,
+        send: str = "",
+        cached: bool = False,
+    ) -> None:
+        """Writes the answer down, and queues what follows from it."""
+        row, request = question.row, question.request
+        answer = Answer.of(
+            request,
+            self.teaching.prompt.hash,
+            came,
+            charged=charged,
+            send=send,
+            cached=cached,
+        )
+        self._store.append(row.unit, answer)
+        row.answers[request.purpose, request.sample] = answer
+        self._ready.extendleft(self._open(row))
+        self._count_if_done(row)
+        if cached:
+            self._watch(self.counts)
+
+
+async def _ask(client: Client, request: Request) -> Completion:
+    return await client.complete(request)

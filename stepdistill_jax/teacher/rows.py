@@ -1,0 +1,251 @@
+"""The rows of an extraction: which are asked about, what is still to be asked, what is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Protocol
+
+from stepdistill_jax.records import Example, ParseFailure
+from stepdistill_jax.spec import InputError
+from stepdistill_jax.teacher import parse as parser
+from stepdistill_jax.teacher import store
+from stepdistill_jax.teacher.annotated import Annotated
+from stepdistill_jax.teacher.budget import NOTHING, Budget, Prices, Tokens
+from stepdistill_jax.teacher.clients.failures import PASSING
+from stepdistill_jax.teacher.config import ExtractConfig
+from stepdistill_jax.teacher.requests import ANSWER, HINT, Request
+from stepdistill_jax.teacher.store import Answer, Share
+from stepdistill_jax.teacher.vote import Outcome, annotate, is_right
+
+
+class Asking(Protocol):
+    """How rows become requests: `prompts.Prompt`."""
+
+    @property
+    def format(self) -> str:
+        """How answers are read: a format of `teacher.parse`."""
+
+    @property
+    def hash(self) -> str:
+        """Of all that decides a request's text but the row."""
+
+    def request(
+        self, example: Example, extract: ExtractConfig, purpose: str = ANSWER, sample: int = 0
+    ) -> Request:
+        """One question about one row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Teaching:
+    """What all rows share: the teacher, its prompt and how its answers are judged.
+
+    Attributes:
+        extract: the teacher.
+        prompt: makes requests.
+        metric: of the data; a key of `eval.metrics.METRICS`.
+    """
+
+    extract: ExtractConfig
+    prompt: Asking
+    metric: str
+
+    def request(self, row: Row, purpose: str, sample: int) -> Request:
+        """One question about a row."""
+        return self.prompt.request(row.example, self.extract, purpose, sample)
+
+    def read(self, row: Row, answer: Answer) -> Outcome:
+        """An answer as parsed; a request that failed is a failure of that reason."""
+        if answer.error:
+            return ParseFailure(row.example.id, answer.error, "", "")
+        return parser.parse(self.prompt.format, row.example, answer.text)
+
+    def annotated(self, row: Row) -> Annotated | None:
+        """What is kept of a row; None before its first answer."""
+        samples = [
+            self.read(row, answer)
+            for (purpose, sample), answer in sorted(row.answers.items())
+            if purpose == ANSWER and sample < self.extract.samples
+        ]
+        if not samples:
+            return None
+        hint = row.answers.get((HINT, 0)) if self.extract.hint_wrong else None
+        hinted = None if hint is None else self.read(row, hint)
+        return annotate(row.example, samples, hinted, self.metric)
+
+    def open(self, row: Row) -> Iterator[tuple[str, int]]:
+        """(purpose, sample) that are still to be asked about a row; notes that they are."""
+        extract = self.extract
+        slots = [(ANSWER, sample) for sample in range(extract.samples)]
+        if extract.hint_wrong and row.example.label is not None and row.answers.keys() >= {*slots}:
+            found = self.annotated(row)
+            if found is not None and not is_right(row.example, found.unhinted, self.metric):
+                slots.append((HINT, 0))
+        for slot in slots:
+            if slot not in row.answers and slot not in row.asked:
+                row.asked.add(slot)
+                yield slot
+
+
+@dataclasses.dataclass
+class Row:
+    """One row and its answers so far.
+
+    Attributes:
+        unit: that it is of.
+        example: the row.
+        answers: (purpose, sample) -> answer.
+        asked: those that are queued, in flight, or answered in this process.
+    """
+
+    unit: str
+    example: Example
+    answers: dict[tuple[str, int], Answer] = dataclasses.field(default_factory=dict)
+    asked: set[tuple[str, int]] = dataclasses.field(default_factory=set)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where an extraction is when it starts.
+
+    Attributes:
+        rows: this worker's, MAX_ROWS applied, in order.
+        wanted: all rows that EXTRACT_SPLITS and EXTRACT_INPUTS name.
+        beyond: of those, rows that MAX_ROWS leaves out.
+        spent: tokens that this worker paid for; a lone process counts everybody's.
+        before: tokens that were paid for before there were so many workers.
+        in_flight: sendings of this worker's that were never answered; counted as paid for.
+        passing: rows with a failure that may pass, which are asked about again.
+    """
+
+    rows: list[Row]
+    wanted: int
+    beyond: int
+    spent: Tokens
+    before: Tokens
+    in_flight: list[store.Sending]
+    passing: int
+
+
+def load(
+    folder: pathlib.Path,
+    units: Mapping[str, Sequence[Example]],
+    teaching: Teaching,
+    share: Share,
+) -> Progress:
+    """Reads what lies in the folder and says what this worker is to do.
+
+    Raises:
+        InputError: the folder holds answers to other questions: naming the line, both values and
+            the remedy.
+    """
+    answers = {unit: store.read_answers(folder, unit) for unit in {*store.units(folder), *units}}
+    everything = [answer for of_one in answers.values() for answer in of_one]
+    for answer in everything:
+        _check_identity(answer, teaching, folder)
+    rows: list[Row] = []
+    outside = passing = 0
+    for unit, examples in units.items():
+        found = _of_rows(answers[unit])
+        for example in examples:
+            row = Row(unit, example)
+            for slot, answer in found.pop(example.id, {}).items():
+                _check_question(answer, teaching, row, slot)
+                if answer.error in PASSING:
+                    passing += 1
+                else:
+                    row.answers[slot] = answer
+            rows.append(row)
+        outside += len(found)
+    outside += sum(len(_of_rows(answers[unit])) for unit in answers if unit not in units)
+    chosen = _within(rows, teaching.extract.max_rows, outside)
+    unanswered = store.unanswered(folder, everything)
+    # By sending: however many files hold a line, it was paid for once.
+    paid = {a.send: (a.where, a.charged) for a in everything if a.send}
+    paid |= {sending.send: (sending.where, sending.bound) for sending in unanswered}
+    return Progress(
+        rows=[row for row in chosen if share.has(row.example.id)],
+        wanted=len(rows),
+        beyond=len(rows) - len(chosen),
+        spent=_total(tokens for where, tokens in paid.values() if _is_own(where, share)),
+        before=_total(tokens for where, tokens in paid.values() if _is_older(where, share)),
+        in_flight=[sending for sending in unanswered if _is_own(sending.where, share)],
+        passing=passing,
+    )
+
+
+def _is_own(where: str, share: Share) -> bool:
+    return share.workers == 1 or store.share_of(where) == share
+
+
+def _is_older(where: str, share: Share) -> bool:
+    return share.workers > 1 and store.share_of(where).workers != share.workers
+
+
+def _total(parts: Iterable[Tokens]) -> Tokens:
+    total = NOTHING
+    for part in parts:
+        total = total.plus(part)
+    return total
+
+
+def _of_rows(answers: Sequence[Answer]) -> dict[str, dict[tuple[str, int], Answer]]:
+    """Row id -> (purpose, sample) -> answer."""
+    found: dict[str, dict[tuple[str, int], Answer]] = {}
+    for answer in store.answered(answers).values():
+        found.setdefault(answer.id, {})[answer.purpose, answer.sample] = answer
+    return found
+
+
+def _check_identity(answer: Answer, teaching: Teaching, folder: pathlib.Path) -> None:
+    """Raises InputError where a line is of another prompt, model or decoding."""
+    extract = teaching.extract
+    for what, held, asked in (
+        ("prompt", answer.prompt_hash[:12], teaching.prompt.hash[:12]),
+        ("TEACHER_MODEL", answer.model, extract.teacher_model),
+        ("decoding", answer.decoding, extract.decoding),
+    ):
+        if held != asked and not (what == "TEACHER_MODEL" and extract.client == "replay"):
+            raise InputError(
+                f"{folder / answer.where}: EXTRACT_DIR holds an extraction with {what} {held!r}, "
+                f"now {asked!r}; repeat its settings to continue it, or choose another EXTRACT_DIR"
+            )
+
+
+def _check_question(answer: Answer, teaching: Teaching, row: Row, slot: tuple[str, int]) -> None:
+    """Raises InputError where a row's answer is to another question than is asked now."""
+    if slot[0] == HINT and row.example.label is None:
+        return
+    if teaching.request(row, *slot).key != answer.key:
+        raise InputError(
+            f"{answer.where}: row {answer.id} of {row.unit} was asked about with another text than "
+            f"{row.example.where or 'the data'} has now; restore the data, or choose another "
+            "EXTRACT_DIR"
+        )
+
+
+def _within(rows: list[Row], most: int | None, outside: int) -> list[Row]:
+    """The rows that MAX_ROWS allows: those that were asked about, then the first of the others."""
+    if most is None:
+        return rows
+    room = most - outside - sum(bool(row.answers) for row in rows)
+    chosen = []
+    for row in rows:
+        if not row.answers:
+            if room <= 0:
+                continue
+            room -= 1
+        chosen.append(row)
+    return chosen
+
+
+def make_budget(extract: ExtractConfig, progress: Progress, share: Share) -> Budget:
+    """This worker's part of MAX_COST, and what it has spent of it."""
+    prices = Prices.of(extract)
+    if extract.max_cost is None:
+        return Budget(prices, None, progress.spent)
+    before = prices.cost(progress.before) or Decimal(0)
+    most = (Decimal(str(extract.max_cost)) - before) / share.workers
+    return Budget(prices, most, progress.spent)

@@ -1,0 +1,435 @@
+"""The folder of an extraction: an append-only log of paid answers, and what is made of it.
+
+``rows/<unit>.jsonl`` holds one line a request, written whole with one system call the moment its
+answer is there, so that a process killed at any moment loses no answer. ``rows/sent.jsonl`` is
+written before a request is sent: what was sent and never answered may have been paid for. Worker 1
+of 4 has files of its own, ``rows/train-1-of-4.jsonl`` and ``rows/sent-1-of-4.jsonl``; whoever reads
+a unit reads all of its files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from stepdistill_jax import records
+from stepdistill_jax.records import Annotation
+from stepdistill_jax.spec import InputError
+from stepdistill_jax.teacher.annotated import Annotated
+from stepdistill_jax.teacher.budget import NOTHING, Tokens
+from stepdistill_jax.teacher.requests import Completion, Decoding, Request, RowError
+
+ROWS_FOLDER = "rows"
+PROMPT_FILE = "prompt.json"
+SUMMARY_FILE = "summary.json"
+# Of the inputs of EXTRACT_INPUTS; other units are the released splits.
+INPUTS = "inputs"
+_SENT = "sent"
+_NAME = re.compile(r"([a-z]+)(?:-(\d+)-of-(\d+))?\.jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of the rows that one of several machines asks about."""
+
+    worker: int = 0
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.worker < self.workers:
+            raise InputError(
+                f"worker {self.worker} of {self.workers}: expected 0 to {self.workers - 1}; set "
+                "--worker and --workers, or EXTRACT_WORKER and EXTRACT_WORKERS in the environment"
+            )
+
+    def has(self, row_id: str) -> bool:
+        """Whether a row is this worker's: by its id alone, so that machines agree."""
+        digest = hashlib.sha256(row_id.encode()).digest()
+        return int.from_bytes(digest[:8], "big") % self.workers == self.worker
+
+    @property
+    def suffix(self) -> str:
+        """In the names of this worker's files."""
+        return f"-{self.worker}-of-{self.workers}" if self.workers > 1 else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A line of the log: one request and what came of it.
+
+    Attributes:
+        id, purpose, sample, key: of the request.
+        prompt_hash: of the prompt that it was made with.
+        model: asked; `answered_by` where the endpoint calls it something else.
+        decoding: how it was written.
+        text, finish_reason: as they came; "" where there is an error.
+        prompt_tokens, completion_tokens: by the endpoint's count; None where it says none.
+        seconds: from sending to the last byte.
+        cached: from the cache of answers; nothing was sent.
+        send: names the sending, in the journal too; "" where nothing was sent.
+        charged: tokens that count as paid for: the endpoint's count, else the bound.
+        error, detail: of a `RowError`.
+        where: ``file:line``.
+    """
+
+    id: str
+    purpose: str
+    sample: int
+    key: str
+    prompt_hash: str
+    model: str
+    decoding: Decoding
+    text: str = ""
+    finish_reason: str = ""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    seconds: float = 0.0
+    cached: bool = False
+    send: str = ""
+    charged: Tokens = NOTHING
+    answered_by: str = ""
+    error: str = ""
+    detail: str = ""
+    where: str = dataclasses.field(default="", compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        request: Request,
+        prompt_hash: str,
+        came: Completion | RowError,
+        *,
+        charged: Tokens = NOTHING,
+        send: str = "",
+        cached: bool = False,
+    ) -> Answer:
+        """What came of a request."""
+        shared = {
+            "id": request.row_id,
+            "purpose": request.purpose,
+            "sample": request.sample,
+            "key": request.key,
+            "prompt_hash": prompt_hash,
+            "model": request.model,
+            "decoding": request.decoding,
+            "send": send,
+            "charged": charged,
+        }
+        if isinstance(came, RowError):
+            tokens = {name: getattr(came, name) for name in ("prompt_tokens", "completion_tokens")}
+            detail = _writable(came.detail)
+            return cls(**shared, **tokens, error=came.reason, detail=detail)
+        return cls(
+            **shared,
+            text=_writable(came.text),
+            finish_reason=_writable(came.finish_reason),
+            prompt_tokens=came.prompt_tokens,
+            completion_tokens=came.completion_tokens,
+            seconds=round(came.seconds, 4),
+            cached=cached,
+            answered_by="" if came.model == request.model else _writable(came.model),
+        )
+
+    @property
+    def slot(self) -> tuple[str, str, int]:
+        """The question that it answers: there is one answer each."""
+        return (self.id, self.purpose, self.sample)
+
+    def row(self) -> dict[str, Any]:
+        """The line as a JSON object; fields that say nothing are left out."""
+        found = dataclasses.asdict(self)
+        del found["where"]
+        lacking = ("text", "finish_reason") if self.error else ("error", "detail")
+        optional = ("answered_by", "send")
+        gone = {*lacking, *(name for name in optional if not found[name])}
+        return {name: value for name, value in found.items() if name not in gone}
+
+
+def _writable(text: str) -> str:
+    """Half a character, which JSON can carry and UTF-8 cannot, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _answer(where: str, row: Mapping[str, Any]) -> Answer:
+    try:
+        decoding = Decoding(**row["decoding"])
+        charged = Tokens(*row["charged"])
+        return Answer(**{**row, "decoding": decoding, "charged": charged, "where": where})
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{where}: no line of an extraction's log ({error}); mend or remove the line"
+        ) from error
+
+
+class _Log:
+    """A file that is only ever added to, by one process at a time.
+
+    Attributes:
+        cut: bytes of a torn last line that were cut off on opening.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        """Opens and locks the file, and cuts off a torn last line.
+
+        Raises:
+            InputError: another process has it.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._descriptor)
+            raise InputError(
+                f"{path} is being written by another process; let it end, or give each process a "
+                "share of its own with --worker and --workers"
+            ) from error
+        content = path.read_bytes()
+        whole = _whole(content)
+        self.cut = len(content) - whole
+        if self.cut:
+            os.ftruncate(self._descriptor, whole)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds a line, whole or not at all.
+
+        Raises:
+            OSError: the disk takes no more.
+        """
+        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        size = os.fstat(self._descriptor).st_size
+        written = os.write(self._descriptor, line)
+        if written < len(line):
+            os.ftruncate(self._descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def _whole(content: bytes) -> int:
+    """Bytes up to the end of the last line that is whole."""
+    end = content.rfind(b"\n") + 1
+    last = content[content.rfind(b"\n", 0, max(0, end - 1)) + 1 : end]
+    try:
+        json.loads(last or b"{}")
+    except ValueError:
+        # Blocks of a file whose length was saved before its content, as after a loss of power.
+        return end - len(last)
+    return end
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """``(file:line, object)`` of all whole lines; another process may be writing the last."""
+    content = path.read_bytes()
+    name = f"{path.parent.name}/{path.name}"
+    for number, line in enumerate(content[: _whole(content)].splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{name}:{number}: damaged ({error}); mend or remove it") from error
+        yield f"{name}:{number}", row
+
+
+def _files(folder: pathlib.Path, unit: str) -> list[pathlib.Path]:
+    """The files of a unit, or of the journal; that of a lone process first."""
+    found = []
+    for path in (folder / ROWS_FOLDER).glob("*.jsonl"):
+        match = _NAME.fullmatch(path.name)
+        if match and match[1] == unit:
+            found.append((int(match[3] or 0), int(match[2] or 0), path))
+    return [path for _, _, path in sorted(found)]
+
+
+def share_of(where: str) -> Share:
+    """Whose file a line is in."""
+    match = _NAME.fullmatch(where.rpartition("/")[2].partition(":")[0])
+    return Share(int(match[2]), int(match[3])) if match and match[2] else Share()
+
+
+def units(folder: pathlib.Path) -> list[str]:
+    """The units of which a folder holds answers."""
+    names = [_NAME.fullmatch(path.name) for path in (folder / ROWS_FOLDER).glob("*.jsonl")]
+    return sorted({match[1] for match in names if match and match[1] != _SENT})
+
+
+def read_answers(folder: pathlib.Path, unit: str) -> list[Answer]:
+    """Every line on a unit, of all workers.
+
+    Raises:
+        InputError: a line in the middle of a file is damaged.
+    """
+    return [_answer(*line) for path in _files(folder, unit) for line in _lines(path)]
+
+
+def answered(answers: Iterable[Answer]) -> dict[tuple[str, str, int], Answer]:
+    """(id, purpose, sample) -> its answer; an answer takes the place of an error.
+
+    Raises:
+        InputError: two different answers to one question, naming both lines.
+    """
+    found: dict[tuple[str, str, int], Answer] = {}
+    for answer in answers:
+        other = found.setdefault(answer.slot, answer)
+        if other is answer or answer.error:
+            continue
+        if other.error:
+            found[answer.slot] = answer
+        elif (other.key, other.text) != (answer.key, answer.text):
+            raise InputError(
+                f"{other.where} and {answer.where} answer one question differently: id "
+                f"{answer.id}, {answer.purpose} {answer.sample}: {other.text!r:.60} and "
+                f"{answer.text!r:.60}; remove one of the lines"
+            )
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Sending:
+    """A line of the journal: a request that was about to be sent.
+
+    Attributes:
+        send: its name.
+        slot: (id, purpose, sample) of the request.
+        bound: tokens that it may come to.
+        where: ``file:line``; "" of this process.
+    """
+
+    send: str
+    slot: tuple[str, str, int]
+    bound: Tokens
+    where: str = ""
+
+
+def unanswered(folder: pathlib.Path, answers: Iterable[Answer]) -> list[Sending]:
+    """What was sent and never answered, of all workers."""
+    sent: dict[str, Sending] = {}
+    settled = {answer.send for answer in answers}
+    for path in _files(folder, _SENT):
+        for where, row in _lines(path):
+            try:
+                if "bound" in row:
+                    slot = (row["id"], row["purpose"], row["sample"])
+                    bound = Tokens(*row["bound"])
+                    sent[row["send"]] = Sending(row["send"], slot, bound, where)
+                else:
+                    settled.add(row["send"])
+            except (KeyError, TypeError) as error:
+                raise InputError(f"{where}: no line of a journal; remove the line") from error
+    return [sending for send, sending in sent.items() if send not in settled]
+
+
+class Store:
+    """What one worker writes into an extraction's folder.
+
+    Attributes:
+        torn: messages on torn last lines that were cut off.
+    """
+
+    def __init__(self, folder: pathlib.Path, names: Sequence[str], share: Share) -> None:
+        """Opens the logs of some units.
+
+        Raises:
+            InputError: another process is at them, or the folder is no local one.
+        """
+        self.folder = folder
+        rows = folder / ROWS_FOLDER
+        self._journal = _Log(rows / f"{_SENT}{share.suffix}.jsonl")
+        self._logs = {name: _Log(rows / f"{name}{share.suffix}.jsonl") for name in names}
+        self.torn = [
+            f"{log.path}: the last line was torn, {log.cut} bytes are cut off; it is asked again"
+            for log in self._logs.values()
+            if log.cut
+        ]
+
+    def sending(self, request: Request, bound: Tokens) -> Sending:
+        """Notes that a request is about to be sent."""
+        send = uuid.uuid4().hex[:16]
+        row = {"send": send, "id": request.row_id, "purpose": request.purpose}
+        self._journal.append({**row, "sample": request.sample, "bound": list(bound)})
+        return Sending(send, (request.row_id, request.purpose, request.sample), bound)
+
+    def unpaid(self, sending: Sending) -> None:
+        """Notes that the endpoint took nothing for a request."""
+        self._journal.append({"send": sending.send, "unpaid": True})
+
+    def append(self, unit: str, answer: Answer) -> None:
+        """Adds an answer to its log."""
+        self._logs[unit].append(answer.row())
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        for log in (self._journal, *self._logs.values()):
+            log.close()
+
+
+def merge(folders: Sequence[pathlib.Path], out: pathlib.Path) -> dict[str, int]:
+    """Joins the logs of several folders, or of one folder's workers, into those of a lone process.
+
+    What lies in `out` comes first, so that the same merge again changes nothing.
+
+    Returns:
+        Unit -> lines.
+
+    Raises:
+        InputError: two different answers to one question, naming both lines; nothing is written.
+    """
+    sources = [out, *(f for f in folders if f.resolve() != out.resolve())]
+    merged: dict[str, list[dict[str, Any]]] = {}
+    for unit in sorted({unit for folder in sources for unit in units(folder)}):
+        found: dict[str, dict[str, Any]] = {}
+        answers = []
+        for folder in sources:
+            for path in _files(folder, unit):
+                for where, row in _lines(path):
+                    answers.append(_answer(f"{folder}/{where}", row))
+                    found.setdefault(json.dumps(row, sort_keys=True), row)
+        answered(answers)
+        merged[unit] = list(found.values())
+    journal: dict[str, dict[str, Any]] = {}
+    for folder in sources:
+        for path in _files(folder, _SENT):
+            for _, row in _lines(path):
+                journal.setdefault(json.dumps(row, sort_keys=True), row)
+    for unit, rows in {**merged, _SENT: list(journal.values())}.items():
+        records.write_jsonl(out / ROWS_FOLDER / f"{unit}.jsonl", rows)
+    return {unit: len(rows) for unit, rows in merged.items()}
+
+
+def rationales_path(folder: pathlib.Path, unit: str) -> pathlib.Path:
+    """The file that RATIONALES, or AUGMENT for unit `INPUTS`, names."""
+    return folder / f"rationales_{unit}.jsonl"
+
+
+def write_rationales(folder: pathlib.Path, unit: str, rows: Iterable[Annotated]) -> int:
+    """Writes what training reads; returns the number of lines.
+
+    A line is ``{"id", "input", "choices"?, "rationale", "label"?, "hinted"?}``. A failure that has
+    a rationale has a line without a label; a row without a rationale has none, unless it is one of
+    `INPUTS`, which may have a label alone.
+    """
+    lines = []
+    for row in rows:
+        line: dict[str, Any] = {"id": row.example.id, "input": row.example.input}
+        if row.example.choices:
+            line["choices"] = list(row.example.choices)
+        if row.outcome.rationale.strip():
+            line["rationale"] = row.outcome.rationale.strip()
+        if isinstance(row.outcome, Annotation) and row.outcome.label.strip():
+            line["label"] = row.outcome.label.strip()
+        if row.hinted:
+            line["hinted"] = True
+        if "rationale" in line or (unit == INPUTS and "label" in line):
+            lines.append(line)
+    records.write_jsonl(rationales_path(folder, unit), lines)
+    return len(lines)
