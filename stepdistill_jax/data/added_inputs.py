@@ -59,7 +59,7 @@ def read_added(
                 f"{where}: neither 'rationale' nor 'label', found {sorted(row)}: nothing to train "
                 f"on; {REMEDY}"
             )
-        choices = _choices(row, label_set, where)
+        choices = read_choices(row, label_set, where)
         if given["label"]:
             _check_label(given["label"], choices, needs_choices, metric, where)
         found.setdefault(row_id, Annotation(row_id, given["rationale"], given["label"]))
@@ -76,7 +76,12 @@ def _text(row: Mapping[str, Any], key: str, where: str) -> str:
     return "" if row.get(key) is None else text(row, key, where).strip()
 
 
-def _choices(row: Mapping[str, Any], label_set: tuple[str, ...], where: str) -> tuple[str, ...]:
+def read_choices(row: Mapping[str, Any], label_set: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """The line's choices; where it has none those of the whole data set.
+
+    Raises:
+        InputError: they are no texts, or not the data set's.
+    """
     if row.get("choices") is None:
         return label_set
     choices = field(row, "choices", where, list)

@@ -16,7 +16,7 @@ from stepdistill_jax.data.config import FILE_PREFIX, DataConfig, reject
 from stepdistill_jax.data.read import Reader
 from stepdistill_jax.data.sources import SOURCES, ColumnConfig
 from stepdistill_jax.data.sources.base import SPLITS
-from stepdistill_jax.data.subsets import carve_validation, content_key, derange, take_fraction
+from stepdistill_jax.data.subsets import carve_validation, derange, take_fraction, without
 from stepdistill_jax.data.teacher_outputs import Parsed
 from stepdistill_jax.data.triage import Verdict
 from stepdistill_jax.eval import equation
@@ -82,7 +82,7 @@ def load_pairs(config: DataConfig, split: str) -> tuple[list[Pair], JoinReport]:
     Train is TRAIN_SPLIT without the rows whose input is in validation, then cut to FRACTION: the
     same rows whatever LABELS, RATIONALES and TRIAGE are. With LABELS=teacher, rows whose teacher
     output has no usable label are then dropped, and rows of which TRIAGE leaves nothing. Validation
-    and test keep every row and have gold labels.
+    and test keep every row, and every row of theirs has a gold label.
 
     Raises:
         InputError: a file is missing or malformed, or no row is left.
@@ -179,6 +179,8 @@ class _Join:
         """Carve, augment, judge and deal rationales, cut to FRACTION, join: in this order."""
         config, reader = self.config, self.reader
         examples, rows = reader.read(reader.source, reader.file_split)
+        if config.labels == "gold":
+            reader.gold(examples, "LABELS is 'gold'")
         parsed = reader.annotations(examples, rows)
         if reader.carves:
             examples, validation = carve_validation(examples, config.data_seed)
@@ -209,8 +211,11 @@ class _Join:
         if self.split == "validation" and reader.carves:
             train, examples = carve_validation(examples, self.config.data_seed)
             self.dropped["left in train"] = len(train)
+        labelled = reader.gold(examples, f"{self.split} is scored by it")
+        self.dropped["no gold label"] = len(examples) - len(labelled)
+        self.dropped = +self.dropped
         pairs = []
-        for example in examples:
+        for example in labelled:
             output = parsed.get(example.id)
             self.count(output)
             rationale = self.rationale(example, output)
@@ -239,8 +244,7 @@ class _Join:
         self, examples: Sequence[Example], others: Sequence[Example], reason: str
     ) -> list[Example]:
         """Those of `examples` whose input is none of the others'."""
-        taken = {content_key(other.input) for other in others}
-        kept = [example for example in examples if content_key(example.input) not in taken]
+        kept = without(examples, others)
         self.dropped[reason] += len(examples) - len(kept)
         return kept
 

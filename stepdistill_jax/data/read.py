@@ -56,6 +56,36 @@ class Reader:
             self.skipped += skipped or ()
         return examples, rows
 
+    def gold(self, examples: Sequence[Example], need: str) -> list[Example]:
+        """Those with a gold label; only a user's own data may lack some.
+
+        Args:
+            examples: rows of this split.
+            need: what the label is needed for.
+
+        Raises:
+            InputError: one has none and bad rows are not skipped, or none has one.
+        """
+        labelled = [example for example in examples if example.label is not None]
+        lacking = len(examples) - len(labelled)
+        columns = self.config.columns
+        if self.config.dataset not in OWN or not lacking or columns is None:
+            return list(examples)
+        if labelled and self.config.skip_bad_rows:
+            return labelled
+        first = next(example for example in examples if example.label is None)
+        remedy = "write it there"
+        if not columns.label_column:
+            remedy = "name the column that holds it (a row without one says null there)"
+        if self.split == "train":
+            remedy += ", or train on a teacher's: LABELS='teacher' with RATIONALES='file:PATH'"
+        elif self.carves:
+            remedy += f", or set {self.split.upper()}_FILE to rows that have one"
+        raise InputError(
+            f"{first.where}: no gold label (LABEL_COLUMN is {columns.label_column!r}; {lacking} of "
+            f"{len(examples)} rows have none), but {need}; {remedy}"
+        )
+
     def require(self, source: Source, split: str, options: Options) -> None:
         """Says which splits there are, where the wanted one is not among them."""
         splits = self.splits if source is self.source else source.splits

@@ -58,6 +58,12 @@ def carve_validation(examples: Sequence[Example], seed: int) -> tuple[list[Examp
     return train, validation
 
 
+def without(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
+    """Those of `examples` whose input is none of the others', up to case and white space."""
+    taken = {content_key(other.input) for other in others}
+    return [example for example in examples if content_key(example.input) not in taken]
+
+
 def take_fraction(examples: Sequence[Example], fraction: float, seed: int) -> list[Example]:
     """``round(fraction * len(examples))`` rows, at least one, in the order of `examples`.
 

@@ -33,7 +33,7 @@ class ColumnConfig:
         id_column: "" = the row number.
         input_template: the input text, `str.format` fields naming columns: ``{premise}</s>{text}``.
             Only plain field names are allowed.
-        label_column, rationale_column: "" for the rationale = there is none.
+        label_column, rationale_column: "" = there is none. A row may say null in either.
         label_set: the allowed labels, or (raw value, text) pairs such as ``((0, "entailment"),)``;
             empty = free text.
         metric: ``exact`` or ``equation``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -22,6 +23,12 @@ FOLDER = "cqa"
 LETTERS = "abcde"
 
 
+def input_text(question: str, choices: Sequence[str]) -> str:
+    """``question\\nAnswer Choices:\\n(a) ...\\n(e) ...``, of five choices."""
+    lines = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=True)]
+    return "\n".join([question, "Answer Choices:", *lines])
+
+
 def _parse(where: str, row: Any) -> Example:
     row_id = text(row, "id", where)
     shown = f"(id {row_id[:4]}…)" if len(row_id) > 8 else f"(id {row_id})"
@@ -38,10 +45,9 @@ def _parse(where: str, row: Any) -> Example:
         raise InputError(
             f"{where}: answer {answer!r} is not one of the choices {choices} {shown}; {REMEDY}"
         )
-    lines = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=True)]
     return Example(
         id=row_id,
-        input="\n".join([text(row, "question", where), "Answer Choices:", *lines]),
+        input=input_text(text(row, "question", where), choices),
         label=answer.strip(),
         explanation=field(row, "abstractive_explanation", where).strip() or None,
         # Crowd workers wrote some choices twice; the text is the label, so twins are harmless.

@@ -80,9 +80,16 @@ def _input(row: Mapping[str, Any], columns: ColumnConfig, where: str) -> str:
 
 def _label(
     row: Mapping[str, Any], columns: ColumnConfig, names: tuple[str, ...], where: str
-) -> str:
-    """The label's text; `names` are a Hugging Face class column's, indexed by the raw value."""
+) -> str | None:
+    """The label's text; `names` are a Hugging Face class column's, indexed by the raw value.
+
+    None where there is no label column or the row says null.
+    """
+    if not columns.label_column:
+        return None
     value = _column(row, columns.label_column, "LABEL_COLUMN", where)
+    if value is None:
+        return None
     whole = isinstance(value, int) and not isinstance(value, bool)
     allowed = columns.label_map()
     # 0 == False == 0.0 in Python, so only texts and whole numbers are looked up.
@@ -124,11 +131,27 @@ def _rationale(row: Mapping[str, Any], columns: ColumnConfig, where: str) -> str
     return value
 
 
-def _example(
-    where: str, row: Mapping[str, Any], columns: ColumnConfig, names: tuple[str, ...] = ()
+def example(
+    where: str,
+    row: Mapping[str, Any],
+    columns: ColumnConfig,
+    names: tuple[str, ...] = (),
+    row_id: str = "",
 ) -> Example:
+    """One row, read as the columns say.
+
+    Args:
+        where: ``file:line``, for the id of a row without ID_COLUMN and for messages.
+        row: column -> value.
+        columns: what they mean.
+        names: of a Hugging Face column of class labels.
+        row_id: taken instead of the row's own.
+
+    Raises:
+        InputError: the columns do not fit the row.
+    """
     return Example(
-        id=_id(row, columns, where),
+        id=row_id or _id(row, columns, where),
         input=_input(row, columns, where),
         label=_label(row, columns, names, where),
         explanation=_rationale(row, columns, where),
@@ -170,7 +193,7 @@ def load(data_dir: epath.Path, split: str, options: Options) -> list[Example]:
     columns = _columns(options, "jsonl")
     return read_examples(
         _path(data_dir, split, options),
-        lambda where, row: _example(where, row, columns),
+        lambda where, row: example(where, row, columns),
         options,
         MEND,
     )
@@ -225,7 +248,7 @@ def hub_load(data_dir: epath.Path, split: str, options: Options) -> list[Example
         for number, row in enumerate(dataset, start=1):
             yield f"{columns.hf_name}/{columns.files()[split]}:{number}", row
 
-    return collect(rows(), lambda where, row: _example(where, row, columns, names), options)
+    return collect(rows(), lambda where, row: example(where, row, columns, names), options)
 
 
 def _hub_files(data_dir: epath.Path, split: str, options: Options) -> list[epath.Path]:

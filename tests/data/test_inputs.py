@@ -1,0 +1,203 @@
+"""The rows a teacher is asked about are the rows that training sees; data without gold labels."""
+
+import dataclasses
+import json
+
+import pytest
+
+from stepdistill_jax.data import inputs
+from stepdistill_jax.data.join import ColumnConfig, DataConfig, load_pairs
+from stepdistill_jax.data.subsets import content_key
+from stepdistill_jax.spec import InputError
+
+ADDED = "added-"
+
+
+def ids(rows):
+    return [row.id for row in rows]
+
+
+def own(folder, rows=40, label=None, split="train"):
+    lines = [
+        {"uid": f"{split}{n}", "q": f"{split} question {n}?", "a": label and label(n)}
+        for n in range(rows)
+    ]
+    path = folder / f"{split}.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def own_config(folder, label_column="a", **changes):
+    files = {f"{p.stem}_file": p.name for p in folder.glob("t*.jsonl")}
+    files |= {f"{p.stem}_file": p.name for p in folder.glob("validation.jsonl")}
+    columns = ColumnConfig(
+        id_column="uid", input_template="{q}", label_column=label_column, **files
+    )
+    return DataConfig(dataset="jsonl", data_dir=str(folder), columns=columns, **changes)
+
+
+def rationales(folder, rows=40, split="train"):
+    path = folder / f"why_{split}.jsonl"
+    lines = [{"id": f"{split}{n}", "rationale": f"r{n}", "label": f"L{n}"} for n in range(rows)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return f"file:{path}"
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.125])
+@pytest.mark.parametrize(
+    ("dataset", "train_split", "units"),
+    [
+        ("cqa", "train", ("train", "train", "test")),
+        ("anli", "validation", ("validation", "validation", "test")),
+        ("svamp", "train", ("train", "train", "test")),
+        ("demo", "train", ("train", "validation", "test")),
+    ],
+)
+def test_the_rows_asked_are_those_trained_and_scored_on(
+    shared, dataset, train_split, units, fraction
+):
+    data = DataConfig(
+        dataset=dataset,
+        data_dir=str(shared / "data"),
+        train_split=train_split,
+        rationales="none",
+        fraction=fraction,
+        data_seed=3,
+    )
+    seen = {}
+    for split, unit in zip(("train", "validation", "test"), units, strict=True):
+        pairs, _ = load_pairs(data, split)
+        asked = inputs.load(data, (split,), "")
+        assert list(asked) == [unit]
+        assert ids(asked[unit]) == ids(pairs)
+        seen[unit] = [*seen.get(unit, []), *ids(pairs)]
+    together = inputs.load(data, ("train", "validation", "test"), "")
+    assert {unit: sorted(ids(rows)) for unit, rows in together.items()} == {
+        unit: sorted(rows) for unit, rows in seen.items()
+    }
+
+
+def test_a_carved_validation_joins_its_file_in_the_files_order(tmp_path):
+    own(tmp_path, label=lambda n: f"L{n}")
+    together = inputs.load(own_config(tmp_path), ("validation", "train"), "")
+    assert ids(together["train"]) == [f"train{n}" for n in range(40)]
+
+
+def test_the_fraction_counts_inputs_that_augment_adds_as_training_does(shared, tmp_path):
+    lines = [{"id": n, "input": f"problem {n}", "label": "1 + 1"} for n in range(600)]
+    added = tmp_path / "added.jsonl"
+    added.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = DataConfig(
+        dataset="svamp",
+        data_dir=str(shared / "data"),
+        fraction=0.3,
+        rationales="teacher",
+        augment=f"file:{added}",
+    )
+    asked = inputs.load(data, ("train",), "")["train"]
+    kept = [pair.id for pair in load_pairs(data, "train")[0] if not pair.id.startswith(ADDED)]
+    assert kept == ids(asked)
+    alone = inputs.load(dataclasses.replace(data, augment=""), ("train",), "")["train"]
+    assert ids(asked) != ids(alone)
+
+
+def test_asdiv_is_asked_without_what_is_in_an_evaluation_split(shared):
+    data = DataConfig(dataset="svamp", data_dir=str(shared / "data"))
+    units = inputs.load(data, (), "asdiv")
+    assert list(units) == ["inputs"]
+    rows = units["inputs"]
+    scored = [*load_pairs(data, "test")[0], *load_pairs(data, "validation")[0]]
+    held_out = {content_key(pair.input) for pair in scored}
+    assert not held_out & {content_key(row.input) for row in rows}
+    assert len(rows) == 2305
+    with pytest.raises(InputError, match="ASDiv's problems belong to svamp"):
+        inputs.load(DataConfig(dataset="demo"), (), "asdiv")
+
+
+def test_own_inputs_are_read_by_line_and_need_what_the_data_sets_rows_have(shared, tmp_path):
+    path = tmp_path / "more.jsonl"
+    row = {"id": 7, "input": " Where?\nAnswer Choices:\n(a) x\n(b) y ", "choices": ["x", "y"]}
+    path.write_text(json.dumps(row) + "\n")
+    data = DataConfig(dataset="cqa", data_dir=str(shared / "data"))
+    (example,) = inputs.load(data, (), f"file:{path}")["inputs"]
+    assert (example.id, example.label, example.choices) == ("7", None, ("x", "y"))
+    assert example.input == row["input"].strip()
+    del row["choices"]
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match=r"more.jsonl:1: no 'choices', which every row"):
+        inputs.load(data, (), f"file:{path}")
+    with pytest.raises(InputError, match="EXTRACT_INPUTS is 'file:/no', but /no is no file"):
+        inputs.load(data, (), "file:/no")
+    with pytest.raises(InputError, match="EXTRACT_INPUTS is 'svamp', not one of '', 'asdiv'"):
+        inputs.load(data, (), "svamp")
+
+
+def test_inputs_that_are_all_scored_rows_leave_nothing_to_ask(tmp_path):
+    own(tmp_path, label=lambda n: f"L{n}")
+    own(tmp_path, rows=2, label=lambda n: f"L{n}", split="test")
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"id": 1, "input": "Test  question 1?"}\n')
+    with pytest.raises(InputError, match=r"no row to ask a teacher about in 'inputs'"):
+        inputs.load(own_config(tmp_path), (), f"file:{more}")
+
+
+@pytest.mark.parametrize("label_column", ["", "a"])
+def test_a_student_trains_on_teacher_labels_where_there_are_no_gold_ones(tmp_path, label_column):
+    own(tmp_path)
+    own(tmp_path, rows=4, label=lambda n: f"L{n}", split="validation")
+    data = own_config(
+        tmp_path, label_column, labels="teacher", rationales=rationales(tmp_path), fraction=0.5
+    )
+    asked = inputs.load(data, ("train",), "")["train"]
+    assert [row.label for row in asked] == [None] * 20
+    pairs, report = load_pairs(data, "train")
+    assert ids(pairs) == ids(asked)
+    for pair in pairs:
+        number = pair.id.removeprefix("train")
+        assert (pair.label, pair.gold, pair.rationale) == (f"L{number}", None, f"r{number}")
+        assert (pair.label_weight, pair.rationale_weight) == (1.0, 1.0)
+    assert report.rows == report.kept + sum(report.dropped.values())
+    if label_column:
+        assert [pair.gold for pair in load_pairs(data, "validation")[0]] == ["L0", "L1", "L2", "L3"]
+
+
+@pytest.mark.parametrize(
+    ("split", "label_column", "message"),
+    [
+        (
+            "train",
+            "",
+            r"train.jsonl:1: no gold label \(LABEL_COLUMN is ''; 40 of 40 rows have none\), but "
+            r"LABELS is 'gold'; name the column .*LABELS='teacher' with RATIONALES='file:PATH'",
+        ),
+        (
+            "validation",
+            "a",
+            r"\.jsonl:\d+: no gold label .*4 of 4 rows have none\), but validation is scored by "
+            r"it; write it there, or set VALIDATION_FILE to rows that have one",
+        ),
+        (
+            "test",
+            "",
+            r"test.jsonl:1: no gold label \(LABEL_COLUMN is ''; 3 of 3 rows have none\), but test "
+            r"is scored by it; name the column that holds it \(a row without one says null there\)",
+        ),
+    ],
+)
+def test_what_gold_labels_are_needed_for_is_said(tmp_path, split, label_column, message):
+    own(tmp_path)
+    own(tmp_path, rows=3, split="test")
+    with pytest.raises(InputError, match=message):
+        load_pairs(own_config(tmp_path, label_column, rationales="none"), split)
+
+
+def test_rows_to_score_without_a_gold_label_can_be_skipped_and_are_counted(tmp_path):
+    own(tmp_path)
+    own(tmp_path, rows=6, split="test", label=lambda n: f"L{n}" if n % 2 else None)
+    data = own_config(tmp_path, rationales="none")
+    with pytest.raises(InputError, match=r"test.jsonl:1: no gold label .*3 of 6 rows have none"):
+        load_pairs(data, "test")
+    pairs, report = load_pairs(own_config(tmp_path, rationales="none", skip_bad_rows=True), "test")
+    assert ids(pairs) == ["test1", "test3", "test5"]
+    assert report.dropped == {"no gold label": 3}
+    assert report.rows == report.kept + 3
