@@ -114,6 +114,25 @@ def load_annotations(
     Raises:
         InputError: the counts differ, a file is damaged, or the outputs are about other rows.
     """
+    texts = load_texts(source, data_dir, split, examples, rows)
+    if not texts:
+        return {}
+    parsed = [
+        parser.parse(source.teacher_format, example, texts[example.id]) for example in examples
+    ]
+    where = output_files(source, data_dir, split)[0].parent
+    check_alignment(source.teacher_format, examples, parsed, f"{where}")
+    return {annotation.id: annotation for annotation in parsed}
+
+
+def load_texts(
+    source: Source, data_dir: epath.Path, split: str, examples: Sequence[Example], rows: int
+) -> dict[str, str]:
+    """Example id -> the released output as it came; otherwise as `load_annotations`.
+
+    Raises:
+        InputError: the counts differ, or a file is damaged.
+    """
     files = output_files(source, data_dir, split)
     if not files or not examples:
         return {}
@@ -123,14 +142,8 @@ def load_annotations(
         batch = read_outputs(path)
         counts.append(len(batch))
         outputs += batch
-    data = examples[0].where.rsplit(":", 1)[0]
-    _check_count(files, counts, rows, data)
-    parsed = [
-        parser.parse(source.teacher_format, example, outputs[int(row_number(example.where))])
-        for example in examples
-    ]
-    check_alignment(source.teacher_format, examples, parsed, f"{files[0].parent}")
-    return {annotation.id: annotation for annotation in parsed}
+    _check_count(files, counts, rows, examples[0].where.rsplit(":", 1)[0])
+    return {example.id: outputs[int(row_number(example.where))] for example in examples}
 
 
 def check_alignment(
