@@ -157,6 +157,8 @@ def dump(extraction: Extraction) -> str:
 def read(folder: epath.PathLike, overrides: Sequence[str] = ()) -> Extraction:
     """The configuration of the extraction in a folder, wherever the folder lies now.
 
+    EXTRACT_DIR is that folder unless `overrides` name another.
+
     Raises:
         InputError: the folder holds none, or an override is wrong.
     """
@@ -166,6 +168,8 @@ def read(folder: epath.PathLike, overrides: Sequence[str] = ()) -> Extraction:
             f"{path}: no such file, so {folder} holds no extraction; check the folder's name"
         )
     found = parse([path], overrides)
+    if any(text.startswith("EXTRACT_DIR=") for text in overrides):
+        return found
     moved = dataclasses.replace(found.extract, extract_dir=str(folder))
     return dataclasses.replace(found, extract=moved)
 

@@ -81,6 +81,11 @@ class Budget:
         self.reserved = self.reserved.plus(bound)
         return True
 
+    def take_back(self, bound: Tokens) -> None:
+        """Reserves what counted as spent: a request of an earlier process, still to be answered."""
+        self.spent = Tokens(self.spent.prompt - bound.prompt, self.spent.written - bound.written)
+        self.reserved = self.reserved.plus(bound)
+
     def settle(self, bound: Tokens, charged: Tokens) -> None:
         """Replaces what was set aside by what was charged."""
         self.reserved = Tokens(

@@ -10,17 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import enum
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from stepdistill_jax.records import Annotation
 from stepdistill_jax.teacher import budget as budgets
 from stepdistill_jax.teacher.answers import Answers
 from stepdistill_jax.teacher.budget import NOTHING, Bounds, Budget, Tokens
+from stepdistill_jax.teacher.clients.batch import Batch
 from stepdistill_jax.teacher.requests import Client, Completion, EndpointError, Request, RowError
 from stepdistill_jax.teacher.rows import Row, Teaching
 from stepdistill_jax.teacher.store import Answer, Sending, Store
+
+# (row id, purpose, sample).
+Slot = tuple[str, str, int]
 
 
 class Ending(enum.Enum):
@@ -93,6 +99,7 @@ class Extractor:
         self._ready: collections.deque[_Question] = collections.deque()
         # Key of a request in flight -> those that wait for its answer.
         self._equals: dict[str, list[_Question]] = {}
+        self._shares_answers = cache.folder is not None
         self._stop = asyncio.Event()
         self._hurry = False
 
@@ -162,11 +169,65 @@ class Extractor:
             self._settle(in_flight)
         self.counts.lost = len(in_flight)
 
-    def questions(self) -> Iterator[Row]:
-        """All that can be asked now, for a client that takes it all at once."""
-        while (question := self._next()) is not None:
-            if not self._answered_here(question):
-                yield question.row
+    async def run_batch(self, batch: Batch, waiting: Mapping[Slot, Sending]) -> Ending:
+        """The same through offline batches, a round of all that can be asked after another.
+
+        Args:
+            batch: may hold what an earlier process submitted.
+            waiting: (id, purpose, sample) -> its sending, of what was sent and not answered.
+        """
+        self._shares_answers = True
+        try:
+            while True:
+                asked, fits = await self._batch_round(dict(waiting))
+                waiting = {}
+                if not asked:
+                    break
+                batch.submit([question.request for question, _ in asked.values()])
+                while not batch.poll().over and not await self._paused():
+                    self._watch(self.counts)
+                if self._stop.is_set():
+                    return Ending.STOPPED
+                for key, came in batch.collect():
+                    if key in asked:
+                        question, sending = asked.pop(key)
+                        self.take(question.row, question.request, came, sending)
+        except EndpointError as error:
+            self.failure = str(error)
+            return Ending.FAILED
+        finally:
+            batch.close()
+        if self._stop.is_set() and not self._is_over(Ending.DONE):
+            return Ending.STOPPED
+        return Ending.DONE if fits else Ending.COST
+
+    async def _batch_round(
+        self, waiting: dict[Slot, Sending]
+    ) -> tuple[dict[str, tuple[_Question, Sending]], bool]:
+        """(key -> what is to be asked now, whether that is all)."""
+        asked: dict[str, tuple[_Question, Sending]] = {}
+        while not self._stop.is_set() and (question := self._next()) is not None:
+            if self._answered_here(question):
+                await asyncio.sleep(0)
+                continue
+            request = question.request
+            sent = waiting.pop((request.row_id, request.purpose, request.sample), None)
+            if sent is not None:
+                # It counts as spent; from here on it is reserved.
+                self.budget.take_back(sent.bound)
+                self._equals[request.key] = []
+            sending = sent or self._reserve(request)
+            if sending is None:
+                self._ready.appendleft(question)
+                return asked, False
+            asked[request.key] = (question, sending)
+        return asked, True
+
+    async def _paused(self) -> bool:
+        """Waits until it is time to look again; whether `stop` was called."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), self.teaching.extract.batch_poll)
+        return self._stop.is_set()
 
     def _next(self) -> _Question | None:
         """What to ask next; None where nothing is left but what waits for answers."""
@@ -192,7 +253,7 @@ class Extractor:
 
     def _answered_here(self, question: _Question) -> bool:
         """Whether the cache, or an equal request in flight, will answer."""
-        if self._cache.folder is None:
+        if not self._shares_answers:
             return False
         key = question.request.key
         if key in self._equals:
@@ -211,7 +272,7 @@ class Extractor:
         if not self.budget.reserve(bound):
             return None
         sending = self._store.sending(request, bound)
-        if self._cache.folder is not None:
+        if self._shares_answers:
             self._equals[request.key] = []
         return sending
 
@@ -262,11 +323,12 @@ class Extractor:
         row, request = question.row, question.request
         answer = Answer.of(
             request,
-            self.teaching.prompt.hash,
+            self.teaching.prompt_hash,
             came,
             charged=charged,
             send=send,
             cached=cached,
+            at=time.time(),
         )
         self._store.append(row.unit, answer)
         row.answers[request.purpose, request.sample] = answer

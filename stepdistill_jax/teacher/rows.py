@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -52,6 +53,11 @@ class Teaching:
     prompt: Asking
     metric: str
 
+    @functools.cached_property
+    def prompt_hash(self) -> str:
+        """Of the prompt; made once."""
+        return self.prompt.hash
+
     def request(self, row: Row, purpose: str, sample: int) -> Request:
         """One question about a row."""
         return self.prompt.request(row.example, self.extract, purpose, sample)
@@ -60,7 +66,9 @@ class Teaching:
         """An answer as parsed; a request that failed is a failure of that reason."""
         if answer.error:
             return ParseFailure(row.example.id, answer.error, "", "")
-        return parser.parse(self.prompt.format, row.example, answer.text)
+        # "stop": the teacher ended there of itself, so that nothing could have followed.
+        complete = answer.finish_reason == "stop"
+        return parser.parse(self.prompt.format, row.example, answer.text, complete)
 
     def annotated(self, row: Row) -> Annotated | None:
         """What is kept of a row; None before its first answer."""
@@ -202,12 +210,14 @@ def _of_rows(answers: Sequence[Answer]) -> dict[str, dict[tuple[str, int], Answe
 def _check_identity(answer: Answer, teaching: Teaching, folder: pathlib.Path) -> None:
     """Raises InputError where a line is of another prompt, model or decoding."""
     extract = teaching.extract
+    # Each sample has a seed of its own; the request's key holds it.
+    decoding = dataclasses.replace(answer.decoding, seed=extract.sampling_seed)
     for what, held, asked in (
-        ("prompt", answer.prompt_hash[:12], teaching.prompt.hash[:12]),
+        ("prompt", answer.prompt_hash[:12], teaching.prompt_hash[:12]),
         ("TEACHER_MODEL", answer.model, extract.teacher_model),
-        ("decoding", answer.decoding, extract.decoding),
+        ("decoding", decoding, extract.decoding),
     ):
-        if held != asked and not (what == "TEACHER_MODEL" and extract.client == "replay"):
+        if held != asked:
             raise InputError(
                 f"{folder / answer.where}: EXTRACT_DIR holds an extraction with {what} {held!r}, "
                 f"now {asked!r}; repeat its settings to continue it, or choose another EXTRACT_DIR"

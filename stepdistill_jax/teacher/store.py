@@ -74,6 +74,7 @@ class Answer:
         text, finish_reason: as they came; "" where there is an error.
         prompt_tokens, completion_tokens: by the endpoint's count; None where it says none.
         seconds: from sending to the last byte.
+        at: when it came, in seconds since 1970.
         cached: from the cache of answers; nothing was sent.
         send: names the sending, in the journal too; "" where nothing was sent.
         charged: tokens that count as paid for: the endpoint's count, else the bound.
@@ -93,6 +94,7 @@ class Answer:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     seconds: float = 0.0
+    at: float = 0.0
     cached: bool = False
     send: str = ""
     charged: Tokens = NOTHING
@@ -111,6 +113,7 @@ class Answer:
         charged: Tokens = NOTHING,
         send: str = "",
         cached: bool = False,
+        at: float = 0.0,
     ) -> Answer:
         """What came of a request."""
         shared = {
@@ -123,6 +126,7 @@ class Answer:
             "decoding": request.decoding,
             "send": send,
             "charged": charged,
+            "at": round(at, 3),
         }
         if isinstance(came, RowError):
             tokens = {name: getattr(came, name) for name in ("prompt_tokens", "completion_tokens")}

@@ -54,6 +54,7 @@ def test_a_line_says_what_was_asked_and_what_came(tmp_path):
         "prompt_tokens": 12,
         "completion_tokens": 3,
         "seconds": 0.5,
+        "at": 0.0,
         "cached": False,
         "send": "s1",
         "charged": [12, 3],

@@ -1,0 +1,165 @@
+"""What an extraction will ask and cost, from a sample of its rows and without sending any."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+
+from stepdistill_jax.teacher.answers import Answers
+from stepdistill_jax.teacher.budget import Prices, Tokens
+from stepdistill_jax.teacher.requests import ANSWER, Request
+from stepdistill_jax.teacher.rows import Row, Teaching
+
+SAMPLED = 200
+# English text, for want of a tokenizer.
+_BYTES_A_TOKEN = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is still to be asked.
+
+    Attributes:
+        rows: with something to ask.
+        requests: about them, exactly, without hints.
+        hints: requests with the gold label given, at most.
+        sampled: rows that tokens were counted on.
+        cached: share of the sampled requests that the cache will answer.
+        tokens: estimate, of the requests that will be sent.
+        most: the same, were every answer as long as MAX_NEW_TOKENS.
+        prompt_basis, written_basis: what the estimates rest on.
+        cost, most_cost: None without prices.
+    """
+
+    rows: int
+    requests: int
+    hints: int
+    sampled: int
+    cached: float
+    tokens: Tokens
+    most: Tokens
+    prompt_basis: str
+    written_basis: str
+    cost: Decimal | None
+    most_cost: Decimal | None
+
+
+def make(
+    rows: Sequence[Row],
+    teaching: Teaching,
+    cache: Answers,
+    count: Callable[[Request], int] | None,
+    count_text: Callable[[str], int] | None,
+) -> Plan:
+    """Estimates on evenly spaced rows.
+
+    Args:
+        rows: this worker's, with what is answered.
+        teaching: the teacher.
+        cache: looked into for the sampled rows.
+        count: exact tokens of a request, where a tokenizer is known.
+        count_text: the same of a text.
+    """
+    extract = teaching.extract
+    slots = [(ANSWER, sample) for sample in range(extract.samples)]
+    to_ask = [row for row in rows if row.answers.keys().isdisjoint(slots) or _is_part(row, slots)]
+    requests = sum(slot not in row.answers for row in to_ask for slot in slots)
+    step = max(1, len(to_ask) // SAMPLED)
+    sample = to_ask[::step][:SAMPLED]
+    asked = [
+        teaching.request(row, *slot) for row in sample for slot in slots if slot not in row.answers
+    ]
+    sent = [request for request in asked if cache.get(request.key) is None]
+    cached = 1 - len(sent) / len(asked) if asked else 0.0
+    number = round(requests * (1 - cached))
+    prompt, prompt_basis = _prompt_tokens(sent, rows, count)
+    written, written_basis = _written_tokens(sent, rows, count_text)
+    tokens = Tokens(round(number * prompt), round(number * written))
+    most = Tokens(tokens.prompt, number * extract.max_new_tokens)
+    prices = Prices.of(extract)
+    return Plan(
+        rows=len(to_ask),
+        requests=requests,
+        hints=sum(row.example.label is not None for row in rows) if extract.hint_wrong else 0,
+        sampled=len(sample),
+        cached=cached,
+        tokens=tokens,
+        most=most,
+        prompt_basis=prompt_basis,
+        written_basis=written_basis,
+        cost=prices.cost(tokens),
+        most_cost=prices.cost(most),
+    )
+
+
+def _is_part(row: Row, slots: Sequence[tuple[str, int]]) -> bool:
+    return not row.answers.keys() >= {*slots}
+
+
+def _known(rows: Sequence[Row], field: str) -> list[int]:
+    """Of the answers that were paid for, the endpoint's counts."""
+    answers = (answer for row in rows for answer in row.answers.values() if answer.send)
+    counts = (getattr(answer, field) for answer in answers if not answer.error)
+    return [count for count in counts if count is not None]
+
+
+def _prompt_tokens(
+    sent: Sequence[Request], rows: Sequence[Row], count: Callable[[Request], int] | None
+) -> tuple[float, str]:
+    if not sent:
+        return 0.0, "nothing to count"
+    if count is not None:
+        return statistics.mean(map(count, sent)), f"counted on {len(sent)} requests"
+    if known := _known(rows, "prompt_tokens"):
+        return statistics.mean(known), f"the mean of {len(known)} answers so far"
+    sizes = [len(request.text.encode()) / _BYTES_A_TOKEN for request in sent]
+    return statistics.mean(sizes), (
+        f"a guess at {_BYTES_A_TOKEN} bytes a token; TEACHER_TOKENIZER counts"
+    )
+
+
+def _written_tokens(
+    sent: Sequence[Request], rows: Sequence[Row], count: Callable[[str], int] | None
+) -> tuple[float, str]:
+    if not sent:
+        return 0.0, "nothing to count"
+    most = sent[0].decoding.max_new_tokens
+    if known := _known(rows, "completion_tokens"):
+        return statistics.mean(known), f"the mean of {len(known)} answers so far"
+    turns = [turn.content for turn in sent[0].messages if turn.role == "assistant"]
+    if not turns:
+        return most, "as long as MAX_NEW_TOKENS allows, for want of an answer to go by"
+    sizes = [len(t.encode()) / _BYTES_A_TOKEN if count is None else count(t) for t in turns]
+    how = "in length" if count else f"at {_BYTES_A_TOKEN} bytes a token"
+    return min(most, statistics.mean(sizes)), f"as the exemplars' answers, {how}"
+
+
+def told(plan: Plan, extract_rows: int, most_cost: float | None) -> list[str]:
+    """The plan for a reader.
+
+    Args:
+        plan: it.
+        extract_rows: of this worker, answered ones included.
+        most_cost: MAX_COST.
+    """
+    lines = [
+        f"to ask: {plan.rows:,} of {extract_rows:,} rows, {plan.requests:,} requests (exact)",
+    ]
+    if plan.hints:
+        lines[0] += f"; besides, a hint for each row that is wrong, at most {plan.hints:,}"
+    if plan.cached:
+        lines.append(f"from the cache: {plan.cached:.1%} of them, as {plan.sampled} rows show")
+    lines += [
+        f"tokens to read: about {plan.tokens.prompt:,} ({plan.prompt_basis})",
+        f"tokens to write: about {plan.tokens.written:,} ({plan.written_basis}), at most "
+        f"{plan.most.written:,}",
+    ]
+    if plan.cost is None or plan.most_cost is None:
+        return [*lines, "cost: not known without PRICE_INPUT and PRICE_OUTPUT"]
+    lines.append(f"cost: about {plan.cost:.4f}, at most {plan.most_cost:.4f}")
+    if most_cost is not None:
+        fits = "holds" if plan.most_cost <= Decimal(str(most_cost)) else "may be reached before"
+        lines[-1] += f"; MAX_COST={most_cost} {fits} all of it"
+    return lines
