@@ -25,6 +25,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _let_go_of_programs():
+    """Drops what a module compiled: each program maps memory, and Linux allows 65,530 maps."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """`../shared` with the public data; required in CI, skipped with a word elsewhere."""
