@@ -36,8 +36,7 @@ def body(request: Request, is_openai: bool) -> dict[str, Any]:
     if decoding.top_p < 1:
         sent["top_p"] = decoding.top_p
     if decoding.temperature > 0:
-        # Else all samples of a row would be the same answer.
-        sent["seed"] = decoding.seed + request.sample
+        sent["seed"] = decoding.seed
     return sent
 
 
