@@ -14,9 +14,11 @@ from stepdistill_jax import records
 from stepdistill_jax.eval.results import RESULT_FIELDS
 from stepdistill_jax.report import (
     accuracy,
+    annotation,
     card,
     details,
     fractions,
+    learning_curve,
     markdown,
     paper,
     sizes,
@@ -24,12 +26,16 @@ from stepdistill_jax.report import (
     words,
 )
 from stepdistill_jax.report.comparisons import Material, compare
-from stepdistill_jax.report.document import Report
+from stepdistill_jax.report.document import Report, Section
+from stepdistill_jax.report.extractions import Extraction, read_extractions
+from stepdistill_jax.report.learning_curve import Prices
 from stepdistill_jax.report.predictions import Predictions
 from stepdistill_jax.report.read import Runs, read_runs
 from stepdistill_jax.report.tables import Scores, collect
 
 PAGE, MARKDOWN, CSV, FIGURES = "index.html", "report.md", "results.csv", "figures"
+# Of extractions.
+ANNOTATIONS_CSV = "annotations.csv"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,43 +46,67 @@ class Written:
         files: written, relative to the report's folder.
         runs: that held results.
         without_number: names of runs that are in no table.
+        told: what to print of extractions and learning curves, one a line.
     """
 
     files: tuple[str, ...]
     runs: int
     without_number: tuple[str, ...]
+    told: tuple[str, ...] = ()
 
 
-def write_report(folders: Sequence[epath.PathLike], out: epath.PathLike) -> Written:
+def write_report(
+    folders: Sequence[epath.PathLike],
+    out: epath.PathLike,
+    extractions: Sequence[epath.PathLike] = (),
+    annotation_cost: float | None = None,
+) -> Written:
     """Writes the page, its Markdown, the results as CSV and the figures.
 
     The same results give the same bytes.
 
     Args:
-        folders: see `read_runs`.
+        folders: see `read_runs`; may be empty where there are extractions.
         out: folder; is made if need be, files of an earlier report are replaced.
+        extractions: folders of extractions (EXTRACT_DIR).
+        annotation_cost: price of one annotation; None = what each extraction's rows cost.
 
     Raises:
-        InputError: see `read_runs`, `collect` and `compare`.
+        InputError: see `read_runs`, `collect`, `compare` and `read_extractions`.
     """
-    runs = read_runs(folders)
-    scores = collect(runs)
-    predictions = Predictions()
-    report = build(Material(scores, predictions, compare(scores, predictions)))
-    files: dict[str, str | bytes] = {
-        PAGE: card.render(report),
-        MARKDOWN: markdown.render(report, FIGURES),
-        CSV: results_csv(runs),
-    }
+    files: dict[str, str | bytes] = {}
+    found = read_extractions(extractions)
+    told = annotation.lines(found)
+    names: list[str] = []
+    without_number: tuple[str, ...] = ()
+    if folders or not found:
+        runs = read_runs(folders)
+        scores = collect(runs)
+        predictions = Predictions()
+        material = Material(scores, predictions, compare(scores, predictions))
+        forecasts = learning_curve.forecasts(material, _prices(found, annotation_cost))
+        report = build(material, forecasts, found)
+        files[CSV] = results_csv(runs)
+        names, without_number = runs.names, (*runs.empty, *scores.unselected)
+        told += learning_curve.lines(forecasts)
+    else:
+        report = _without_runs(found)
+    if found:
+        files[ANNOTATIONS_CSV] = annotation.as_csv(found)
+    files = {PAGE: card.render(report), MARKDOWN: markdown.render(report, FIGURES), **files}
     for figure in report.figures:
         files[f"{FIGURES}/{figure.name}.svg"] = figure.svg
         files[f"{FIGURES}/{figure.name}.png"] = figure.png
     for name, content in files.items():
         records.write_atomic(epath.Path(out) / name, content)
-    return Written(tuple(files), len(runs.names), (*runs.empty, *scores.unselected))
+    return Written(tuple(files), len(names), without_number, told)
 
 
-def build(material: Material) -> Report:
+def build(
+    material: Material,
+    forecasts: Sequence[Sequence[learning_curve.Forecast]],
+    extractions: Sequence[Extraction] = (),
+) -> Report:
     """What the report says."""
     best = accuracy.best_on_test(material)
     sections = [
@@ -85,20 +115,51 @@ def build(material: Material) -> Report:
         accuracy.methods(material),
         fractions.fraction_curves(material),
         fractions.labels_saved(material),
+        learning_curve.section(material, forecasts),
         sizes.size_curves(material),
         sizes.beats_teacher(material),
+        *([annotation.section(extractions)] if extractions else []),
         details.tests(material),
         details.costs(material),
         *([best] if best else []),
         details.runs(material),
         details.notes(),
     ]
+    return _report(_lead(material.scores), sections)
+
+
+def _without_runs(extractions: Sequence[Extraction]) -> Report:
+    """What a report says of extractions alone."""
+    models = dict.fromkeys(extraction.model for extraction in extractions)
+    tasks = dict.fromkeys(words.dataset(extraction.dataset) for extraction in extractions)
+    first = (
+        f"{words.count(len(extractions), 'extraction')}, no runs. Data: {', '.join(tasks)}. "
+        f"Teachers: {', '.join(models)}."
+    )
+    second = (
+        "A large teacher's rationales and labels, for a small student to learn from by the method "
+        "of the paper below."
+    )
+    return _report((first, second), [annotation.section(extractions)])
+
+
+def _report(lead: tuple[str, ...], sections: Sequence[Section]) -> Report:
     return Report(
         "Distilling step-by-step: report card",
-        _lead(material.scores),
+        lead,
         (f"{paper.TITLE} (Hsieh et al., 2023)", paper.LINK),
         sections,
     )
+
+
+def _prices(extractions: Sequence[Extraction], given: float | None) -> Prices:
+    """Of several extractions of one data set the dearest counts."""
+    by_dataset: dict[str, float] = {}
+    for extraction in extractions:
+        if extraction.price is not None:
+            known = by_dataset.get(extraction.dataset, 0.0)
+            by_dataset[extraction.dataset] = max(known, extraction.price)
+    return Prices(given, by_dataset)
 
 
 def _lead(scores: Scores) -> tuple[str, ...]:
@@ -138,7 +199,8 @@ def results_csv(runs: Runs) -> str:
 
 def describe(written: Written, out: epath.PathLike) -> str:
     """One line a fact, for the one who asked for the report."""
-    lines = [f"{os.fspath(out)}: {len(written.files)} files from {written.runs} runs"]
+    lines = [*written.told]
+    lines.append(f"{os.fspath(out)}: {len(written.files)} files from {written.runs} runs")
     if written.without_number:
         lines.append(
             f"{len(written.without_number)} runs are in no table: "

@@ -10,11 +10,13 @@ from stepdistill_jax.report import plots
 from stepdistill_jax.report.document import (
     Block,
     Bullets,
+    Excerpt,
     Figure,
     Paragraph,
     Report,
     Section,
     Table,
+    visible,
 )
 
 # Longer tables are folded.
@@ -71,6 +73,8 @@ def _block(block: Block) -> str:
         return "<ul>" + "".join(f"<li>{_text(item)}</li>" for item in block.items) + "</ul>"
     if isinstance(block, Figure):
         return _figure(block)
+    if isinstance(block, Excerpt):
+        return _excerpt(block)
     table, caption = _table(block), _text(block.caption)
     if len(block.rows) > _LONG:
         rows = f"{len(block.rows)} rows"
@@ -80,11 +84,21 @@ def _block(block: Block) -> str:
 
 def _figure(figure: Figure) -> str:
     drawing = plots.inline(figure.svg, figure.name)
-    label = html.escape(figure.alt)
+    label = html.escape(visible(figure.alt))
     drawing = drawing.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
     return (
         f"<figure>\n<figcaption>{_text(figure.caption)}</figcaption>\n{drawing}\n"
         f"<details><summary>Numbers</summary>\n{_table(figure.table)}\n</details>\n</figure>"
+    )
+
+
+def _excerpt(excerpt: Excerpt) -> str:
+    texts = "".join(
+        f'<dt>{_text(name)}</dt><dd dir="auto">{_text(text)}</dd>' for name, text in excerpt.texts
+    )
+    return (
+        f'<details class="excerpt"><summary>{_text(excerpt.title)}</summary>\n'
+        f"<dl>{texts}</dl></details>"
     )
 
 
@@ -106,13 +120,14 @@ def _table(table: Table) -> str:
     for first, *others in table.rows:
         cells = (f'<td class="{entry.kind}">{_text(entry.text)}</td>' for entry in others)
         rows.append(f'<tr><th scope="row">{_text(first.text)}</th>{"".join(cells)}</tr>')
+    label = html.escape(visible(table.caption))
     # A box that is scrolled by itself must be reachable by keyboard.
     return (
-        f'<div class="scroll" tabindex="0" role="group" aria-label="{html.escape(table.caption)}">'
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{label}">'
         f"<table>\n<thead>{head}<tr>{names}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n"
         "</tbody></table></div>"
     )
 
 
 def _text(text: str) -> str:
-    return html.escape(text, quote=False)
+    return html.escape(visible(text), quote=False)

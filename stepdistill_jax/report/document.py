@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Sequence
 
 NUMBER, TEXT, PAPER, MISSING = "number", "text", "paper", "missing"
@@ -75,7 +76,20 @@ class Figure:
     table: Table
 
 
-Block = Paragraph | Bullets | Table | Figure
+@dataclasses.dataclass(frozen=True)
+class Excerpt:
+    """Texts that somebody or something else wrote, for a look; shown folded where that is possible.
+
+    Attributes:
+        title: what they belong to.
+        texts: (name, text), at least one.
+    """
+
+    title: str
+    texts: tuple[tuple[str, str], ...]
+
+
+Block = Paragraph | Bullets | Table | Figure | Excerpt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,3 +124,22 @@ class Report:
         """In order."""
         blocks = [block for section in self.sections for block in section.blocks]
         return [block for block in blocks if isinstance(block, Figure)]
+
+
+# Controls that have a use in plain text; joiners are part of some scripts' spelling.
+_KEPT_CONTROLS = frozenset("\n\t\u200c\u200d")
+_INVISIBLE = frozenset(("Cc", "Cf", "Cs"))
+
+
+def visible(text: str) -> str:
+    """With the code point in the place of characters that control how text is shown.
+
+    Null, terminal escapes, marks that turn the direction of writing, halves of characters: a text
+    with ``\\u202e`` has ``⟨U+202E⟩`` there.
+    """
+    return "".join(
+        f"⟨U+{ord(character):04X}⟩"
+        if character not in _KEPT_CONTROLS and unicodedata.category(character) in _INVISIBLE
+        else character
+        for character in text.replace("\r\n", "\n")
+    )

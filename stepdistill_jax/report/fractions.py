@@ -62,6 +62,14 @@ class CurveSet:
         what = f"{words.task(self.task)}, {words.labels(self.labels)}{added}"
         return f"{what}, {words.student(self.student)}"
 
+    def file(self, kind: str) -> str:
+        """Name of its figure of a kind."""
+        trained = "" if self.task.train_split == "train" else self.task.train_split
+        return file_name(
+            kind, self.task.dataset, trained, self.labels, self.augment,
+            self.student.model, self.student.initial,
+        )  # fmt: skip
+
 
 def curve_sets(scores: Scores) -> list[CurveSet]:
     """Those with several fractions, in order."""
@@ -143,13 +151,8 @@ def _figure(
         {fraction: words.share(fraction) for fraction in curves.fractions},
     )
     alt = plots.in_words(lines, levels, words.share)
-    name = file_name(
-        "fractions", curves.task.dataset,
-        "" if curves.task.train_split == "train" else curves.task.train_split,
-        curves.labels, curves.augment, curves.student.model, curves.student.initial,
-    )  # fmt: skip
     return Figure(
-        name,
+        curves.file("fractions"),
         curves.title,
         f"Accuracy in percent against the share of the training data. {alt}",
         picture.svg,

@@ -8,10 +8,12 @@ from stepdistill_jax.report.document import (
     Block,
     Bullets,
     Entry,
+    Excerpt,
     Figure,
     Paragraph,
     Report,
     Table,
+    visible,
 )
 
 
@@ -39,6 +41,9 @@ def _block(block: Block, figures: str) -> str:
         picture = f"![{_plain(block.alt)}]({figures}/{block.name}.png)"
         files = f"[SVG]({figures}/{block.name}.svg)"
         return f"**{_plain(block.caption)}**\n\n{picture}\n\n{files}\n\n{_table(block.table)}"
+    if isinstance(block, Excerpt):
+        rows = tuple((Entry(name), Entry(text)) for name, text in block.texts)
+        return _table(Table(block.title, ("", "text"), rows))
     return _table(block)
 
 
@@ -68,7 +73,9 @@ def _entry(entry: Entry) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without what Markdown would take for its own."""
-    for mark in ("\\", "|", "*", "_", "`", "<", "[", "]"):
+    """Without what Markdown would take for its own; an address in it is no link."""
+    text = visible(text)
+    for mark in ("\\", "|", "*", "_", "`", "<", "[", "]", "~", "$"):
         text = text.replace(mark, f"\\{mark}")
+    text = text.replace("://", "\\://").replace("www.", "www\\.")
     return " ".join(text.split())

@@ -102,12 +102,30 @@ class Curve:
     """A line through points.
 
     Attributes:
+        label: in the legend; "" = not there.
         points: (x, y, standard error of y or None).
         style: number of its colour, marker and dashes.
+        joined: draw the line.
+        marked: draw the points.
     """
 
     label: str
     points: Sequence[tuple[float, float, float | None]]
+    style: int
+    joined: bool = True
+    marked: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """Where a curve may go.
+
+    Attributes:
+        points: (x, low, high), ascending.
+        style: that of its curve.
+    """
+
+    points: Sequence[tuple[float, float, float]]
     style: int
 
 
@@ -125,6 +143,7 @@ def panel(
     x_label: str,
     y_label: str,
     ticks: Mapping[float, str],
+    bands: Sequence[Band] = (),
 ) -> Picture:
     """Draws curves over a logarithmic axis, in the width of a phone; equal input, equal bytes.
 
@@ -134,18 +153,24 @@ def panel(
         x_label: of the horizontal axis.
         y_label: of the vertical axis.
         ticks: place on the horizontal axis -> its text.
+        bands: drawn under the curves.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(
-            figsize=(4.8, 3.4 + 0.22 * (len(curves) + len(levels))), layout="constrained"
+            figsize=(4.8, 3.4 + 0.22 * (sum(bool(c.label) for c in curves) + len(levels))),
+            layout="constrained",
         )
         axis = figure.subplots()
         for number, (label, height) in enumerate(levels.items()):
             dashes = _LEVEL_DASHES[number % len(_LEVEL_DASHES)]
             axis.axhline(height, color=_INK, linewidth=1.1, linestyle=dashes, label=label)
+        for band in bands:
+            x, low, high = zip(*band.points, strict=True)
+            color = _COLORS[band.style % len(_COLORS)]
+            axis.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
         for curve in curves:
             _curve(axis, curve)
         axis.set_xscale("log")
@@ -198,13 +223,13 @@ def _curve(axis: Any, curve: Curve) -> None:
         x,
         y,
         yerr=[error or 0.0 for error in errors],
-        label=curve.label,
+        label=curve.label or None,
         color=_COLORS[curve.style % len(_COLORS)],
-        marker=_MARKERS[curve.style % len(_MARKERS)],
-        linestyle=_DASHES[curve.style % len(_DASHES)],
+        marker=_MARKERS[curve.style % len(_MARKERS)] if curve.marked else "",
+        linestyle=_DASHES[curve.style % len(_DASHES)] if curve.joined else "",
         linewidth=1.8,
         markersize=6.5,
-        capsize=3,
+        capsize=3 if curve.marked else 0,
     )
 
 
