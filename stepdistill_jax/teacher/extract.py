@@ -44,21 +44,26 @@ class Counts:
 
     Attributes:
         rows: this worker's rows.
-        done: of those, rows that need nothing more, from earlier calls included.
+        done: of those, rows that need nothing more.
+        earlier: of `done`, rows that needed nothing when it started.
         parsed: of `done`, rows with a label.
         asked: answers that came from the teacher.
         cached: answers that came from the cache.
         errors: requests that failed, of their row alone.
         lost: requests that were given up in flight.
+        submitted, returned: requests in offline batches, and those that the endpoint has done.
     """
 
     rows: int = 0
     done: int = 0
+    earlier: int = 0
     parsed: int = 0
     asked: int = 0
     cached: int = 0
     errors: int = 0
     lost: int = 0
+    submitted: int = 0
+    returned: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,8 +189,8 @@ class Extractor:
                 if not asked:
                     break
                 batch.submit([question.request for question, _ in asked.values()])
-                while not batch.poll().over and not await self._paused():
-                    self._watch(self.counts)
+                while not self._looked(batch) and not await self._paused():
+                    pass
                 if self._stop.is_set():
                     return Ending.STOPPED
                 for key, came in batch.collect():
@@ -223,6 +228,14 @@ class Extractor:
             asked[request.key] = (question, sending)
         return asked, True
 
+    def _looked(self, batch: Batch) -> bool:
+        """Asks how far the batches are; whether all of them are over."""
+        at = batch.poll()
+        self.counts.submitted = at.requests
+        self.counts.returned = at.completed + at.failed
+        self._watch(self.counts)
+        return at.over
+
     async def _paused(self) -> bool:
         """Waits until it is time to look again; whether `stop` was called."""
         with contextlib.suppress(TimeoutError):
@@ -235,18 +248,19 @@ class Extractor:
             row = next(self._rows, None)
             if row is None:
                 return None
-            self._ready.extend(self._open(row))
-            self._count_if_done(row)
+            questions = self._open(row)
+            self._ready.extend(questions)
+            if not questions:
+                self.counts.earlier += 1
+                self._count_done(row)
         return self._ready.popleft()
 
     def _open(self, row: Row) -> list[_Question]:
         slots = self.teaching.open(row)
         return [_Question(row, self.teaching.request(row, *slot)) for slot in slots]
 
-    def _count_if_done(self, row: Row) -> None:
+    def _count_done(self, row: Row) -> None:
         """Counts a row about which nothing is asked any more."""
-        if row.asked - row.answers.keys():
-            return
         found = self.teaching.annotated(row)
         self.counts.done += 1
         self.counts.parsed += found is not None and isinstance(found.outcome, Annotation)
@@ -333,7 +347,8 @@ class Extractor:
         self._store.append(row.unit, answer)
         row.answers[request.purpose, request.sample] = answer
         self._ready.extendleft(self._open(row))
-        self._count_if_done(row)
+        if not row.asked - row.answers.keys():
+            self._count_done(row)
         if cached:
             self._watch(self.counts)
 

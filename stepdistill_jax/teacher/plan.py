@@ -13,6 +13,8 @@ from stepdistill_jax.teacher.requests import ANSWER, Request
 from stepdistill_jax.teacher.rows import Row, Teaching
 
 SAMPLED = 200
+# Of their requests, as many have their tokens counted: each may be a question to the endpoint.
+COUNTED = 50
 # English text, for want of a tokenizer.
 _BYTES_A_TOKEN = 4
 
@@ -51,7 +53,7 @@ def make(
     teaching: Teaching,
     cache: Answers,
     count: Callable[[Request], int] | None,
-    count_text: Callable[[str], int] | None,
+    how: str = "counted",
 ) -> Plan:
     """Estimates on evenly spaced rows.
 
@@ -59,8 +61,8 @@ def make(
         rows: this worker's, with what is answered.
         teaching: the teacher.
         cache: looked into for the sampled rows.
-        count: exact tokens of a request, where a tokenizer is known.
-        count_text: the same of a text.
+        count: tokens of a request, where something counts them.
+        how: they are counted.
     """
     extract = teaching.extract
     slots = [(ANSWER, sample) for sample in range(extract.samples)]
@@ -74,8 +76,8 @@ def make(
     sent = [request for request in asked if cache.get(request.key) is None]
     cached = 1 - len(sent) / len(asked) if asked else 0.0
     number = round(requests * (1 - cached))
-    prompt, prompt_basis = _prompt_tokens(sent, rows, count)
-    written, written_basis = _written_tokens(sent, rows, count_text)
+    prompt, prompt_basis = _prompt_tokens(sent, rows, count, how)
+    written, written_basis = _written_tokens(sent, rows)
     tokens = Tokens(round(number * prompt), round(number * written))
     most = Tokens(tokens.prompt, number * extract.max_new_tokens)
     prices = Prices.of(extract)
@@ -106,12 +108,16 @@ def _known(rows: Sequence[Row], field: str) -> list[int]:
 
 
 def _prompt_tokens(
-    sent: Sequence[Request], rows: Sequence[Row], count: Callable[[Request], int] | None
+    sent: Sequence[Request],
+    rows: Sequence[Row],
+    count: Callable[[Request], int] | None,
+    how: str,
 ) -> tuple[float, str]:
     if not sent:
         return 0.0, "nothing to count"
     if count is not None:
-        return statistics.mean(map(count, sent)), f"counted on {len(sent)} requests"
+        counted = sent[:: max(1, len(sent) // COUNTED)][:COUNTED]
+        return statistics.mean(map(count, counted)), f"{how} on {len(counted)} requests"
     if known := _known(rows, "prompt_tokens"):
         return statistics.mean(known), f"the mean of {len(known)} answers so far"
     sizes = [len(request.text.encode()) / _BYTES_A_TOKEN for request in sent]
@@ -120,9 +126,7 @@ def _prompt_tokens(
     )
 
 
-def _written_tokens(
-    sent: Sequence[Request], rows: Sequence[Row], count: Callable[[str], int] | None
-) -> tuple[float, str]:
+def _written_tokens(sent: Sequence[Request], rows: Sequence[Row]) -> tuple[float, str]:
     if not sent:
         return 0.0, "nothing to count"
     most = sent[0].decoding.max_new_tokens
@@ -131,9 +135,8 @@ def _written_tokens(
     turns = [turn.content for turn in sent[0].messages if turn.role == "assistant"]
     if not turns:
         return most, "as long as MAX_NEW_TOKENS allows, for want of an answer to go by"
-    sizes = [len(t.encode()) / _BYTES_A_TOKEN if count is None else count(t) for t in turns]
-    how = "in length" if count else f"at {_BYTES_A_TOKEN} bytes a token"
-    return min(most, statistics.mean(sizes)), f"as the exemplars' answers, {how}"
+    size = statistics.mean(len(turn.encode()) / _BYTES_A_TOKEN for turn in turns)
+    return min(most, size), f"as the exemplars' answers, at {_BYTES_A_TOKEN} bytes a token"
 
 
 def told(plan: Plan, extract_rows: int, most_cost: float | None) -> list[str]:

@@ -116,28 +116,27 @@ class Answer:
         at: float = 0.0,
     ) -> Answer:
         """What came of a request."""
-        shared = {
-            "id": request.row_id,
-            "purpose": request.purpose,
-            "sample": request.sample,
-            "key": request.key,
-            "prompt_hash": prompt_hash,
-            "model": request.model,
-            "decoding": request.decoding,
-            "send": send,
-            "charged": charged,
-            "at": round(at, 3),
-        }
-        if isinstance(came, RowError):
-            tokens = {name: getattr(came, name) for name in ("prompt_tokens", "completion_tokens")}
-            detail = _writable(came.detail)
-            return cls(**shared, **tokens, error=came.reason, detail=detail)
-        return cls(
-            **shared,
-            text=_writable(came.text),
-            finish_reason=_writable(came.finish_reason),
+        answer = cls(
+            id=request.row_id,
+            purpose=request.purpose,
+            sample=request.sample,
+            key=request.key,
+            prompt_hash=prompt_hash,
+            model=request.model,
+            decoding=request.decoding,
             prompt_tokens=came.prompt_tokens,
             completion_tokens=came.completion_tokens,
+            send=send,
+            charged=charged,
+            at=round(at, 3),
+        )
+        if isinstance(came, RowError):
+            detail = _writable(came.detail)
+            return dataclasses.replace(answer, error=came.reason, detail=detail)
+        return dataclasses.replace(
+            answer,
+            text=_writable(came.text),
+            finish_reason=_writable(came.finish_reason),
             seconds=round(came.seconds, 4),
             cached=cached,
             answered_by="" if came.model == request.model else _writable(came.model),

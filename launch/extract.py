@@ -1,0 +1,78 @@
+"""Asks a teacher for rationales and labels: python -m launch.extract --gin_file=extract/cqa.gin
+
+    --gin.TEACHER_URL=http://127.0.0.1:8000/v1 --gin.TEACHER_MODEL=NAME    # key: $OPENAI_API_KEY
+    --plan            # requests, tokens and cost, from a sample of the rows; sends nothing
+    --show_prompt     # the prompt, and its length
+
+Every answer is on disk as soon as it is there. The same command again continues, after a kill too,
+and asks nothing twice. On several machines, worker 0 to N-1 of N each take their share of the rows;
+then python -m launch.extract --merge FOLDER... --gin.EXTRACT_DIR=FOLDER joins what they have.
+
+Exit codes: 0 all rows (of this worker) are done, 2 wrong input, 4 the budget is spent or the
+endpoint failed, 75 stopped by SIGTERM or Ctrl-C: the same command continues.
+"""
+
+from __future__ import annotations
+
+import os
+
+from absl import flags
+
+from launch import extracting
+from launch.flags import Arguments, run_with_arguments
+from stepdistill_jax import extract_config
+from stepdistill_jax.spec import InputError
+from stepdistill_jax.teacher.store import Share
+
+_PLAN = flags.DEFINE_bool("plan", False, "Print what it will ask and cost, and stop.")
+_SHOW_PROMPT = flags.DEFINE_bool("show_prompt", False, "Print the prompt and its length, and stop.")
+_WORKER = flags.DEFINE_integer("worker", None, "Which worker this is, from 0; or $EXTRACT_WORKER.")
+_WORKERS = flags.DEFINE_integer(
+    "workers", None, "How many there are; else $EXTRACT_WORKERS, else 1."
+)
+_MERGE = flags.DEFINE_bool(
+    "merge",
+    False,
+    "Join the answers that lie in the folders named, or those of one folder's workers, in "
+    "EXTRACT_DIR (default: the folder, where it is one).",
+)
+
+
+def main(arguments: Arguments) -> int:
+    """Does what the flags say; returns the exit code."""
+    if _MERGE.value:
+        if not arguments.positional or arguments.gin_files:
+            raise InputError(
+                "--merge wants folders and no --gin_file, as in --merge a b --gin.EXTRACT_DIR=out; "
+                "what they have in common is in their config.gin"
+            )
+        return extracting.merge(arguments.positional, arguments.overrides)
+    if arguments.positional:
+        raise InputError(f"{' '.join(arguments.positional)}: not a flag; see --help")
+    extraction = extract_config.parse(
+        arguments.gin_files, arguments.overrides, arguments.search_paths
+    )
+    share = Share(_number("worker", _WORKER.value, 0), _number("workers", _WORKERS.value, 1))
+    asked = extracting.prepare(extraction, share)
+    if _SHOW_PROMPT.value:
+        print(asked.shown_prompt())
+        return 0
+    if _PLAN.value:
+        print(asked.plan())
+        return 0
+    return extracting.run(asked)
+
+
+def _number(name: str, given: int | None, default: int) -> int:
+    """A flag, else its environment variable, else the default."""
+    if given is not None:
+        return given
+    variable = f"EXTRACT_{name.upper()}"
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise InputError(f"{variable}={text!r} in the environment: expected a whole number")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_with_arguments(main, help_text=extract_config.help_text)

@@ -1,0 +1,397 @@
+"""An extraction as a program: prepared, planned, run under a progress bar, summed up, merged."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import pathlib
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import tqdm
+
+from stepdistill_jax import config as configs
+from stepdistill_jax import extract_config, records
+from stepdistill_jax.data import inputs
+from stepdistill_jax.extract_config import Extraction
+from stepdistill_jax.records import Example
+from stepdistill_jax.spec import EXIT_INCOMPLETE, EXIT_PREEMPTED, InputError
+from stepdistill_jax.teacher import clients, plan, prompts, store, summary, tokens
+from stepdistill_jax.teacher import rows as planned
+from stepdistill_jax.teacher.answers import DEFAULT_FOLDER, NONE, Answers
+from stepdistill_jax.teacher.budget import Bounds, Budget
+from stepdistill_jax.teacher.clients.batch import Batch
+from stepdistill_jax.teacher.config import ExtractConfig
+from stepdistill_jax.teacher.extract import Counts, Ending, Extractor
+from stepdistill_jax.teacher.requests import Request
+from stepdistill_jax.teacher.rows import Progress, Teaching
+from stepdistill_jax.teacher.store import Share, Store
+
+# Answers of earlier calls that tell how long prompts are.
+_LEARNT = 50
+# Between two states of the bar where it cannot be redrawn.
+_LINE_SECONDS = 30.0
+
+
+@dataclasses.dataclass
+class Asked:
+    """What is asked, about which rows: all that needs no endpoint.
+
+    Attributes:
+        extraction: the configuration.
+        share: this worker's.
+        prompt: with the exemplars.
+        teaching: prompt, teacher and metric.
+        units: name -> rows.
+        count: TEACHER_TOKENIZER's, where there is one.
+    """
+
+    extraction: Extraction
+    share: Share
+    prompt: prompts.Prompt
+    teaching: Teaching
+    units: Mapping[str, Sequence[Example]]
+    count: tokens.Counter | None
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """EXTRACT_DIR."""
+        return pathlib.Path(self.extraction.extract.extract_dir)
+
+    def load(self) -> Progress:
+        """What lies in the folder, and what is left to do."""
+        return planned.load(self.folder, self.units, self.teaching, self.share)
+
+    def shown_prompt(self) -> str:
+        """The prompt before the row, and how long it is."""
+        text = self.prompt.prefix_text()
+        length = f"{len(text.encode()):,} bytes"
+        if self.count is not None:
+            length = f"{self.count(text):,} tokens, {length}"
+        of = f"{len(self.prompt.exemplars)} exemplars, from {self.prompt.source}"
+        return f"{text}\n\n{length} before the row; {of}; hash {self.prompt.hash}"
+
+    def plan(self) -> str:
+        """What is left to ask, and what it will cost."""
+        progress = self.load()
+        extract = self.extraction.extract
+        if self.count is None:
+            count, how = _endpoint_count(extract), "counted by the endpoint"
+        else:
+            count, how = self.count.request, "counted"
+        made = plan.make(progress.rows, self.teaching, _cache(self.extraction), count, how)
+        lines = [*_begun(self, progress), *plan.told(made, len(progress.rows), extract.max_cost)]
+        return "\n".join([*lines, "nothing was sent"])
+
+
+def prepare(extraction: Extraction, share: Share) -> Asked:
+    """Reads prompt and data.
+
+    Raises:
+        InputError: one of them is wrong, or EXTRACT_DIR is no folder on a disk.
+    """
+    extract, data = extraction.extract, extraction.run.data
+    if "://" in extract.extract_dir:
+        raise InputError(
+            f"EXTRACT_DIR={extract.extract_dir!r}: name a folder on a disk, where lines can be "
+            "added to a file; machines that share an extraction mount it, or are merged"
+        )
+    prompt = prompts.load(extract, data)
+    units = inputs.load(data, extract.extract_splits, extract.extract_inputs)
+    teaching = Teaching(extract, prompt, data.metric)
+    return Asked(extraction, share, prompt, teaching, units, tokens.counter(extract))
+
+
+def run(asked: Asked) -> int:
+    """Asks, with a progress bar, and writes what training reads; returns the exit code."""
+    extract = asked.extraction.extract
+    _check_length(asked)
+    client = None if extract.client == "batch" else clients.open(extract, asked.extraction.run.data)
+    batch = Batch(extract, asked.folder) if client is None else None
+    opened = Store(asked.folder, tuple(asked.units), asked.share)
+    try:
+        _claim(asked)
+        progress = asked.load()
+        for line in [*opened.torn, *_begun(asked, progress)]:
+            print(line, flush=True)
+        budget = planned.make_budget(extract, progress, asked.share)
+        cache = _cache(asked.extraction)
+        with _Bar(asked, len(progress.rows), budget) as bar:
+            extractor = Extractor(
+                asked.teaching,
+                progress.rows,
+                opened,
+                cache,
+                budget,
+                _bounds(asked, progress),
+                bar.show,
+            )
+            if client is not None:
+                ending = asyncio.run(_watched(extractor, extractor.run(client)))
+            else:
+                assert batch is not None
+                waiting = {sending.slot: sending for sending in progress.in_flight}
+                ending = asyncio.run(_watched(extractor, extractor.run_batch(batch, waiting)))
+    finally:
+        opened.close()
+    if cache.damaged:
+        print(f"{cache.damaged} damaged entries in {cache.folder} were asked again and replaced")
+    if asked.share.workers == 1:
+        print(summarise(asked, progress), flush=True)
+    return _end(asked, progress, extractor, ending)
+
+
+def merge(folders: Sequence[str], overrides: Sequence[str]) -> int:
+    """Joins folders, or one folder's workers, and writes what training reads.
+
+    Raises:
+        InputError: they hold extractions of different kinds, or different answers to one question.
+    """
+    extraction = extract_config.read(folders[0], overrides)
+    out = pathlib.Path(extraction.extract.extract_dir)
+    if len(folders) > 1 and not any(text.startswith("EXTRACT_DIR=") for text in overrides):
+        raise InputError(
+            "--merge of several folders wants one to write to; name it, as in "
+            "--gin.EXTRACT_DIR=teachers/all"
+        )
+    for other in folders[1:]:
+        _refuse_other(extract_config.read(other), extraction, pathlib.Path(other))
+    asked = prepare(extraction, Share())
+    sources = [pathlib.Path(folder) for folder in folders]
+    # Its lock: a lone process that adds to a log would lose it to the merged one.
+    Store(out, (), Share()).close()
+    lines = store.merge(sources, out)
+    _claim(asked)
+    print(", ".join(f"{count:,} lines on {unit}" for unit, count in lines.items()) or "no answers")
+    print(summarise(asked, asked.load()))
+    return 0
+
+
+def summarise(asked: Asked, progress: Progress) -> str:
+    """Writes rationales, rows to look at and the summary; returns the table."""
+    units = {
+        name: [row for row in progress.rows if row.unit == name] for name in sorted(asked.units)
+    }
+    found = {
+        name: summary.write_unit(asked.folder, name, asked.teaching, rows)
+        for name, rows in units.items()
+    }
+    extract = asked.extraction.extract
+    text = asked.prompt.prefix_text()
+    content = {
+        "dataset": asked.extraction.run.data.name,
+        "model": extract.teacher_model or extract.replay,
+        "client": extract.client,
+        "prompt": {
+            "hash": asked.teaching.prompt_hash,
+            "exemplars": len(asked.prompt.exemplars),
+            "tokens": None if asked.count is None else asked.count(text),
+        },
+        "units": found,
+    }
+    written = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    records.write_atomic(asked.folder / store.SUMMARY_FILE, written)
+    return f"{summary.table(found)}\nrationales, summary and rows to look at are in {asked.folder}"
+
+
+def _check_length(asked: Asked) -> None:
+    """Raises InputError where the longest question does not fit the teacher's context."""
+    extract = asked.extraction.extract
+    context = extract.context_length or clients.context_length(extract)
+    count = _endpoint_count(extract) if asked.count is None else asked.count.request
+    if not context or count is None:
+        return
+    longest = max(
+        (example for examples in asked.units.values() for example in examples),
+        key=lambda example: len(example.input),
+    )
+    length = count(asked.prompt.request(longest, extract))
+    tokens.check_context(length, extract, context, longest.where)
+
+
+def _endpoint_count(extract: ExtractConfig) -> Callable[[Request], int] | None:
+    """The endpoint's own count of a text's tokens, with some for each turn; None without one."""
+    try:
+        count = clients.token_counter(extract)
+    except InputError:
+        # Without a key there is nothing to ask; the client says so when it is opened.
+        return None
+    if count is None:
+        return None
+    return lambda request: count(request.text) + tokens.TURN * (1 + len(request.messages))
+
+
+def _cache(extraction: Extraction) -> Answers:
+    given = extraction.extract.answer_cache
+    if given == NONE or extraction.extract.client == "replay":
+        return Answers(None)
+    default = extraction.run.tokens.root() / DEFAULT_FOLDER
+    return Answers(pathlib.Path(given).expanduser() if given else default)
+
+
+def _bounds(asked: Asked, progress: Progress) -> Bounds:
+    """How long prompts are, by a tokenizer, else by what was answered so far."""
+    bounds = Bounds(None if asked.count is None else asked.count.request)
+    learnt = 0
+    for row in progress.rows:
+        for slot, answer in row.answers.items():
+            if answer.prompt_tokens and not answer.error and learnt < _LEARNT:
+                bounds.learn(asked.teaching.request(row, *slot), answer.prompt_tokens)
+                learnt += 1
+    return bounds
+
+
+def _claim(asked: Asked) -> None:
+    """Writes ``config.gin`` and ``prompt.json``, or refuses the folder of another extraction."""
+    if any(store.read_answers(asked.folder, unit) for unit in store.units(asked.folder)):
+        path = asked.folder / configs.CONFIG_FILE
+        if path.exists():
+            _refuse_other(extract_config.read(asked.folder), asked.extraction, asked.folder)
+    text = asked.prompt.prefix_text()
+    shown = {
+        "hash": asked.teaching.prompt_hash,
+        "format": asked.prompt.format,
+        "tokens": None if asked.count is None else asked.count(text),
+        "prefix": text,
+        "exemplars": [
+            {
+                "id": exemplar.example.id,
+                "input": exemplar.example.input,
+                "choices": list(exemplar.example.choices),
+                "rationale": exemplar.rationale,
+                "label": exemplar.example.label,
+            }
+            for exemplar in asked.prompt.exemplars
+        ],
+    }
+    content = json.dumps(shown, ensure_ascii=False, indent=1) + "\n"
+    records.write_atomic(asked.folder / store.PROMPT_FILE, content)
+    records.write_atomic(asked.folder / configs.CONFIG_FILE, extract_config.dump(asked.extraction))
+
+
+def _refuse_other(held: Extraction, wanted: Extraction, folder: pathlib.Path) -> None:
+    changed = extract_config.difference(held, wanted)
+    if changed:
+        listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
+        raise InputError(
+            f"{folder} holds an extraction with {listed}; repeat the settings in its config.gin to "
+            "continue it, or choose another EXTRACT_DIR"
+        )
+
+
+def _begun(asked: Asked, progress: Progress) -> list[str]:
+    """What is asked, and what an earlier call left."""
+    extract, share = asked.extraction.extract, asked.share
+    answered = sum(bool(row.answers) for row in progress.rows)
+    of = f", worker {share.worker} of {share.workers}" if share.workers > 1 else ""
+    lines = [
+        f"{extract.teacher_model or extract.replay} about {len(progress.rows):,} rows of "
+        f"{asked.extraction.run.data.name} ({', '.join(asked.units)}){of}, "
+        f"{answered:,} of them answered so far; answers go to {asked.folder}"
+    ]
+    if progress.passing:
+        lines.append(f"{progress.passing:,} requests failed in a way that may pass: asked again")
+    if progress.in_flight and extract.client == "batch":
+        lines.append(f"{len(progress.in_flight):,} requests are in batches that were submitted")
+    elif progress.in_flight:
+        lines.append(
+            f"up to {len(progress.in_flight):,} requests were in flight when earlier calls were "
+            "killed: they are asked again, and count as paid for"
+        )
+    return lines
+
+
+async def _watched(extractor: Extractor, work: Awaitable[Ending]) -> Ending:
+    """Runs `work`, which SIGTERM and Ctrl-C end."""
+
+    def stop() -> None:
+        seconds = extractor.teaching.extract.timeout
+        print(
+            f"\nstopping: waiting up to {seconds:g} s for what is in flight; a second signal stops "
+            "at once",
+            file=sys.stderr,
+            flush=True,
+        )
+        extractor.stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    return await work
+
+
+class _Bar:
+    """Progress on stderr: rows a second, tokens, cost, yield, time left."""
+
+    def __init__(self, asked: Asked, rows: int, budget: Budget) -> None:
+        self._budget = budget
+        self._bar = tqdm.tqdm(
+            total=rows,
+            unit="row",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            # The mean over all: answers come in bursts.
+            smoothing=0,
+            mininterval=0.5 if sys.stderr.isatty() else _LINE_SECONDS,
+            disable=not rows,
+        )
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def show(self, counts: Counts) -> None:
+        """Called after every answer."""
+        # What was done before does not count in the rate.
+        self._bar.initial = counts.earlier
+        spent = self._budget.spent
+        parts = [f"{spent.prompt + spent.written:,} tokens"]
+        if self._budget.cost is not None:
+            parts.append(f"cost {self._budget.cost:.4f}")
+        if counts.done:
+            parts.append(f"{counts.parsed / counts.done:.1%} parsed")
+        if counts.submitted:
+            parts.append(f"{counts.returned} of {counts.submitted} in batches")
+        self._bar.set_postfix_str(", ".join(parts), refresh=False)
+        self._bar.update(counts.done - self._bar.n)
+
+
+def _end(asked: Asked, progress: Progress, extractor: Extractor, ending: Ending) -> int:
+    """Says why it ended and what is left; returns the exit code."""
+    extract, counts = asked.extraction.extract, extractor.counts
+    left = f"{counts.rows - counts.done:,} rows are left"
+    if counts.lost:
+        print(f"{counts.lost} requests in flight were given up; they may have been paid for")
+    if ending == Ending.STOPPED:
+        print(
+            f"stopped: all answers are in {asked.folder}, {left}; run the same command again to "
+            "continue",
+            file=sys.stderr,
+        )
+        return EXIT_PREEMPTED
+    if ending == Ending.FAILED:
+        print(f"error: {extractor.failure}", file=sys.stderr)
+        print(f"all answers are in {asked.folder}, {left}", file=sys.stderr)
+        return EXIT_INCOMPLETE
+    if ending == Ending.COST:
+        print(
+            f"MAX_COST={extract.max_cost} leaves no room for another request: "
+            f"{extractor.budget.cost:.6f} is spent, {left}; raise it to go on"
+        )
+        return EXIT_INCOMPLETE
+    if asked.share.workers > 1:
+        print(
+            f"worker {asked.share.worker} of {asked.share.workers} is done; when all are: python "
+            f"-m launch.extract --merge {asked.folder}"
+        )
+    if progress.beyond:
+        print(
+            f"MAX_ROWS={extract.max_rows} is reached: {progress.beyond:,} rows are left; raise it "
+            "to go on"
+        )
+        return EXIT_INCOMPLETE
+    return 0
