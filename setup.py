@@ -29,6 +29,7 @@ setup(
     package_dir=GIN_PACKAGES,
     package_data={
         "stepdistill_jax.report": ["card.css"],
+        "stepdistill_jax.teacher": ["exemplars/*.json"],
         **{package: ["*.gin"] for package in GIN_PACKAGES},
         # A package: gin finds its files from any folder, as it finds T5X's own.
         "stepdistill_jax.t5x.configs": ["*.gin"],
