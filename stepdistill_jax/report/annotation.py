@@ -36,7 +36,8 @@ def section(extractions: Sequence[Extraction]) -> Section:
             "Yield: rows with a label and a rationale that can be used. Accuracy: of the teacher's "
             "labels against gold, a row without a label counting as wrong, before any hint; ± is "
             "the binomial standard error. Tokens and cost are of all paid requests, hints and "
-            "samples included, by the endpoint's own count. Shares are in percent."
+            "samples included; cost and speed of rows are as if none had come from the cache. "
+            "Shares are in percent."
         ),
         _overview(found),
         _costs(found),
@@ -102,22 +103,23 @@ def _overview(found: _Found) -> Table:
 
 def _costs(found: _Found) -> Table:
     header = (
-        "rows of", "requests", "tokens read", "tokens written", "cost", "cost a row",
-        "rows a second",
+        "rows of", "requests", "from the cache", "tokens read", "tokens written", "cost",
+        "cost a row", "rows a second",
     )  # fmt: skip
     rows = []
     for extraction, name, unit in found:
-        per_row = None if unit.cost is None or not unit.answered else unit.cost / unit.answered
-        pace = None if not unit.seconds or unit.answered is None else unit.answered / unit.seconds
         rows.append(
             (
                 _rows_of(extraction, name),
                 _count(unit.requests),
+                _count(unit.cached),
                 _count(unit.prompt_tokens),
                 _count(unit.completion_tokens),
                 _money(unit.cost),
-                _money(per_row),
-                words.NOT_KNOWN if pace is None else Entry(words.significant(pace), NUMBER),
+                _money(unit.price),
+                words.NOT_KNOWN
+                if unit.pace is None
+                else Entry(words.significant(unit.pace), NUMBER),
             )
         )
     return Table("What it took", header, tuple(rows))
@@ -175,15 +177,18 @@ def _rationales(found: _Found) -> Table:
                 _count(texts.rows),
                 Entry(
                     f"{texts.words_median:,}; {texts.words_95:,}; {texts.words_least:,} to "
-                    f"{texts.words_most:,}"
+                    f"{texts.words_most:,}",
+                    NUMBER,
                 ),
                 _share(texts.input_overlap),
-                Entry(f"{texts.copied_median:,}; {texts.copied_most:,}"),
+                Entry(f"{texts.copied_median:,}; {texts.copied_most:,}", NUMBER),
                 _share(texts.states_label),
                 _share(texts.states_gold),
                 _share(texts.repetition),
                 _count(texts.identical),
-                Entry("no explanations", MISSING) if human is None else Entry(_likeness(human)),
+                Entry("no explanations", MISSING)
+                if human is None
+                else Entry(_likeness(human), NUMBER),
             )
         )
     return Table("What the rationales are like", header, tuple(rows))

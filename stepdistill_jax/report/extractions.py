@@ -46,6 +46,7 @@ class Unit:
         rows: to be asked about.
         answered: of those, with an outcome.
         requests: paid, hints and samples included.
+        cached: answers that cost nothing, as another extraction had paid for them.
         prompt_tokens, completion_tokens: read and written over them.
         cost: of them, in the money of the prices.
         seconds: at work.
@@ -55,11 +56,31 @@ class Unit:
     rows: int | None = None
     answered: int | None = None
     requests: int | None = None
+    cached: int | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cost: float | None = None
     seconds: float | None = None
     quality: Assessment | None = None
+
+    @property
+    def _paid_rows(self) -> float | None:
+        """Rows that the paid requests would make, at as many a row as all answers have."""
+        if not self.requests or not self.answered:
+            return None
+        return self.answered * self.requests / (self.requests + (self.cached or 0))
+
+    @property
+    def price(self) -> float | None:
+        """Of a row, as if no answer had come from the cache; None where it is not known."""
+        rows = self._paid_rows
+        return None if self.cost is None or not rows else self.cost / rows
+
+    @property
+    def pace(self) -> float | None:
+        """Rows a second, likewise."""
+        rows = self._paid_rows
+        return rows / self.seconds if rows and self.seconds else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +126,13 @@ class Extraction:
 
     @property
     def price(self) -> float | None:
-        """Cost of a row that was answered; None where it is not known."""
-        rows = sum(unit.answered or 0 for unit in self.units.values())
-        costs = [unit.cost for unit in self.units.values() if unit.answered]
-        known = [cost for cost in costs if cost is not None]
-        return sum(known) / rows if rows and len(known) == len(costs) else None
+        """Of a row, mean over the units by their rows; None where a unit's is not known."""
+        units = [unit for unit in self.units.values() if unit.answered]
+        prices = [unit.price for unit in units if unit.price is not None]
+        if not units or len(prices) < len(units):
+            return None
+        rows = [unit.answered or 0 for unit in units]
+        return sum(p * n for p, n in zip(prices, rows, strict=True)) / sum(rows)
 
 
 def read_extractions(folders: Sequence[epath.PathLike]) -> list[Extraction]:

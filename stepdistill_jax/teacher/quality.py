@@ -1,17 +1,14 @@
 """How good a teacher's answers are, in numbers, and which rows somebody should look at.
 
-Everything is a pure function of the rows. Words are runs of letters (with an apostrophe inside) or
-numbers, whatever the case; texts that are written without blanks count as few, long words.
+Everything is a pure function of the rows.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import difflib
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +18,13 @@ from stepdistill_jax.data import audit
 from stepdistill_jax.eval import metrics
 from stepdistill_jax.records import Annotation, ParseFailure
 from stepdistill_jax.teacher.annotated import Annotated
+from stepdistill_jax.teacher.wording import (
+    input_overlap,
+    longest_copy,
+    repetition,
+    unigram_f1,
+    words,
+)
 
 # Outcomes of a row beside the parser's own reasons.
 PARSED, REPAIRED = "parsed", "parsed after repair"
@@ -45,22 +49,11 @@ WEIGHTS: dict[str, float] = {
 
 # From this share of repeated trigrams on, a rationale repeats itself.
 _REPEATED = 0.3
-_NGRAM = 3
 # A run of so many words that is at least half of the rationale is copied.
 _COPIED_WORDS = 10
 _FEW_WORDS = 3
 # Longer than so many medians, and than so many words.
 _MEDIANS, _MANY_WORDS = 4, 60
-
-_WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+(?:['’][^\W\d_]+)*")
-# English words that say nothing of what a text is about.
-_FUNCTION_WORDS = """
-a about after all also am an and any are as at be because been before being but by can could did do
-does for from had has have he her his how i if in into is it its may me more most must my no not of
-on one only or other our out over she should so some such than that the their them then there these
-they this those to too up was we were what when where which while who why will with would you your
-"""
-_FUNCTION = frozenset(_FUNCTION_WORDS.split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,41 +256,6 @@ def worst(
             }
         )
     return lines
-
-
-def words(text: str) -> list[str]:
-    """The words of a text; ``84.0`` is ``84``."""
-    return [re.sub(r"\.0+$", "", word) for word in _WORD.findall(text.casefold())]
-
-
-def unigram_f1(text: str, reference: str) -> float:
-    """Share of words in common, repeats counted: ROUGE-1's F1, without stemming.
-
-    ``a b b`` and ``b b b c`` have 2 words in common: ``2 * 2 / (3 + 4)``.
-    """
-    ours, theirs = collections.Counter(words(text)), collections.Counter(words(reference))
-    total = ours.total() + theirs.total()
-    return 2 * (ours & theirs).total() / total if total else 0.0
-
-
-def repetition(text: str) -> float:
-    """Share of trigrams that occurred before: ``a b a b a b`` has aba, bab, aba, bab, so 0.5."""
-    found = words(text)
-    ngrams = [tuple(found[i : i + _NGRAM]) for i in range(len(found) - _NGRAM + 1)]
-    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
-
-
-def input_overlap(rationale: str, text: str) -> float:
-    """Share of the rationale's content words that `text` has; of no such words 0."""
-    content = [word for word in words(rationale) if word not in _FUNCTION]
-    known = set(words(text))
-    return sum(word in known for word in content) / len(content) if content else 0.0
-
-
-def longest_copy(rationale: str, text: str) -> int:
-    """Words of the longest run that both have."""
-    matcher = difflib.SequenceMatcher(None, words(text), words(rationale), autojunk=False)
-    return matcher.find_longest_match().size
 
 
 def _label(outcome: Annotation | ParseFailure) -> str:

@@ -32,7 +32,8 @@ def test_writes_a_report_and_says_where(tmp_path, capsys):
 
 
 def test_an_extraction_needs_no_runs_and_prices_the_curve(tmp_path, capsys):
-    made = {"dataset": "cqa", "model": "m", "units": {"train": {"answered": 4, "cost": 1.0}}}
+    unit = {"answered": 4, "requests": 4, "cost": 1.0}
+    made = {"dataset": "cqa", "model": "m", "units": {"train": unit}}
     (tmp_path / "extract").mkdir()
     (tmp_path / "extract/summary.json").write_text(json.dumps(made))
     out = tmp_path / "report"

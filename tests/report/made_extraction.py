@@ -44,8 +44,8 @@ def write_extraction(
     rows = make_rows() if rows is None else rows
     folder.mkdir(parents=True, exist_ok=True)
     facts = {
-        "rows": 10, "answered": len(rows), "requests": len(rows), "prompt_tokens": 8000,
-        "completion_tokens": 240, "cost": cost, "seconds": 4.0,
+        "rows": 10, "answered": len(rows), "requests": len(rows), "cached": 0,
+        "prompt_tokens": 8000, "completion_tokens": 240, "cost": cost, "seconds": 4.0,
         "quality": quality.assess(rows, "exact").as_dict(),
     }  # fmt: skip
     summary = {

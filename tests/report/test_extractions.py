@@ -50,6 +50,16 @@ def test_what_is_not_there_is_not_known(tmp_path):
     assert read_extractions([tmp_path / "first"])[0].units == {}
 
 
+def test_a_row_costs_what_it_would_without_the_cache(tmp_path):
+    write_extraction(tmp_path / "first")
+    # 4 of 8 requests paid 0.16 in all.
+    change(tmp_path / "first", "units.train.requests", 4)
+    change(tmp_path / "first", "units.train.cached", 4)
+    assert read_extractions([tmp_path / "first"])[0].price == pytest.approx(0.04)
+    change(tmp_path / "first", "units.train.requests", 0)
+    assert read_extractions([tmp_path / "first"])[0].price is None
+
+
 def test_names_do_not_depend_on_the_place_and_folders_count_once(tmp_path):
     for name in ("a/x", "b/x", "b/y"):
         write_extraction(tmp_path / name)

@@ -102,33 +102,6 @@ def test_agreement_of_samples():
     assert found.suspicions == {quality.DIVIDED: 1}
 
 
-def test_words_numbers_and_apostrophes():
-    assert quality.words("It's 84.0 / 2.50, an_Eel’s (re-do)!") == [
-        "it's", "84", "2.50", "an", "eel’s", "re", "do",
-    ]  # fmt: skip
-
-
-def test_unigram_f1_by_hand():
-    assert quality.unigram_f1("a b b", "b b b c") == pytest.approx(4 / 7)
-    assert quality.unigram_f1("", "b") == quality.unigram_f1("", "") == 0
-
-
-def test_repetition_by_hand():
-    # aba, bab, aba, bab: two of four were there before.
-    assert quality.repetition("a b a b a b") == 0.5
-    assert quality.repetition("a b") == 0
-    assert quality.repetition("one two three four five") == 0
-
-
-def test_overlap_and_copies_by_hand():
-    text = "Where would a hungry cook find flour?"
-    # cook and flour of cook, keeps, flour, pantry; "the", "in" and "a" do not count.
-    assert quality.input_overlap("The cook keeps flour in a pantry", text) == 0.5
-    assert quality.input_overlap("is it of the", text) == 0
-    assert quality.longest_copy("I say: a hungry COOK may find flour", text) == 3
-    assert quality.longest_copy("", text) == 0
-
-
 def test_human_agreement_beside_its_chance_level():
     rows = [
         answered(1, "kitchen", "ovens are hot", explanation="ovens are hot"),
