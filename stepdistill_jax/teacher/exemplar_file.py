@@ -17,7 +17,7 @@ from etils import epath
 
 from stepdistill_jax.data.config import OWN, DataConfig
 from stepdistill_jax.data.sources import SOURCES, ColumnConfig, cqa, jsonl
-from stepdistill_jax.data.sources.base import field, text
+from stepdistill_jax.data.sources.base import REMEDY, field, text
 from stepdistill_jax.eval.equation import EquationError, evaluate
 from stepdistill_jax.records import Example, decode_utf8, refuse_surrogates
 from stepdistill_jax.spec import SEPARATOR, InputError
@@ -80,14 +80,8 @@ def read(data: DataConfig, path: str = "") -> ExemplarFile:
             f"{name} is true of DATA_SEED={seed} alone, but DATA_SEED is {data.data_seed}; set "
             f"DATA_SEED={seed}, or PROMPT_FILE to one for your world"
         )
-    exemplars = []
-    for number, row in enumerate(content["exemplars"], start=1):
-        where = f"{name}: exemplar {number}"
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: {type(row).__name__} {row!r:.60}, expected a JSON object")
-        exemplars.append(
-            _own(data, row, where) if data.dataset in OWN else _shipped(data, row, where)
-        )
+    rows = enumerate(content["exemplars"], start=1)
+    exemplars = [_exemplar(data, row, f"{name}: exemplar {number}") for number, row in rows]
     _check_distinct(name, exemplars)
     instruction = content.get("instruction", "").strip()
     if not instruction and data.dataset in OWN:
@@ -144,6 +138,16 @@ def _check_distinct(name: str, exemplars: list[Exemplar]) -> None:
             raise InputError(
                 f"{name}: exemplar {number} has the input of exemplar {first}; take one out"
             )
+
+
+def _exemplar(data: DataConfig, row: Any, where: str) -> Exemplar:
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: {type(row).__name__} {row!r:.60}, expected a JSON object")
+    try:
+        return _own(data, row, where) if data.dataset in OWN else _shipped(data, row, where)
+    except InputError as error:
+        # Rows may be skipped, exemplars not.
+        raise InputError(str(error).replace(REMEDY, "correct it")) from error
 
 
 def _own(data: DataConfig, row: Mapping[str, Any], where: str) -> Exemplar:

@@ -192,7 +192,8 @@ def load(extract: ExtractConfig, data: DataConfig) -> Prompt:
 
 
 def _check(prompt: Prompt, exemplar: Exemplar, where: str) -> None:
-    """Refuses an exemplar that teaches what cannot be read."""
+    """Refuses an exemplar that teaches what cannot be read, or has no shape to be shown in."""
+    _LAYOUTS[prompt.format].question(exemplar.example)
     answer = prompt.answer(exemplar)
     found = parse(prompt.format, exemplar.example, answer, complete=True)
     example = exemplar.example

@@ -160,6 +160,101 @@ def test_what_is_not_certain_is_a_failure_with_a_reason(format, raw, reason):
     assert output.rationale == ("" if reason == parser.NO_MARKER else "r")
 
 
+@pytest.mark.parametrize(
+    ("format", "raw", "label"),
+    [
+        ("esnli", "r\n**Answer:** neutral", "neutral"),
+        ("esnli", "Reasonings: r\n**Answer**: **neutral**", "neutral"),
+        ("esnli", "**Reasoning:** r\nAnswer: `neutral`.", "neutral"),
+        ("anli", "Answer: r So the answer is **neutral**.", "neutral"),
+        ("anli", "r **So the answer is neutral.**", "neutral"),
+        ("anli", "r **So the answer is:** neutral", "neutral"),
+        ("cqa", "A: r the answer is: (d)", "math problem"),
+        ("cqa", "r So the answer is: (d) math problem.", "math problem"),
+        ("cqa", "r So the answer is **(d) math problem**.", "math problem"),
+        ("cqa", "r So the answer is d) math problem.", "math problem"),
+        ("cqa", "r So the answer is D.", "math problem"),
+        ("svamp", "r The answer is (84 / 2) = 42.", "(84 / 2)"),
+        ("svamp", "r The answer is **84 / 2 = 42**.", "84 / 2"),
+        ("svamp", "r The answer is (6 × 7 − 2).", "(6 * 7 - 2)"),
+        ("svamp", "r **The answer is (84 ÷ 2).**", "(84 / 2)"),
+        ("svamp", "r The answer is $84 / 2$.", "84 / 2"),
+    ],
+)
+def test_what_chat_models_write_is_read_where_it_is_certain(format, raw, label):
+    output = read(format, raw)
+    assert isinstance(output, Annotation), output
+    assert (output.rationale, output.label) == ("r", label)
+
+
+@pytest.mark.parametrize(
+    ("format", "raw", "reason"),
+    [
+        ("esnli", "r\n**Answer:** not **neutral**", parser.NOT_IN_SET),
+        ("cqa", "r So the answer is d) park.", parser.DISAGREE),
+        ("cqa", "r So the answer is e.g. a meadow.", parser.NOT_A_CHOICE),
+        ("cqa", "r So the answer is z.", parser.NOT_A_CHOICE),
+        ("cqa", "r So the answer is **(a) park** or **(b)**.", parser.SEVERAL),
+        ("svamp", "r The answer is (84 / 2) = 41.", f"{parser.NOT_ARITHMETIC}: unexpected charac"),
+        ("svamp", "r The answer is 84 / 2 = 42 = x.", f"{parser.NOT_ARITHMETIC}: unexpected char"),
+        ("svamp", "r The answer is 42 apples.", f"{parser.NOT_ARITHMETIC}: name"),
+    ],
+)
+def test_what_chat_models_write_is_refused_where_it_is_not(format, raw, reason):
+    output = read(format, raw)
+    assert isinstance(output, ParseFailure)
+    assert output.reason.startswith(reason)
+
+
+def test_own_data_is_read_by_its_label_set_as_free_text_or_as_equations():
+    def own(raw, choices=(), format="own", complete=False):
+        return parse(format, row(choices), raw, complete)
+
+    agreed = "r. So the answer is Port Louis.\n\nQ: x So the answer is no."
+    assert own(agreed) == Annotation("7", "r.", "Port Louis", repaired=False)
+    assert own("r. So the answer is 3.5 m.").label == "3.5 m"
+    assert own("r. So the answer is the U.S..").label == "the U.S."
+    assert own("r. The answer is no", complete=True) == Annotation("7", "r.", "no", repaired=True)
+    assert own("r. So the answer is Port Lou").reason == parser.CUT_SHORT
+    assert own("r. So the answer is .").reason == parser.EMPTY
+    assert own("r. So the answer is a. So the answer is b.").reason == parser.SEVERAL
+    assert own("r. It is so.").reason == parser.NO_MARKER
+
+    assert own("r. So the answer is yes.", ("yes", "no")) == Annotation("7", "r.", "yes")
+    assert own("r. So the answer is Yes!", ("yes", "no")) == Annotation("7", "r.", "yes", True)
+    assert own("r. So the answer is maybe.", ("yes", "no")).reason == parser.NOT_IN_SET
+
+    equation = own("r. So the answer is 2 + 3.", format="own_equation")
+    assert equation == Annotation("7", "r.", "2 + 3", repaired=False)
+    failure = own("r. So the answer is five.", format="own_equation")
+    assert failure.reason == f"{parser.NOT_ARITHMETIC}: name"
+
+
+def test_the_demo_is_read_as_its_rationales_are_written():
+    colours = ("red", "green", "blue", "black")
+    raw = "the first is calm , so it goes red , red and blue . So the answer is blue."
+    output = parse("demo", row(colours), raw)
+    assert output == Annotation(
+        "7", "the first is calm , so it goes red , red and blue .", "blue", repaired=False
+    )
+    assert parse("demo", row(colours), "r . So the answer is white.").reason == parser.NOT_IN_SET
+
+
+def test_a_teacher_that_ended_of_itself_did_not_mean_to_write_more():
+    assert parse("svamp", row(), "r The answer is 16", complete=True).label == "16"
+    assert parse("svamp", row(), "r The answer is (9 + 6", complete=True).reason.startswith(
+        parser.NOT_ARITHMETIC
+    )
+    cut = "r\nAnswer: contradic"
+    assert parse("esnli", row(NLI), cut).label == "contradiction"
+    assert parse("esnli", row(NLI), cut, complete=True).reason == parser.NOT_IN_SET
+
+
+def test_the_releases_own_rules_are_for_its_own_formats():
+    with pytest.raises(InputError, match="teacher format 'own' is none of the release, esnli, "):
+        parse_release("own", "r So the answer is x.")
+
+
 def test_choices_that_differ_in_punctuation_alone_are_told_apart():
     choices = ("C", "C++", "-5", "5", "x")
     assert read("cqa", "r So the answer is (b) C++.", choices).label == "C++"
