@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import urllib.parse
 
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher.requests import Decoding
@@ -52,6 +54,7 @@ class ExtractConfig:
                 "EXTRACT_DIR is empty: name the extraction's folder, as in "
                 "--gin.EXTRACT_DIR=teachers/first"
             )
+        self._refuse_secrets()
         self._check_choices()
         self._check_numbers()
         self._refuse_contradictions()
@@ -60,6 +63,20 @@ class ExtractConfig:
     def decoding(self) -> Decoding:
         """How the teacher writes."""
         return Decoding(self.temperature, self.top_p, self.max_new_tokens, self.sampling_seed)
+
+    def _refuse_secrets(self) -> None:
+        """Raises, without showing it, on a key where it would be written into ``config.gin``."""
+        if not re.fullmatch(r"(?:[A-Z_][A-Z0-9_]*)?", self.teacher_key):
+            raise InputError(
+                "TEACHER_KEY is no name of an environment variable (upper case, digits and _); put "
+                "a key into a variable, as OPENAI_API_KEY, and the variable's name here"
+            )
+        address = urllib.parse.urlsplit(self.teacher_url)
+        if "@" in address.netloc or address.query:
+            raise InputError(
+                "TEACHER_URL holds a user, a password or a query; name the address alone, and put "
+                "the key into the environment variable that TEACHER_KEY names"
+            )
 
     def _check_choices(self) -> None:
         for macro, value, choices in (

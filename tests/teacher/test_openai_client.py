@@ -326,13 +326,13 @@ def test_a_parameter_that_is_refused_names_the_macro():
     assert "correct TEMPERATURE" in str(came)
 
 
-def test_nothing_listens():
+def test_nothing_listens(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     fields = {"extract_dir": "x", "teacher_model": "teacher", "retries": 2}
-    extract = ExtractConfig(**fields, teacher_url=f"http://user:secret@{address}/v1")
-    (came,) = ask(extract, question())
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://user:secret@{address}/v1")
+    (came,) = ask(ExtractConfig(**fields), question())
     assert isinstance(came, EndpointError)
     assert f"http://{address}/v1: no connection in 3 tries" in str(came)
     assert "correct TEACHER_URL" in str(came)
@@ -468,6 +468,22 @@ def test_the_address_is_the_environments_where_none_is_given(monkeypatch):
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(InputError, match=r"TEACHER_URL is .*no address"):
         clients.open(ExtractConfig(extract_dir="x", teacher_model="m", teacher_url=url), DATA)
+
+
+@pytest.mark.parametrize(
+    ("macro", "value"),
+    [
+        ("teacher_key", KEY),
+        ("teacher_key", "hf_AbCdEfGh"),
+        ("teacher_url", f"http://me:{KEY}@host/v1"),
+        ("teacher_url", f"http://host/v1?api-key={KEY}"),
+    ],
+)
+def test_a_key_in_the_configuration_is_refused_unseen(macro, value):
+    with pytest.raises(InputError, match=f"^{macro.upper()} .* environment variable") as caught:
+        ExtractConfig(**{"extract_dir": "x", "teacher_model": "m", macro: value})
+    assert value not in str(caught.value)
+    assert KEY not in "".join(traceback.format_exception(caught.value))
 
 
 def test_requests_a_minute_are_kept_to():
