@@ -279,12 +279,13 @@ class TeacherServer:
             self.asked.append(asked)
             self._in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self._in_flight)
-            fault = self._planned.popleft() if self._planned else self.faults(asked)
         try:
             if asked.body["model"] not in self.models:
                 name = asked.body["model"]
                 return _error(404, f"The model `{name}` does not exist", "model_not_found")
-            fault = fault or Fault()
+            with self._lock:
+                planned = self._planned.popleft() if self._planned else self.faults(asked)
+            fault = planned or Fault()
             self._closing.wait(self.latency + (0 if fault.dribbles else fault.seconds))
             if fault.status == 0:
                 return None

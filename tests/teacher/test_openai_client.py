@@ -394,7 +394,7 @@ def test_a_wait_of_an_hour_is_left_to_the_user():
 
 
 def test_a_busy_endpoint_fails_no_row_while_it_answers_others():
-    """Every request is turned away six times; with RETRIES=3 none fails, since others go on."""
+    """One request is turned away six times with RETRIES=3, and is answered since others are."""
     turned_away = {}
 
     def busy(asked):
