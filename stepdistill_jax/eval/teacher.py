@@ -208,6 +208,7 @@ def read_answers(reader: Reader, parse: str) -> list[Answer]:
     if reader.carves and reader.split != "test":
         train, validation = carve_validation(examples, data.data_seed)
         examples = train if reader.split == "train" else validation
+    examples = reader.gold(examples, f"{reader.split} is scored by it")
     answers = []
     for example in examples:
         label = None

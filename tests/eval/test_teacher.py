@@ -178,6 +178,12 @@ def test_another_teachers_file_is_scored_with_what_it_lacks_as_wrong(shared, tmp
     assert result.serving_flops == 2 * 1000 * (6 + 38 / 8)
 
 
+def test_a_teacher_is_not_scored_on_rows_without_gold_labels(shared, tmp_path):
+    with pytest.raises(InputError, match=r"rows.jsonl:1: no gold label .*but test is scored by it"):
+        train.main(own(tmp_path, shared, "LABEL_COLUMN=''"))
+    assert read_results(tmp_path / "run") == []
+
+
 def test_nobody_elses_teacher_has_540_billion_parameters(shared, tmp_path):
     train.main(own(tmp_path, shared))
     (result,) = read_results(tmp_path / "run")
