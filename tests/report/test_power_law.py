@@ -139,3 +139,17 @@ def test_what_is_missing_is_said():
     points = pilot(law(0.2, 0.4, 0.5), sizes=(1000, 2000))
     assert power_law.fit(points) == "2 sizes of training data; 3 are needed"
     assert power_law.fit(points[:3]) == "1 size of training data; 3 are needed"
+
+
+def test_pilots_that_learn_by_chance_get_no_confident_promise():
+    # A seed learns the task whole or not at all, ever more often with more data, and always in
+    # the end: more data brings nothing.
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        points = []
+        for size, chance in ((250, 0.0), (500, 0.3), (1000, 0.8), (2000, 1.0)):
+            for _ in range(3):
+                error = (0.02 if rng.random() < chance else 0.65) + rng.normal(0, 0.005)
+                points.append(Point(size, float(error), 0.01, 500))
+        found = power_law.fit(points)
+        assert found.poor or found.gain(1000).low < 0.001
