@@ -21,7 +21,8 @@ from absl import flags
 from launch import extracting
 from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax import extract_config
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.spec import EXIT_PREEMPTED, InputError
+from stepdistill_jax.teacher.clients import redact
 from stepdistill_jax.teacher.store import Share
 
 _PLAN = flags.DEFINE_bool("plan", False, "Print what it will ask and cost, and stop.")
@@ -40,6 +41,17 @@ _MERGE = flags.DEFINE_bool(
 
 def main(arguments: Arguments) -> int:
     """Does what the flags say; returns the exit code."""
+    try:
+        return _main(arguments)
+    except InputError as error:
+        # A key that was written where none belongs is not repeated.
+        raise InputError(redact.redact(str(error))) from None
+    except KeyboardInterrupt:
+        # Before anything is asked; from then on a signal is waited for.
+        return EXIT_PREEMPTED
+
+
+def _main(arguments: Arguments) -> int:
     if _MERGE.value:
         if not arguments.positional or arguments.gin_files:
             raise InputError(

@@ -10,8 +10,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-import tqdm
-
+from launch.extract_bar import Bar
 from stepdistill_jax import config as configs
 from stepdistill_jax import extract_config, records
 from stepdistill_jax.data import inputs
@@ -21,18 +20,16 @@ from stepdistill_jax.spec import EXIT_INCOMPLETE, EXIT_PREEMPTED, InputError
 from stepdistill_jax.teacher import clients, plan, prompts, store, summary, tokens
 from stepdistill_jax.teacher import rows as planned
 from stepdistill_jax.teacher.answers import DEFAULT_FOLDER, NONE, Answers
-from stepdistill_jax.teacher.budget import Bounds, Budget
+from stepdistill_jax.teacher.budget import Bounds
 from stepdistill_jax.teacher.clients.batch import Batch
 from stepdistill_jax.teacher.config import ExtractConfig
-from stepdistill_jax.teacher.extract import Counts, Ending, Extractor
+from stepdistill_jax.teacher.extract import Ending, Extractor
 from stepdistill_jax.teacher.requests import Request
 from stepdistill_jax.teacher.rows import Progress, Teaching
 from stepdistill_jax.teacher.store import Share, Store
 
 # Answers of earlier calls that tell how long prompts are.
 _LEARNT = 50
-# Between two states of the bar where it cannot be redrawn.
-_LINE_SECONDS = 30.0
 
 
 @dataclasses.dataclass
@@ -112,13 +109,14 @@ def run(asked: Asked) -> int:
     batch = Batch(extract, asked.folder) if client is None else None
     opened = Store(asked.folder, tuple(asked.units), asked.share)
     try:
-        _claim(asked)
+        _refuse_other_config(asked)
         progress = asked.load()
+        _describe(asked)
         for line in [*opened.torn, *_begun(asked, progress)]:
             print(line, flush=True)
         budget = planned.make_budget(extract, progress, asked.share)
         cache = _cache(asked.extraction)
-        with _Bar(asked, len(progress.rows), budget) as bar:
+        with Bar(len(progress.rows), budget) as bar:
             extractor = Extractor(
                 asked.teaching,
                 progress.rows,
@@ -134,6 +132,13 @@ def run(asked: Asked) -> int:
                 assert batch is not None
                 waiting = {sending.slot: sending for sending in progress.in_flight}
                 ending = asyncio.run(_watched(extractor, extractor.run_batch(batch, waiting)))
+    except OSError as error:
+        if not error.filename:
+            raise
+        raise InputError(
+            f"{error.filename}: {error.strerror}; free or unlock the disk, or choose other folders "
+            "with EXTRACT_DIR and ANSWER_CACHE; all answers before are safe"
+        ) from error
     finally:
         opened.close()
     if cache.damaged:
@@ -163,7 +168,7 @@ def merge(folders: Sequence[str], overrides: Sequence[str]) -> int:
     # Its lock: a lone process that adds to a log would lose it to the merged one.
     Store(out, (), Share()).close()
     lines = store.merge(sources, out)
-    _claim(asked)
+    _describe(asked)
     print(", ".join(f"{count:,} lines on {unit}" for unit, count in lines.items()) or "no answers")
     print(summarise(asked, asked.load()))
     return 0
@@ -243,12 +248,15 @@ def _bounds(asked: Asked, progress: Progress) -> Bounds:
     return bounds
 
 
-def _claim(asked: Asked) -> None:
-    """Writes ``config.gin`` and ``prompt.json``, or refuses the folder of another extraction."""
-    if any(store.read_answers(asked.folder, unit) for unit in store.units(asked.folder)):
-        path = asked.folder / configs.CONFIG_FILE
-        if path.exists():
-            _refuse_other(extract_config.read(asked.folder), asked.extraction, asked.folder)
+def _refuse_other_config(asked: Asked) -> None:
+    """Raises InputError where the folder holds answers under other settings."""
+    path = asked.folder / configs.CONFIG_FILE
+    if path.exists() and store.has_answers(asked.folder):
+        _refuse_other(extract_config.read(asked.folder), asked.extraction, asked.folder)
+
+
+def _describe(asked: Asked) -> None:
+    """Writes ``config.gin`` and ``prompt.json``."""
     text = asked.prompt.prefix_text()
     shown = {
         "hash": asked.teaching.prompt_hash,
@@ -320,44 +328,6 @@ async def _watched(extractor: Extractor, work: Awaitable[Ending]) -> Ending:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     return await work
-
-
-class _Bar:
-    """Progress on stderr: rows a second, tokens, cost, yield, time left."""
-
-    def __init__(self, asked: Asked, rows: int, budget: Budget) -> None:
-        self._budget = budget
-        self._bar = tqdm.tqdm(
-            total=rows,
-            unit="row",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            # The mean over all: answers come in bursts.
-            smoothing=0,
-            mininterval=0.5 if sys.stderr.isatty() else _LINE_SECONDS,
-            disable=not rows,
-        )
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
-
-    def show(self, counts: Counts) -> None:
-        """Called after every answer."""
-        # What was done before does not count in the rate.
-        self._bar.initial = counts.earlier
-        spent = self._budget.spent
-        parts = [f"{spent.prompt + spent.written:,} tokens"]
-        if self._budget.cost is not None:
-            parts.append(f"cost {self._budget.cost:.4f}")
-        if counts.done:
-            parts.append(f"{counts.parsed / counts.done:.1%} parsed")
-        if counts.submitted:
-            parts.append(f"{counts.returned} of {counts.submitted} in batches")
-        self._bar.set_postfix_str(", ".join(parts), refresh=False)
-        self._bar.update(counts.done - self._bar.n)
 
 
 def _end(asked: Asked, progress: Progress, extractor: Extractor, ending: Ending) -> int:

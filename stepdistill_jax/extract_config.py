@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -110,32 +109,12 @@ def parse(
         for _, field in macro.fields
         if name in resolved
     }
-    _refuse_secrets(values)
     try:
         extract = ExtractConfig(**values)
     except InputError as error:
         raise gin_settings.with_places(error, resolved) from error
     of_the_run = [resolved[name] for name in configs.macros() if name in resolved]
     return Extraction(extract, configs.from_settings(of_the_run))
-
-
-def _refuse_secrets(values: Mapping[str, Any]) -> None:
-    """Raises where a credential stands in the configuration, which is written down; never shows it.
-
-    Raises:
-        InputError: naming the macro.
-    """
-    variable = values.get("teacher_key", "")
-    if variable and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", variable):
-        raise InputError(
-            "TEACHER_KEY is not the name of an environment variable; put the key into one, as in "
-            "export OPENAI_API_KEY=..., and name the variable in TEACHER_KEY"
-        )
-    if re.search(r"://[^/]*@", values.get("teacher_url", "")):
-        raise InputError(
-            "TEACHER_URL holds a name or password before the @; take it out, and put the key into "
-            "the environment variable that TEACHER_KEY names"
-        )
 
 
 def values(extraction: Extraction) -> dict[str, Any]:

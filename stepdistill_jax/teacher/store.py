@@ -22,17 +22,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stepdistill_jax import records
-from stepdistill_jax.records import Annotation
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.teacher.annotated import Annotated
 from stepdistill_jax.teacher.budget import NOTHING, Tokens
 from stepdistill_jax.teacher.requests import Completion, Decoding, Request, RowError
 
 ROWS_FOLDER = "rows"
 PROMPT_FILE = "prompt.json"
 SUMMARY_FILE = "summary.json"
-# Of the inputs of EXTRACT_INPUTS; other units are the released splits.
-INPUTS = "inputs"
 _SENT = "sent"
 _NAME = re.compile(r"([a-z]+)(?:-(\d+)-of-(\d+))?\.jsonl")
 
@@ -266,6 +262,12 @@ def units(folder: pathlib.Path) -> list[str]:
     return sorted({match[1] for match in names if match and match[1] != _SENT})
 
 
+def has_answers(folder: pathlib.Path) -> bool:
+    """Whether any line is there."""
+    files = (path for unit in units(folder) for path in _files(folder, unit))
+    return any(path.stat().st_size for path in files)
+
+
 def read_answers(folder: pathlib.Path, unit: str) -> list[Answer]:
     """Every line on a unit, of all workers.
 
@@ -407,32 +409,3 @@ def merge(folders: Sequence[pathlib.Path], out: pathlib.Path) -> dict[str, int]:
     for unit, rows in {**merged, _SENT: list(journal.values())}.items():
         records.write_jsonl(out / ROWS_FOLDER / f"{unit}.jsonl", rows)
     return {unit: len(rows) for unit, rows in merged.items()}
-
-
-def rationales_path(folder: pathlib.Path, unit: str) -> pathlib.Path:
-    """The file that RATIONALES, or AUGMENT for unit `INPUTS`, names."""
-    return folder / f"rationales_{unit}.jsonl"
-
-
-def write_rationales(folder: pathlib.Path, unit: str, rows: Iterable[Annotated]) -> int:
-    """Writes what training reads; returns the number of lines.
-
-    A line is ``{"id", "input", "choices"?, "rationale", "label"?, "hinted"?}``. A failure that has
-    a rationale has a line without a label; a row without a rationale has none, unless it is one of
-    `INPUTS`, which may have a label alone.
-    """
-    lines = []
-    for row in rows:
-        line: dict[str, Any] = {"id": row.example.id, "input": row.example.input}
-        if row.example.choices:
-            line["choices"] = list(row.example.choices)
-        if row.outcome.rationale.strip():
-            line["rationale"] = row.outcome.rationale.strip()
-        if isinstance(row.outcome, Annotation) and row.outcome.label.strip():
-            line["label"] = row.outcome.label.strip()
-        if row.hinted:
-            line["hinted"] = True
-        if "rationale" in line or (unit == INPUTS and "label" in line):
-            lines.append(line)
-    records.write_jsonl(rationales_path(folder, unit), lines)
-    return len(lines)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stepdistill_jax import records
-from stepdistill_jax.teacher import quality, store
+from stepdistill_jax.data import inputs
+from stepdistill_jax.records import Annotation
+from stepdistill_jax.teacher import quality
+from stepdistill_jax.teacher.annotated import Annotated
 from stepdistill_jax.teacher.budget import NOTHING, Prices
 from stepdistill_jax.teacher.requests import ANSWER, HINT
 from stepdistill_jax.teacher.rows import Row, Teaching
@@ -30,7 +33,7 @@ def write_unit(
         answer = by_id[row_id].answers.get((ANSWER, 0))
         return None if answer is None or answer.error else answer.text
 
-    lines = store.write_rationales(folder, unit, found)
+    lines = write_rationales(folder, unit, found)
     suspects = quality.worst(found, metric, raw=raw)
     records.write_jsonl(folder / f"worst_{unit}.jsonl", suspects)
     answers = [answer for row in rows for answer in row.answers.values()]
@@ -95,3 +98,32 @@ def table(units: Mapping[str, Mapping[str, Any]]) -> str:
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def rationales_path(folder: pathlib.Path, unit: str) -> pathlib.Path:
+    """The file that RATIONALES, or AUGMENT for unit the added inputs, names."""
+    return folder / f"rationales_{unit}.jsonl"
+
+
+def write_rationales(folder: pathlib.Path, unit: str, rows: Iterable[Annotated]) -> int:
+    """Writes what training reads; returns the number of lines.
+
+    A line is ``{"id", "input", "choices"?, "rationale", "label"?, "hinted"?}``. A failure that has
+    a rationale has a line without a label; a row without a rationale has none, unless it is one of
+    the added inputs, which may have a label alone.
+    """
+    lines = []
+    for row in rows:
+        line: dict[str, Any] = {"id": row.example.id, "input": row.example.input}
+        if row.example.choices:
+            line["choices"] = list(row.example.choices)
+        if row.outcome.rationale.strip():
+            line["rationale"] = row.outcome.rationale.strip()
+        if isinstance(row.outcome, Annotation) and row.outcome.label.strip():
+            line["label"] = row.outcome.label.strip()
+        if row.hinted:
+            line["hinted"] = True
+        if "rationale" in line or (unit == inputs.ADDED and "label" in line):
+            lines.append(line)
+    records.write_jsonl(rationales_path(folder, unit), lines)
+    return len(lines)

@@ -5,12 +5,8 @@ import pathlib
 
 import pytest
 
-from stepdistill_jax.data.added_inputs import read_added
-from stepdistill_jax.data.rationale_file import read_rationales
-from stepdistill_jax.records import Annotation, Example, ParseFailure
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher import store
-from stepdistill_jax.teacher.annotated import Annotated
 from stepdistill_jax.teacher.budget import Tokens
 from stepdistill_jax.teacher.requests import ANSWER, Completion, Decoding, Request, RowError
 from stepdistill_jax.teacher.store import Answer, Share, Store
@@ -192,40 +188,3 @@ def test_merging_refuses_rows_that_conflict_and_writes_nothing(tmp_path):
     with pytest.raises(InputError, match=rf"{a}/rows/train\.jsonl:2 and {b}/rows/train\.jsonl:1 "):
         store.merge([a, b], out)
     assert not out.exists()
-
-
-def kept(row_id, outcome, hinted=False, choices=("yes", "no")):
-    example = Example(row_id, f"input {row_id}", "yes", choices=choices)
-    return Annotated(example, outcome, 1, 1, hinted, outcome)
-
-
-ROWS = [
-    kept("1", Annotation("1", " since it is ", "yes")),
-    kept("2", ParseFailure("2", "no answer marker", "", "raw")),
-    kept("3", ParseFailure("3", "several answers", "it may be", "raw")),
-    kept("4", Annotation("4", "", "no")),
-    kept("5", Annotation("5", "with a hint", "yes"), hinted=True),
-]
-
-
-def test_training_reads_the_rationales(tmp_path):
-    assert store.write_rationales(tmp_path, "train", ROWS) == 3
-    path = store.rationales_path(tmp_path, "train")
-    found = read_rationales(path, [row.example for row in ROWS], "train")
-    assert found == {
-        "1": Annotation("1", "since it is", "yes"),
-        "3": Annotation("3", "it may be", ""),
-        "5": Annotation("5", "with a hint", "yes"),
-    }
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line.get("hinted") for line in lines] == [None, None, True]
-
-
-def test_training_reads_added_inputs(tmp_path):
-    assert store.write_rationales(tmp_path, store.INPUTS, ROWS) == 4
-    path = store.rationales_path(tmp_path, store.INPUTS)
-    examples, found = read_added(path, (), (), True, "exact", None)
-    assert [(e.id, e.input, e.choices) for e in examples] == [
-        (f"added-{i}", f"input {i}", ("yes", "no")) for i in (1, 3, 4, 5)
-    ]
-    assert found["added-4"] == Annotation("added-4", "", "no")

@@ -1,0 +1,51 @@
+"""The progress of an extraction on stderr."""
+
+from __future__ import annotations
+
+import sys
+
+import tqdm
+
+from stepdistill_jax.teacher.budget import Budget
+from stepdistill_jax.teacher.extract import Counts
+
+# Between two states of the bar where it cannot be redrawn.
+_LINE_SECONDS = 30.0
+
+
+class Bar:
+    """Rows a second, tokens, cost, yield, time left."""
+
+    def __init__(self, rows: int, budget: Budget) -> None:
+        self._budget = budget
+        self._bar = tqdm.tqdm(
+            total=rows,
+            unit="row",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            # The mean over all: answers come in bursts.
+            smoothing=0,
+            mininterval=0.5 if sys.stderr.isatty() else _LINE_SECONDS,
+            disable=not rows,
+        )
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def show(self, counts: Counts) -> None:
+        """Called after every answer."""
+        # What was done before does not count in the rate.
+        self._bar.initial = counts.earlier
+        spent = self._budget.spent
+        parts = [f"{spent.prompt + spent.written:,} tokens"]
+        if self._budget.cost is not None:
+            parts.append(f"cost {self._budget.cost:.4f}")
+        if counts.done:
+            parts.append(f"{counts.parsed / counts.done:.1%} parsed")
+        if counts.submitted:
+            parts.append(f"{counts.returned} of {counts.submitted} in batches")
+        self._bar.set_postfix_str(", ".join(parts), refresh=False)
+        self._bar.update(counts.done - self._bar.n)

@@ -1,0 +1,312 @@
+"""The extraction binary against an endpoint: kills, caps, workers, faults, keys, what is left."""
+
+import json
+import pathlib
+import re
+
+import pytest
+import teacher_server
+from absl import flags as absl_flags
+from absl.testing import flagsaver
+from extract_cases import KEY, logged, settings
+
+from launch import extract
+from launch.flags import Arguments
+from stepdistill_jax import config
+from stepdistill_jax.data import join
+from stepdistill_jax.spec import InputError
+from stepdistill_jax.teacher import store
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(place, server, capsys):
+    """Runs the binary's main in this process -> (exit code or message, stdout, stderr)."""
+
+    def started(*more, positional=(), files=("extract/demo.gin",), folder="out", **flags):
+        given = settings(place, server, *more, folder=folder) if files else more
+        with flagsaver.flagsaver(**flags):
+            try:
+                code = extract.main(Arguments(files, given, (), positional))
+            except InputError as error:
+                code = str(error)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    absl_flags.FLAGS(["extract"])
+    return started
+
+
+def test_the_cap_stops_at_exactly_the_last_row_with_16_in_flight(run, server, place):
+    server.latency = 0.05
+    # An answer is eleven words, as long as it may be: what is reserved is what is charged.
+    cap = ("PRICE_INPUT=0.0", "PRICE_OUTPUT=1.0", "MAX_NEW_TOKENS=11", f"MAX_COST={37 * 11e-6:.6f}")
+    code, stdout, _ = run(*cap)
+    assert code == 4
+    assert server.received == len(logged(place / "out")) == 37
+    assert server.most_in_flight == 16
+    assert "MAX_COST=0.000407 leaves no room for another request: 0.000407 is spent" in stdout
+    assert "163 rows are left" in stdout
+    assert run(*cap)[0] == 4
+    assert server.received == 37
+
+
+def test_the_real_bound_is_never_exceeded(run, server, place):
+    prices = ("PRICE_INPUT=1.0", "PRICE_OUTPUT=2.0", "MAX_NEW_TOKENS=30")
+    code, _, _ = run(*prices, "MAX_COST=0.02")
+    summary = json.loads((place / "out" / "summary.json").read_text())["units"]["train"]
+    read = sum(len(asked.text.split()) for asked in server.answered)
+    assert code == 4
+    assert summary["cost"] == pytest.approx((read + 2 * 11 * server.received) / 1e6)
+    # No other request would have fitted: each reads some 695 words and may write 30.
+    assert 0.02 - 0.0008 < summary["cost"] <= 0.02
+
+
+def test_max_rows_is_exact(run, server, place):
+    server.latency = 0.02
+    code, stdout, _ = run("MAX_ROWS=50")
+    assert (code, server.received) == (4, 50)
+    assert "MAX_ROWS=50 is reached: 150 rows are left" in stdout
+    assert run("MAX_ROWS=50")[0] == 4
+    assert server.received == 50
+    assert run("MAX_ROWS=200")[0] == 0
+    assert server.received == 200
+
+
+def test_workers_share_the_rows_and_merging_makes_what_training_reads(run, server, place):
+    for worker in range(3):
+        folder = f"machine{worker}"
+        code, stdout, _ = run(folder=folder, worker=worker, workers=3)
+        assert code == 0
+        assert "when all are: python -m launch.extract --merge" in stdout
+        assert not (place / folder / "rationales_train.jsonl").exists()
+    assert server.received == len(server.by_key) == 200
+    folders = tuple(str(place / f"machine{worker}") for worker in range(3))
+    into = f"EXTRACT_DIR={place / 'all'}"
+    code, stdout, _ = run(into, positional=folders, files=(), merge=True)
+    assert code == 0, stdout
+    assert "200 lines on train" in stdout
+    before = (place / "all" / "rows" / "train.jsonl").read_bytes()
+    assert run(into, positional=folders, files=(), merge=True)[0] == 0
+    assert (place / "all" / "rows" / "train.jsonl").read_bytes() == before
+    assert server.received == 200
+    # Training sees every row with the teacher's rationale and label.
+    student = config.parse(
+        ["demo.gin"],
+        [
+            "FRACTION=0.05",
+            "LABELS=teacher",
+            f"RATIONALES=file:{place / 'all' / 'rationales_{split}.jsonl'}",
+            "EVAL_SPLITS=('validation',)",
+        ],
+    )
+    pairs, _ = join.load_pairs(student.data, "train")
+    assert len(pairs) == 200
+    assert {pair.rationale for pair in pairs} == {"It is turned on and so."}
+    # A conflict is refused, and says where.
+    path = place / "machine1" / "rows" / "train-1-of-3.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace("turned on", "turned off", 1))
+    code, _, _ = run(into, positional=folders, files=(), merge=True)
+    assert re.search(r"all/rows/train\.jsonl:\d+ and .*machine1/rows/train-1-of-3\.jsonl:1 ", code)
+    path.write_text(text)
+    # As are folders of different extractions.
+    other = place / "machine2" / "config.gin"
+    other.write_text(other.read_text().replace("MAX_NEW_TOKENS = 256", "MAX_NEW_TOKENS = 9"))
+    code, _, _ = run(into, positional=folders, files=(), merge=True)
+    assert re.search(r"machine2 holds an extraction with MAX_NEW_TOKENS=9 \(now 256\)", code)
+
+
+def test_workers_of_one_folder_are_merged_in_it(run, server, place, monkeypatch):
+    monkeypatch.setenv("EXTRACT_WORKERS", "2")
+    for worker in ("0", "1"):
+        monkeypatch.setenv("EXTRACT_WORKER", worker)
+        assert run()[0] == 0
+    assert server.received == 200
+    assert run(positional=(str(place / "out"),), files=(), merge=True)[0] == 0
+    monkeypatch.delenv("EXTRACT_WORKER")
+    monkeypatch.delenv("EXTRACT_WORKERS")
+    assert run()[0] == 0
+    assert server.received == 200
+    monkeypatch.setenv("EXTRACT_WORKERS", "two")
+    assert "EXTRACT_WORKERS='two' in the environment: expected a whole number" in run()[0]
+
+
+def test_another_folder_is_served_by_the_cache(run, server, place):
+    cache = f"ANSWER_CACHE={place / 'answers'}"
+    prices = ("PRICE_INPUT=1.0", "PRICE_OUTPUT=1.0")
+    assert run(cache, *prices, folder="a")[0] == 0
+    code, stdout, _ = run(cache, *prices, "MAX_COST=0.0", folder="b")
+    assert (code, server.received) == (0, 200)
+    assert re.search(r"train +200 +200 .* 0 +200 +0 +- +0\.0000", stdout)
+    assert all(row["cached"] for row in logged(place / "b"))
+    names = ("rationales_train.jsonl", "worst_train.jsonl")
+    for name in names:
+        assert (place / "a" / name).read_bytes() == (place / "b" / name).read_bytes()
+
+
+def test_a_plan_sends_nothing_and_counts_what_is_left(run, server, place):
+    prices = ("PRICE_INPUT=1.0", "PRICE_OUTPUT=2.0")
+    code, stdout, _ = run(*prices, plan=True)
+    assert code == 0
+    assert server.received == 0
+    assert "to ask: 200 of 200 rows, 200 requests (exact)" in stdout
+    assert "a guess at 4 bytes a token" in stdout
+    assert not (place / "out").exists()
+    run(*prices, "MAX_ROWS=40")
+    _, stdout, _ = run(*prices, "MAX_COST=0.01", plan=True)
+    assert "to ask: 160 of 200 rows, 160 requests (exact)" in stdout
+    assert "(the mean of 40 answers so far)" in stdout
+    summary = json.loads((place / "out" / "summary.json").read_text())["units"]["train"]
+    (cost,) = re.findall(r"cost: about ([\d.]+)", stdout)
+    assert float(cost) == pytest.approx(4 * summary["cost"], abs=1e-4)
+    assert "MAX_COST=0.01 may be reached before all of it" in stdout
+    assert server.received == 40
+
+
+def test_the_prompt_is_shown_with_its_length(run, server):
+    code, stdout, _ = run(show_prompt=True)
+    assert code == 0
+    assert "So the answer is" in stdout
+    assert re.search(r"[\d,]+ bytes before the row; \d+ exemplars, from demo\.json", stdout)
+    assert server.received == 0
+
+
+# What happens to every third row -> rows without an answer, what the log says of them.
+ROW_FAULTS = {
+    "busy": (teacher_server.too_many("0"), None),
+    "broken": (teacher_server.BROKEN, None),
+    "dropped": (teacher_server.DROPPED, None),
+    "malformed": (teacher_server.MALFORMED, None),
+    "slow": (teacher_server.slow(0.4), None),
+    "empty": (teacher_server.EMPTY, "empty completion"),
+    "filtered": (teacher_server.FILTERED, "content filter"),
+}
+
+
+@pytest.mark.parametrize("name", ROW_FAULTS)
+def test_faults_of_single_requests(name, run, server, place):
+    fault, reason = ROW_FAULTS[name]
+    seen = set()
+
+    def faults(asked):
+        """The first time that a row is asked about, and every time where the fault stays."""
+        is_chosen = asked.key.startswith(("0", "1", "2", "3"))
+        is_new = asked.key not in seen
+        seen.add(asked.key)
+        return fault if is_chosen and (is_new or reason) else None
+
+    server.faults = faults
+    code, stdout, _ = run("MAX_ROWS=24", "RETRIES=3")
+    assert code == 4
+    assert "MAX_ROWS=24 is reached" in stdout
+    rows = logged(place / "out")
+    chosen = [row for row in rows if row["key"].startswith(("0", "1", "2", "3"))]
+    assert len(rows) == 24
+    assert chosen
+    failed = [row for row in rows if "error" in row]
+    assert failed == (chosen if reason else [])
+    assert {row["error"] for row in failed} == ({reason} if reason else set())
+    summary = json.loads((place / "out" / "summary.json").read_text())["units"]["train"]
+    assert summary["errors"] == len(failed)
+    outcomes = {"parsed": 24 - len(failed)} | ({reason: len(failed)} if reason else {})
+    assert summary["quality"]["outcomes"] == outcomes
+    lines = (place / "out" / "rationales_train.jsonl").read_text().splitlines()
+    assert len(lines) == 24 - len(failed)
+    received = server.received
+    run("MAX_ROWS=24", "RETRIES=3")
+    assert server.received == received
+
+
+def test_a_wrong_model_ends_it_and_says_which_there_are(run, server, place):
+    code, _, stderr = run("TEACHER_MODEL=teecher")
+    assert code == 4
+    assert "error: " in stderr
+    assert re.search(r"has no model 'teecher'; did you mean 'teacher'\?.*TEACHER_MODEL", stderr)
+    assert "200 rows are left" in stderr
+    assert logged(place / "out") == []
+    assert run()[0] == 0
+
+
+def test_a_key_that_expires_ends_it_with_all_answers_saved(run, server, place, monkeypatch):
+    expired = teacher_server.Fault(401, {"message": f"Expired key {KEY}", "code": "expired"})
+    server.faults = lambda asked: expired if len(server.answered) >= 60 else None
+    code, _, stderr = run()
+    assert code == 4
+    assert "refuses the key" in stderr
+    assert "'OPENAI_API_KEY'" in stderr
+    saved = len(logged(place / "out"))
+    assert saved == len(server.answered) >= 60
+    assert len((place / "out" / "rationales_train.jsonl").read_text().splitlines()) == saved
+    server.faults = lambda asked: None
+    code, stdout, _ = run()
+    assert code == 0
+    # Nothing is owed for what was refused.
+    assert "in flight" not in stdout
+    assert max(server.answered_by_key.values()) == 1
+    assert len(server.answered) == 200
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (f"TEACHER_KEY={KEY}", "TEACHER_KEY is no name of an environment variable"),
+        ("TEACHER_URL=http://me:secret@x/v1", "TEACHER_URL holds a user, a password"),
+        ("EXTRACT_DIR=gs://bucket/x", "name a folder on a disk"),
+        ("EXTRACT_DIR=''", "EXTRACT_DIR is empty"),
+        ("SWEEP_DIR='x'", "SWEEP_DIR is no macro of a run or an extraction: only the file that"),
+        ("TEACHER_MODLE=1", "the nearest is TEACHER_MODEL"),
+    ],
+)
+def test_wrong_settings_are_named_and_credentials_not_repeated(run, override, message):
+    code, _, _ = run(override)
+    assert message in code
+    assert KEY not in code
+    assert "secret" not in code
+
+
+def test_a_folder_of_another_teacher_is_refused(run, server, place):
+    run("MAX_ROWS=5")
+    server.models = ("teacher", "other")
+    code, _, _ = run("MAX_ROWS=10", "TEACHER_MODEL=other", "TEMPERATURE=0.5")
+    assert re.search(
+        r"out holds an extraction with TEACHER_MODEL='teacher' \(now 'other'\), "
+        r"TEMPERATURE=0\.0 \(now 0\.5\); repeat the settings in its config\.gin",
+        code,
+    )
+    assert server.received == 5
+    # Pace, budget and address may change.
+    assert run("MAX_ROWS=10", "CONCURRENCY=2", "TIMEOUT=9.0", "MAX_COST=None")[0] == 4
+    assert server.received == 10
+
+
+def test_prompts_that_are_too_long_are_refused_before_anything_is_sent(run, server):
+    server.model_fields = {"max_model_len": 900}
+    server.tokenizes = True
+    code, _, _ = run()
+    assert re.search(
+        r"the prompt has [\d,]+ tokens .*\d+ more than the 900 that teacher holds", code
+    )
+    assert server.received == 0
+
+
+def test_offline_batches_go_the_same_way(run, server, place):
+    batch = ("CLIENT=batch", "BATCH_POLL=0.05")
+    server.batch_looks = 3
+    code, stdout, _ = run(*batch, "MAX_ROWS=30")
+    assert code == 4
+    assert len(server.batches) == 1
+    assert len(logged(place / "out")) == len(server.answered) == 30
+    # An expired batch has answered every second row; the others are asked again at the next start.
+    server.batch_ends = "expired"
+    run(*batch, "MAX_ROWS=50")
+    assert sum("error" in row for row in logged(place / "out")) == 10
+    server.batch_ends = "completed"
+    code, stdout, _ = run(*batch)
+    assert code == 0
+    assert "10 requests failed in a way that may pass: asked again" in stdout
+    assert len(server.answered) == 200
+    assert len(store.answered(store.read_answers(place / "out", "train"))) == 200
+    assert run()[0] == 0
+    assert len(server.answered) == 200

@@ -1,0 +1,54 @@
+"""What an extraction file says, and which program's file is whose."""
+
+import pytest
+
+from stepdistill_jax import config, extract_config
+from stepdistill_jax.spec import InputError
+
+
+def test_shipped_extraction_files_name_run_files_of_their_own_name():
+    folder = config.gin_folder() / "extract"
+    names = sorted(path.name for path in folder.glob("*.gin"))
+    assert names == [
+        *("anli.gin", "cqa.gin", "demo.gin", "esnli.gin", "own_jsonl.gin", "svamp.gin"),
+    ]
+    for name in names:
+        extraction = extract_config.parse([f"extract/{name}"], ["TEACHER_MODEL='m'"])
+        assert extraction.run == config.parse([name])
+
+
+def test_a_dump_reads_back_as_the_same_extraction(tmp_path):
+    first = extract_config.parse(
+        ["extract/svamp.gin"],
+        ["TEACHER_MODEL='m'", "PRICE_INPUT=0.15", "EXTRACT_SPLITS=('train','test')"],
+    )
+    (tmp_path / "config.gin").write_text(extract_config.dump(first))
+    assert extract_config.parse([tmp_path / "config.gin"]) == first
+    moved = extract_config.read(tmp_path)
+    assert moved.extract.extract_dir == str(tmp_path)
+    assert extract_config.difference(first, moved) == {}
+
+
+def test_every_field_is_set_by_a_documented_macro():
+    assert {*extract_config.FIXED_MACROS} <= {*extract_config.macros(), *config.macros()}
+    assert not {*extract_config.macros()} & {*config.macros()}
+    for name, macro in extract_config.macros().items():
+        ((_, field),) = macro.fields
+        assert name.lower() == field
+        assert macro.comment.endswith(".")
+        default = extract_config.ExtractConfig.__dataclass_fields__[field].default
+        assert macro.default == default
+
+
+def test_training_says_which_program_an_extraction_file_is_for():
+    with pytest.raises(InputError, match=r"python -m launch\.extract --gin_file=extract/cqa\.gin"):
+        config.parse(["extract/cqa.gin"])
+    with pytest.raises(InputError, match=r"launch\.extract is given sets those of an extraction"):
+        config.parse(["demo.gin"], ["TEACHER_MODEL='m'"])
+
+
+def test_help_lists_what_an_extraction_sets():
+    text = extract_config.help_text()
+    for name in extract_config.macros():
+        assert f"--gin.{name}=" in text
+    assert "extract/cqa.gin" in text
