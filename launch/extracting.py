@@ -141,6 +141,11 @@ def run(asked: Asked) -> int:
         ) from error
     finally:
         opened.close()
+    if extractor.counts.cached:
+        print(
+            f"{extractor.counts.cached:,} answers came from {cache.folder}, where equal questions "
+            "to a model of that name were answered before, or from equal rows"
+        )
     if cache.damaged:
         print(f"{cache.damaged} damaged entries in {cache.folder} were asked again and replaced")
     if asked.share.workers == 1:
@@ -166,8 +171,11 @@ def merge(folders: Sequence[str], overrides: Sequence[str]) -> int:
     asked = prepare(extraction, Share())
     sources = [pathlib.Path(folder) for folder in folders]
     # Its lock: a lone process that adds to a log would lose it to the merged one.
-    Store(out, (), Share()).close()
-    lines = store.merge(sources, out)
+    locked = Store(out, (), Share())
+    try:
+        lines = store.merge(sources, out)
+    finally:
+        locked.close()
     _describe(asked)
     print(", ".join(f"{count:,} lines on {unit}" for unit, count in lines.items()) or "no answers")
     print(summarise(asked, asked.load()))

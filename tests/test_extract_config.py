@@ -4,6 +4,7 @@ import pytest
 
 from stepdistill_jax import config, extract_config
 from stepdistill_jax.spec import InputError
+from stepdistill_jax.sweep import matrix
 
 
 def test_shipped_extraction_files_name_run_files_of_their_own_name():
@@ -52,3 +53,29 @@ def test_help_lists_what_an_extraction_sets():
     for name in extract_config.macros():
         assert f"--gin.{name}=" in text
     assert "extract/cqa.gin" in text
+
+
+def test_a_sweep_says_which_program_an_extraction_file_is_for():
+    with pytest.raises(InputError, match=r"python -m launch\.extract --gin_file=extract/cqa\.gin"):
+        matrix.read(["extract/cqa.gin"])
+    with pytest.raises(InputError, match=r"python -m launch\.sweep --gin_file=sweeps/demo\.gin"):
+        extract_config.parse(["sweeps/demo.gin"])
+
+
+def test_a_file_may_include_one_of_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = (config.gin_folder() / "extract" / "demo.gin").read_text()
+    (tmp_path / "demo.gin").write_text(shipped + "TRAIN_STEPS = 70\nTEACHER_MODEL = 'm'\n")
+    found = extract_config.parse(["demo.gin"])
+    assert (found.run.data.dataset, found.run.train_steps) == ("demo", 70)
+    # A run file beside it is nearer than the shipped one.
+    (tmp_path / "cqa.gin").write_text("DATASET = 'svamp'\n")
+    (tmp_path / "teacher.gin").write_text('include "cqa.gin"\nEXTRACT_DIR = "x"\n')
+    found = extract_config.parse(["teacher.gin"], ["TEACHER_MODEL='m'"])
+    assert found.run.data.dataset == "svamp"
+
+
+def test_wrong_values_are_named_with_their_place(tmp_path):
+    (tmp_path / "a.gin").write_text('include "extract/demo.gin"\nTEMPERATURE = -1\n')
+    with pytest.raises(InputError, match=r"TEMPERATURE=-1\.0: .*\(TEMPERATURE from .*a\.gin:2\)"):
+        extract_config.parse([tmp_path / "a.gin"], ["TEACHER_MODEL='m'"])

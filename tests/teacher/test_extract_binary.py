@@ -310,3 +310,63 @@ def test_offline_batches_go_the_same_way(run, server, place):
     assert len(store.answered(store.read_answers(place / "out", "train"))) == 200
     assert run()[0] == 0
     assert len(server.answered) == 200
+
+
+def test_a_data_set_of_ones_own_without_labels_becomes_training_data(run, server, place):
+    server.answer = lambda asked: (
+        "I doubt it." if "7" in asked.last else "It is even. So the answer is yes."
+    )
+    rows = [{"number": f"is {number} even ?"} for number in range(1, 61)]
+    (place / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    exemplars = [
+        {"number": "is 100 even ?", "label": "yes", "rationale": "It ends in a zero."},
+        {"number": "is 101 even ?", "label": "no", "rationale": "It ends in a one."},
+    ]
+    (place / "prompt.json").write_text(json.dumps({"exemplars": exemplars}))
+    own = (
+        f"DATA_DIR={place}",
+        "TEST_FILE=''",
+        "INPUT_TEMPLATE={number}",
+        "LABEL_COLUMN=''",
+        "RATIONALE_COLUMN=''",
+        "LABEL_SET=('yes', 'no')",
+    )
+    teacher = (
+        f"EXTRACT_DIR={place / 'out'}",
+        f"TEACHER_URL={server.url}",
+        "TEACHER_MODEL=teacher",
+        f"PROMPT_FILE={place / 'prompt.json'}",
+    )
+    with flagsaver.flagsaver():
+        code = extract.main(Arguments(("extract/own_jsonl.gin",), (*own, *teacher), ()))
+    assert code == 0
+    found = json.loads((place / "out" / "summary.json").read_text())["units"]["train"]
+    assert found["answered"] == found["rows"] == server.received == 54
+    assert found["quality"]["accuracy"] is None
+    student = config.parse(
+        ["own_jsonl.gin"],
+        [
+            *own,
+            "LABELS=teacher",
+            f"RATIONALES=file:{place / 'out' / 'rationales_{split}.jsonl'}",
+        ],
+    )
+    pairs, report = join.load_pairs(student.data, "train")
+    without = sum("7" in asked.last for asked in server.answered)
+    assert 0 < without == report.dropped["no teacher label: no output"]
+    assert {(pair.label, pair.rationale) for pair in pairs} == {("yes", "It is even.")}
+
+
+def test_inputs_of_no_split_become_added_training_data(run, server, place):
+    lines = [{"id": str(i), "input": f"clover {i} goes into a pot . what ?"} for i in range(5)]
+    (place / "more.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, stdout, _ = run("EXTRACT_SPLITS=()", f"EXTRACT_INPUTS=file:{place / 'more.jsonl'}")
+    assert code == 0
+    assert "5 rows of demo (inputs)" in stdout
+    assert len(logged(place / "out", "inputs")) == 5
+    augment = f"AUGMENT=file:{place / 'out' / 'rationales_inputs.jsonl'}"
+    student = config.parse(["demo.gin"], [augment])
+    pairs, _ = join.load_pairs(student.data, "train")
+    added = [pair for pair in pairs if pair.id.startswith("added-")]
+    assert [pair.input for pair in added] == [line["input"] for line in lines]
+    assert all(pair.rationale == "It is turned on and so." for pair in added)
