@@ -15,7 +15,7 @@ from etils import epath
 
 from stepdistill_jax import config as configs
 from stepdistill_jax import gin_settings
-from stepdistill_jax.gin_settings import EXTRACT_PART, RUN_PART, Macro
+from stepdistill_jax.gin_settings import EXTRACT_PART, RUN_PART, Macro, Setting
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher.config import ExtractConfig
@@ -114,6 +114,9 @@ def parse(
     except InputError as error:
         raise gin_settings.with_places(error, resolved) from error
     of_the_run = [resolved[name] for name in configs.macros() if name in resolved]
+    if "MODEL_DIR" not in resolved:
+        # Nothing is trained here, so that a run file that leaves its folder to a flag will do.
+        of_the_run.append(Setting("MODEL_DIR", "runs/student", "the extraction"))
     return Extraction(extract, configs.from_settings(of_the_run))
 
 
