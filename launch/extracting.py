@@ -23,7 +23,7 @@ from stepdistill_jax.teacher.answers import DEFAULT_FOLDER, NONE, Answers
 from stepdistill_jax.teacher.budget import Bounds
 from stepdistill_jax.teacher.clients.batch import Batch
 from stepdistill_jax.teacher.config import ExtractConfig
-from stepdistill_jax.teacher.extract import Ending, Extractor
+from stepdistill_jax.teacher.extract import Counts, Ending, Extractor
 from stepdistill_jax.teacher.requests import Request
 from stepdistill_jax.teacher.rows import Progress, Teaching
 from stepdistill_jax.teacher.store import Share, Store
@@ -359,9 +359,14 @@ def _end(asked: Asked, progress: Progress, extractor: Extractor, ending: Ending)
         print(
             f"MAX_COST={extract.max_cost} leaves no room for another request: "
             f"{extractor.budget.cost:.6f} is spent, {left}; raise it to go on"
+            f"{_tighter(asked, counts)}"
         )
         return EXIT_INCOMPLETE
     if asked.share.workers > 1:
+        print(
+            f"{counts.asked:,} answers asked for, {counts.cached:,} from the cache, "
+            f"{counts.errors:,} requests failed"
+        )
         print(
             f"worker {asked.share.worker} of {asked.share.workers} is done; when all are: python "
             f"-m launch.extract --merge {asked.folder}"
@@ -373,3 +378,10 @@ def _end(asked: Asked, progress: Progress, extractor: Extractor, ending: Ending)
         )
         return EXIT_INCOMPLETE
     return 0
+
+
+def _tighter(asked: Asked, counts: Counts) -> str:
+    """What lets a small MAX_COST go further, where nothing is known of the prompt's length yet."""
+    if asked.count is not None or counts.asked:
+        return ""
+    return ", or set TEACHER_TOKENIZER: without it a prompt counts as a token a byte at first"

@@ -63,10 +63,18 @@ def test_the_real_bound_is_never_exceeded(run, server, place):
     assert 0.02 - 0.0008 < summary["cost"] <= 0.02
 
 
+def test_a_cap_below_one_request_sends_none_and_says_what_would_help(run, server):
+    code, stdout, _ = run("PRICE_INPUT=1.0", "PRICE_OUTPUT=1.0", "MAX_COST=0.001")
+    assert (code, server.received) == (4, 0)
+    assert "0.000000 is spent, 200 rows are left; raise it" in stdout
+    assert "or set TEACHER_TOKENIZER: without it a prompt counts as a token a byte" in stdout
+
+
 def test_max_rows_is_exact(run, server, place):
     server.latency = 0.02
-    code, stdout, _ = run("MAX_ROWS=50")
+    code, stdout, stderr = run("MAX_ROWS=50")
     assert (code, server.received) == (4, 50)
+    assert re.search(r"50/50 .*row/s, [\d,]+ tokens, 100\.0% parsed", stderr)
     assert "MAX_ROWS=50 is reached: 150 rows are left" in stdout
     assert run("MAX_ROWS=50")[0] == 4
     assert server.received == 50
