@@ -137,8 +137,8 @@ def _without_runs(extractions: Sequence[Extraction]) -> Report:
         f"Teachers: {', '.join(models)}."
     )
     second = (
-        "A large teacher's rationales and labels, for a small student to learn from by the method "
-        "of the paper below."
+        "A teacher's rationales and labels, for a small student to learn from by the method of the "
+        "paper below."
     )
     return _report((first, second), [annotation.section(extractions)])
 
