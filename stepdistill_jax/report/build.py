@@ -154,12 +154,13 @@ def _report(lead: tuple[str, ...], sections: Sequence[Section]) -> Report:
 
 def _prices(extractions: Sequence[Extraction], given: float | None) -> Prices:
     """Of several extractions of one data set the dearest counts."""
-    by_dataset: dict[str, float] = {}
+    rows: dict[str, float] = {}
+    labels: dict[str, float] = {}
     for extraction in extractions:
-        if extraction.price is not None:
-            known = by_dataset.get(extraction.dataset, 0.0)
-            by_dataset[extraction.dataset] = max(known, extraction.price)
-    return Prices(given, by_dataset)
+        for found, price in ((rows, extraction.price), (labels, extraction.label_price)):
+            if price is not None:
+                found[extraction.dataset] = max(found.get(extraction.dataset, 0.0), price)
+    return Prices(given, rows, labels)
 
 
 def _lead(scores: Scores) -> tuple[str, ...]:

@@ -20,8 +20,9 @@ from stepdistill_jax import records
 from stepdistill_jax.field_types import fits
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher.quality import Assessment
+from stepdistill_jax.teacher.store import SUMMARY_FILE
+from stepdistill_jax.teacher.summary import paid_rows
 
-SUMMARY_FILE = "summary.json"
 # Of the rows to look at, shown a unit.
 SHOWN = 10
 
@@ -65,10 +66,7 @@ class Unit:
 
     @property
     def _paid_rows(self) -> float | None:
-        """Rows that the paid requests would make, at as many a row as all answers have."""
-        if not self.requests or not self.answered:
-            return None
-        return self.answered * self.requests / (self.requests + (self.cached or 0))
+        return paid_rows(self.answered, self.requests, self.cached)
 
     @property
     def price(self) -> float | None:
@@ -133,6 +131,15 @@ class Extraction:
             return None
         rows = [unit.answered or 0 for unit in units]
         return sum(p * n for p, n in zip(prices, rows, strict=True)) / sum(rows)
+
+    @property
+    def label_price(self) -> float | None:
+        """Of a row with a label and a rationale: those without are paid for too."""
+        units = [unit for unit in self.units.values() if unit.answered]
+        usable = sum(unit.quality.usable for unit in units if unit.quality)
+        if self.price is None or not usable or not all(unit.quality for unit in units):
+            return None
+        return self.price * sum(unit.answered or 0 for unit in units) / usable
 
 
 def read_extractions(folders: Sequence[epath.PathLike]) -> list[Extraction]:

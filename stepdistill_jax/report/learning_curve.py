@@ -38,19 +38,24 @@ class Prices:
 
     Attributes:
         given: one for all; None = none was given.
-        by_dataset: of the teacher's own, for curves that learn from a teacher.
+        of_rows: data set -> of a row that its teacher was asked about, for curves that learn from
+            the rationales: a row without one is a training pair all the same.
+        of_labels: the same of a row that got a label, for curves that learn the teacher's labels.
     """
 
     given: float | None = None
-    by_dataset: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    of_rows: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    of_labels: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def of(self, setting: Setting) -> float | None:
         """For the training data of a setting; None where it is not known."""
         recipe = setting.recipe
         if self.given is not None:
             return self.given
-        if recipe.labels == "teacher" or recipe.method in RATIONALE_METHODS:
-            return self.by_dataset.get(setting.task.dataset)
+        if recipe.labels == "teacher":
+            return self.of_labels.get(setting.task.dataset)
+        if recipe.method in RATIONALE_METHODS:
+            return self.of_rows.get(setting.task.dataset)
         return None
 
 
@@ -146,7 +151,8 @@ def section(material: Material, found: Sequence[Sequence[Forecast]]) -> Section:
             "more than seeds explain, or where some seeds learn the task and others do not. "
             "Through three sizes goes such a curve almost whatever they are, so that they cannot "
             "show whether it fits. An annotation is a training pair; its cost is in the money of "
-            "the price."
+            "the price, and where a teacher's labels are learnt, rows that got none are paid for "
+            "too."
         ),
         Table("The next annotations", header, rows),
     ]

@@ -70,6 +70,16 @@ def _seconds(answers: Sequence[Answer]) -> float | None:
     return round(total, 3)
 
 
+def paid_rows(answered: int | None, requests: int | None, cached: int | None) -> float | None:
+    """Rows that the paid requests would make, at as many a row as all answers have.
+
+    None where there are no such requests, or it is not known.
+    """
+    if not requests or not answered:
+        return None
+    return answered * requests / (requests + (cached or 0))
+
+
 def table(units: Mapping[str, Mapping[str, Any]]) -> str:
     """The numbers for a reader, a line a unit."""
     heads = ("unit", "rows", "answered", "yield", "accuracy", "requests", "cached", "tokens")
@@ -78,7 +88,7 @@ def table(units: Mapping[str, Mapping[str, Any]]) -> str:
         answered, judged = unit["answered"], unit["quality"]
         accuracy = judged["accuracy"]
         tokens = unit["prompt_tokens"] + unit["completion_tokens"]
-        fresh = answered - unit["cached"]
+        paid = paid_rows(answered, unit["requests"], unit["cached"])
         lines.append(
             (
                 name,
@@ -89,7 +99,7 @@ def table(units: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{unit['requests']:,}",
                 f"{unit['cached']:,}",
                 f"{tokens:,}",
-                f"{fresh / unit['seconds']:.2f}" if unit["seconds"] and fresh > 0 else "-",
+                f"{paid / unit['seconds']:.2f}" if unit["seconds"] and paid else "-",
                 "-" if unit["cost"] is None else f"{unit['cost']:.4f}",
             )
         )

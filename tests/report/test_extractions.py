@@ -32,6 +32,8 @@ def test_reads_what_was_written(tmp_path):
     assert unit.quality.accuracy.share == 5 / 8
     assert unit.quality.rationales.human.rows == 6
     assert found.price == pytest.approx(0.02)
+    # Six of eight rows have a label.
+    assert found.label_price == pytest.approx(0.02 * 8 / 6)
     # Worst first: what could not be read, then the wrong label.
     assert [suspect.id for suspect in found.worst["train"]] == ["6", "7", "5"]
 
@@ -43,6 +45,7 @@ def test_what_is_not_there_is_not_known(tmp_path):
     (tmp_path / "first/worst_train.jsonl").unlink()
     (found,) = read_extractions([tmp_path / "first"])
     assert found.price is None
+    assert found.label_price is None
     assert found.prompt.hash is None
     assert found.units["train"].seconds is None
     assert found.worst["train"] == []

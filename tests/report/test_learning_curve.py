@@ -62,11 +62,13 @@ def test_a_price_of_the_teacher_is_for_those_who_learn_from_it(tmp_path):
     write_curve(tmp_path, FALLING)
     write_curve(tmp_path, FALLING, **STEP_BY_STEP)
     write_curve(tmp_path, FALLING, labels="teacher")
-    section, _ = forecasts(tmp_path, Prices(by_dataset={"cqa": 0.5, "esnli": 7.0}))
+    prices = Prices(of_rows={"cqa": 0.5, "esnli": 7.0}, of_labels={"cqa": 0.8})
+    section, _ = forecasts(tmp_path, prices)
     assert [(row[0], row[1], row[7]) for row in table(section)] == [
         ("CQA, gold labels, tiny", "standard", "no price"),
         ("CQA, gold labels, tiny", "step-by-step", "500"),
-        ("CQA, teacher labels, tiny", "standard", "500"),
+        # Rows that got no label are no pairs, and were paid for.
+        ("CQA, teacher labels, tiny", "standard", "800"),
     ]
 
 
