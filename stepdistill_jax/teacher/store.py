@@ -180,7 +180,7 @@ class _Log:
         """Opens and locks the file, and cuts off a torn last line.
 
         Raises:
-            InputError: another process has it.
+            InputError: another process has it, or the disk's files cannot be locked.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
@@ -192,6 +192,11 @@ class _Log:
             raise InputError(
                 f"{path} is being written by another process; let it end, or give each process a "
                 "share of its own with --worker and --workers"
+            ) from error
+        except OSError as error:
+            os.close(self._descriptor)
+            raise InputError(
+                f"{path} cannot be locked ({error.strerror}); choose an EXTRACT_DIR on another disk"
             ) from error
         content = path.read_bytes()
         whole = _whole(content)
@@ -207,7 +212,10 @@ class _Log:
         """
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
         size = os.fstat(self._descriptor).st_size
-        written = os.write(self._descriptor, line)
+        try:
+            written = os.write(self._descriptor, line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         if written < len(line):
             os.ftruncate(self._descriptor, size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))

@@ -1,5 +1,6 @@
 """The log of answers: whole lines, torn tails, conflicts, merging, what training reads."""
 
+import errno
 import json
 import pathlib
 
@@ -108,9 +109,17 @@ def test_a_line_that_does_not_fit_leaves_none_of_itself(tmp_path, monkeypatch):
     opened = Store(tmp_path, ["train"], Share())
     opened.append("train", answer("1"))
     real = store.os.write
-    monkeypatch.setattr(store.os, "write", lambda d, line: real(d, line[:20]))
-    with pytest.raises(OSError, match="No space left"):
-        opened.append("train", answer("2"))
+
+    def refuse(descriptor, line):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    for write_less, message in (
+        (lambda d, line: real(d, line[:20]), "No space left"),
+        (refuse, "Disk quota exceeded"),
+    ):
+        monkeypatch.setattr(store.os, "write", write_less)
+        with pytest.raises(OSError, match=rf"{message}.*train\.jsonl"):
+            opened.append("train", answer("2"))
     monkeypatch.undo()
     opened.append("train", answer("3"))
     opened.close()
