@@ -71,7 +71,13 @@ class ExtractConfig:
                 "TEACHER_KEY is no name of an environment variable (upper case, digits and _); put "
                 "a key into a variable, as OPENAI_API_KEY, and the variable's name here"
             )
-        address = urllib.parse.urlsplit(self.teacher_url)
+        try:
+            address = urllib.parse.urlsplit(self.teacher_url)
+        except ValueError:
+            raise InputError(
+                "TEACHER_URL is no address; write it with its scheme and version, as in "
+                "'http://127.0.0.1:8000/v1'"
+            ) from None
         if "@" in address.netloc or address.query:
             raise InputError(
                 "TEACHER_URL holds a user, a password or a query; name the address alone, and put "

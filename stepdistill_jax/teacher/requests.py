@@ -125,11 +125,16 @@ class RowError(Exception):
     Attributes:
         reason: short and constant, for counting.
         detail: one line, without credentials.
-        prompt_tokens, completion_tokens: paid for all the same, where the endpoint says so.
+        prompt_tokens, completion_tokens: paid for all the same; None where something was, or may
+            have been, and the endpoint does not say how much.
     """
 
     def __init__(
-        self, reason: str, detail: str, prompt_tokens: int = 0, completion_tokens: int = 0
+        self,
+        reason: str,
+        detail: str,
+        prompt_tokens: int | None = 0,
+        completion_tokens: int | None = 0,
     ) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
@@ -143,4 +148,11 @@ class EndpointError(Exception):
 
     The message is for the user: what, where, the remedy; without credentials. Rows already
     answered are safe.
+
+    Attributes:
+        may_be_paid: the request may have been paid for all the same.
     """
+
+    def __init__(self, message: str, may_be_paid: bool = False) -> None:
+        super().__init__(message)
+        self.may_be_paid = may_be_paid

@@ -104,6 +104,8 @@ def test_replayed_answers_have_no_endpoint():
             {"message": "The response was filtered", "code": "content_filter"},
             failures.FILTERED,
         ),
+        # About a number, not about the row's length.
+        (400, {"message": "n must be <= 1"}, failures.REFUSED),
         (422, {"detail": [{"loc": ["body", "stop"]}]}, failures.REFUSED),
         (400, None, failures.REFUSED),
     ],

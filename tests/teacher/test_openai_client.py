@@ -227,6 +227,42 @@ def test_an_empty_answer_is_paid_for_and_never_asked_again_under_a_cap():
     assert (twice.prompt_tokens, twice.completion_tokens) == (12, 4)
 
 
+@pytest.mark.parametrize(
+    "fault", [teacher_server.slow(9), teacher_server.DROPPED, teacher_server.MALFORMED]
+)
+def test_what_may_have_been_paid_for_is_not_asked_again_under_a_cap(fault):
+    priced = {"price_input": 1.0, "price_output": 1.0, "max_cost": 1.0, "timeout": 0.3}
+    with TeacherServer() as server:
+        server.faults = lambda asked: fault
+        *rows, endpoint = ask(config(server, **priced), *map(question, range(3)))
+    assert server.received == 3
+    for row in rows:
+        assert isinstance(row, RowError)
+        assert row.reason in failures.PASSING
+        # Charged at the bound.
+        assert (row.prompt_tokens, row.completion_tokens) == (None, None)
+        assert "under MAX_COST it counts as paid for" in row.detail
+    assert isinstance(endpoint, EndpointError)
+    assert endpoint.may_be_paid
+
+
+def test_a_busy_or_broken_endpoint_is_asked_again_under_a_cap():
+    priced = {"price_input": 1.0, "price_output": 1.0, "max_cost": 1.0}
+    with TeacherServer() as server:
+        server.plan(teacher_server.BROKEN, too_many("0"))
+        (came,) = ask(config(server, **priced), question())
+    assert isinstance(came, Completion)
+    assert server.received == 3
+
+
+@pytest.mark.parametrize("fault", [teacher_server.EMPTY, teacher_server.FILTERED])
+def test_what_an_answer_cost_is_not_known_without_counts(fault):
+    with TeacherServer(usage=False) as server:
+        server.plan(fault, fault)
+        (came,) = ask(config(server), question())
+    assert (came.prompt_tokens, came.completion_tokens) == (None, None)
+
+
 def test_an_answer_after_an_empty_one_counts_both():
     with TeacherServer() as server:
         server.plan(teacher_server.EMPTY)
@@ -464,10 +500,13 @@ def test_the_address_is_the_environments_where_none_is_given(monkeypatch):
     assert server.asked[0].headers["authorization"] == "Bearer none"
 
 
-@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://somewhere/v1", "http://"])
-def test_what_is_no_address_is_refused(url):
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://somewhere/v1", "http://", "http://[1"])
+def test_what_is_no_address_is_refused(url, monkeypatch):
     with pytest.raises(InputError, match=r"TEACHER_URL is .*no address"):
         clients.open(ExtractConfig(extract_dir="x", teacher_model="m", teacher_url=url), DATA)
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    with pytest.raises(InputError, match=r"OPENAI_BASE_URL is .*no address"):
+        clients.open(ExtractConfig(extract_dir="x", teacher_model="m"), DATA)
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ class Batch:
             if status == 200:
                 return key, protocol.read(body, "", 0.0)
         except protocol.MalformedError as error:
-            return key, RowError(failures.MALFORMED, str(error))
+            return key, RowError(failures.MALFORMED, str(error), None, None)
         except RowError as error:
             return key, error
         body = body.get("error", body) if isinstance(body, dict) else body

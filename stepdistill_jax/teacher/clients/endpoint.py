@@ -68,8 +68,7 @@ def find(extract: ExtractConfig) -> Endpoint:
     if not url:
         url, origin = os.environ.get(URL_VARIABLE, ""), URL_VARIABLE
     url = url or OPENAI_URL
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not _is_address(url):
         raise InputError(
             f"{origin} is {redact.address(url)!r}, which is no address; write it with its scheme "
             "and version, as in 'http://127.0.0.1:8000/v1'"
@@ -89,6 +88,14 @@ def find(extract: ExtractConfig) -> Endpoint:
             "has; set it again"
         )
     return Endpoint(url, key, variable)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _is_openai(url: str) -> bool:

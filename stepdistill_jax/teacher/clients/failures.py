@@ -22,7 +22,8 @@ REFUSED = "request refused"
 UNAVAILABLE = "no answer"
 EXPIRED = "batch expired"
 CANCELLED = "batch cancelled"
-# Those that may be different at another time and, as far as can be known, cost nothing.
+# Those that may be different at another time, and which no endpoint is known to charge for; under
+# MAX_COST they count in full where it may.
 PASSING = frozenset({MALFORMED, REFUSED, UNAVAILABLE, EXPIRED, CANCELLED})
 
 # Longer requests of an endpoint to wait are for the user to decide on.
@@ -30,7 +31,7 @@ LONGEST_WAIT = 600.0
 
 _TOO_LONG = re.compile(
     r"context[ _-]?(?:length|size|window)|maximum context|(?:prompt|input).{0,40}too long"
-    r"|too many tokens|must be <=",
+    r"|too many tokens|tokens` must be <=",
     re.IGNORECASE,
 )
 _FILTER = re.compile(r"content[ _-]?(?:filter|policy|management)|safety system", re.IGNORECASE)
@@ -57,6 +58,7 @@ class Again:
         wait: seconds that the endpoint asked for.
         busy: the endpoint said so; it is then never the row's fault.
         connected: something answered.
+        may_be_paid: the endpoint may have written an answer, and charge for it.
     """
 
     reason: str
@@ -64,6 +66,7 @@ class Again:
     wait: float | None = None
     busy: bool = False
     connected: bool = True
+    may_be_paid: bool = False
 
 
 def one_line(text: object) -> str:

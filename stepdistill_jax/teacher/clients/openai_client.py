@@ -45,7 +45,8 @@ class OpenAIClient:
       fails only where none is;
     - at the `FAILED_IN_A_ROW`-th request that fails with no answer between them.
 
-    An empty answer, which is paid for, is tried once more, and not at all under MAX_COST.
+    An empty answer, which is paid for, is tried once more. Under MAX_COST it is not, and neither is
+    a try that may have been paid for: one that came to TIMEOUT, was cut off, or was no answer.
     After an `EndpointError` nothing more is sent.
 
     Attributes:
@@ -85,7 +86,10 @@ class OpenAIClient:
         """Tries until there is an outcome."""
         estimate = len(request.text) // _CHARACTERS_A_TOKEN + request.decoding.max_new_tokens
         seen = self._answers
-        tries = empty = read = written = 0
+        tries = empty = 0
+        read: int | None = 0
+        written: int | None = 0
+        is_capped = self._extract.max_cost is not None
         while True:
             ticket = await self._pace.enter(estimate)
             if self._broken is not None:
@@ -94,30 +98,29 @@ class OpenAIClient:
             if isinstance(outcome, EndpointError):
                 return outcome
             if isinstance(outcome, Completion | RowError):
-                read += outcome.prompt_tokens or 0
-                written += outcome.completion_tokens or 0
+                read = _plus(read, outcome.prompt_tokens)
+                written = _plus(written, outcome.completion_tokens)
                 if outcome.prompt_tokens is not None:
                     self._pace.settle(
                         ticket, outcome.prompt_tokens + (outcome.completion_tokens or 0)
                     )
             if isinstance(outcome, Completion):
                 self._note_answer()
-                if not empty:
-                    return outcome
                 return dataclasses.replace(outcome, prompt_tokens=read, completion_tokens=written)
             if isinstance(outcome, RowError):
-                if outcome.reason != failures.EMPTY or self._extract.max_cost is not None:
-                    return self._row_failed(outcome)
-                if empty == EMPTY_RETRIES:
-                    return RowError(outcome.reason, outcome.detail, read, written)
+                if outcome.reason != failures.EMPTY or is_capped or empty == EMPTY_RETRIES:
+                    return self._row_failed(RowError(outcome.reason, outcome.detail, read, written))
                 empty += 1
                 again = Again(outcome.reason, outcome.detail)
             else:
                 again = outcome
+            if again.may_be_paid and is_capped:
+                detail = f"{again.detail}; under MAX_COST it counts as paid for"
+                return self._count_failure(RowError(again.reason, detail, None, None))
             if again.busy and self._answers > seen:
                 seen, tries = self._answers, 0
             if tries == self._extract.retries:
-                return self._out_of_tries(again, answered=self._answers > seen)
+                return self._out_of_tries(again, self._answers > seen, read, written)
             await self._wait(again, tries)
             tries += 1
             self.retries += 1
@@ -137,7 +140,8 @@ class OpenAIClient:
                 )
             return protocol.read(body, request.model, time.monotonic() - start)
         except (TimeoutError, openai.APITimeoutError):
-            return Again(failures.UNAVAILABLE, f"no answer within TIMEOUT={limit:g} s")
+            detail = f"no answer within TIMEOUT={limit:g} s"
+            return Again(failures.UNAVAILABLE, detail, may_be_paid=True)
         except openai.APIConnectionError as error:
             return _connection_failure(error)
         except openai.APIStatusError as error:
@@ -148,9 +152,10 @@ class OpenAIClient:
                 return judged
             return await unknown_model(self._client, self._endpoint, request.model) or judged
         except (json.JSONDecodeError, UnicodeDecodeError):
-            return Again(failures.MALFORMED, "the answer is not JSON, or was cut off")
+            detail = "the answer is not JSON, or was cut off"
+            return Again(failures.MALFORMED, detail, may_be_paid=True)
         except protocol.MalformedError as error:
-            return Again(failures.MALFORMED, str(error))
+            return Again(failures.MALFORMED, str(error), may_be_paid=True)
         except RowError as error:
             return error
 
@@ -175,7 +180,9 @@ class OpenAIClient:
             return error
         return self._count_failure(error)
 
-    def _out_of_tries(self, again: Again, answered: bool) -> RowError | EndpointError:
+    def _out_of_tries(
+        self, again: Again, answered: bool, read: int | None, written: int | None
+    ) -> RowError | EndpointError:
         tries = self._extract.retries + 1
         if not again.connected and not answered:
             return EndpointError(
@@ -189,7 +196,7 @@ class OpenAIClient:
                 "or raise RETRIES"
             )
         detail = f"{tries} tries, the last: {again.detail}"
-        return self._count_failure(RowError(again.reason, detail))
+        return self._count_failure(RowError(again.reason, detail, read, written))
 
     def _count_failure(self, error: RowError) -> RowError | EndpointError:
         self._failed += 1
@@ -197,7 +204,8 @@ class OpenAIClient:
             return error
         return EndpointError(
             f"{self._endpoint.shown}: {self._failed} requests in a row had no answer; the last: "
-            f"{error}; look at the endpoint's log, and start again when it answers"
+            f"{error}; look at the endpoint's log, and start again when it answers",
+            may_be_paid=error.prompt_tokens is None,
         )
 
 
@@ -207,4 +215,9 @@ def _connection_failure(error: openai.APIConnectionError) -> Again:
     detail = failures.one_line(f"{type(cause).__name__}: {cause}" if cause else error)
     # Of the HTTP library, whichever version of it: nothing listens, or there is no way to it.
     connected = "ConnectError" not in type(cause).__name__
-    return Again(failures.UNAVAILABLE, detail, connected=connected)
+    return Again(failures.UNAVAILABLE, detail, connected=connected, may_be_paid=connected)
+
+
+def _plus(one: int | None, other: int | None) -> int | None:
+    """The sum; None where a part of it is not known."""
+    return None if one is None or other is None else one + other

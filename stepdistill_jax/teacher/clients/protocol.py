@@ -62,12 +62,12 @@ def read(answer: Any, asked_model: str, seconds: float) -> Completion:
     reason = reason if isinstance(reason, str) and reason else "unknown"
     usage = answer.get("usage")
     read, written = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
-    paid = (read or 0, written or 0)
     if refusal or reason == "content_filter":
         said = failures.one_line(refusal or "finish_reason is content_filter")
-        raise RowError(failures.FILTERED, said, *paid)
+        raise RowError(failures.FILTERED, said, read, written)
     if not text.strip():
-        raise RowError(failures.EMPTY, f"finish_reason is {failures.one_line(reason)}", *paid)
+        said = f"finish_reason is {failures.one_line(reason)}"
+        raise RowError(failures.EMPTY, said, read, written)
     model = answer.get("model")
     return Completion(
         text=_whole_characters(text),

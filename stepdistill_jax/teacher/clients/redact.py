@@ -41,7 +41,10 @@ def redact(text: str) -> str:
 
 def address(url: str) -> str:
     """A URL as it may be shown: without user, password and query."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        return redact(url)
     shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
     return redact(shown.geturl())
 
