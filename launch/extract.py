@@ -15,14 +15,16 @@ endpoint failed, 75 stopped by SIGTERM or Ctrl-C: the same command continues.
 from __future__ import annotations
 
 import os
+import sys
 
 from absl import flags
 
 from launch import extracting
 from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax import extract_config
-from stepdistill_jax.spec import EXIT_PREEMPTED, InputError
+from stepdistill_jax.spec import EXIT_INCOMPLETE, EXIT_PREEMPTED, InputError
 from stepdistill_jax.teacher.clients import redact
+from stepdistill_jax.teacher.requests import EndpointError
 from stepdistill_jax.teacher.store import Share
 
 _PLAN = flags.DEFINE_bool("plan", False, "Print what it will ask and cost, and stop.")
@@ -46,6 +48,10 @@ def main(arguments: Arguments) -> int:
     except InputError as error:
         # A key that was written where none belongs is not repeated.
         raise InputError(redact.redact(str(error))) from None
+    except EndpointError as error:
+        # Before anything is asked: while the prompt is measured.
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INCOMPLETE
     except KeyboardInterrupt:
         # Before anything is asked; from then on a signal is waited for.
         return EXIT_PREEMPTED

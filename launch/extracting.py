@@ -79,7 +79,8 @@ class Asked:
         else:
             count, how = self.count.request, "counted"
         made = plan.make(progress.rows, self.teaching, _cache(self.extraction), count, how)
-        lines = [*_begun(self, progress), *plan.told(made, len(progress.rows), extract.max_cost)]
+        left = planned.make_budget(extract, progress, self.share).left
+        lines = [*_begun(self, progress), *plan.told(made, len(progress.rows), left)]
         return "\n".join([*lines, "nothing was sent"])
 
 
@@ -102,7 +103,25 @@ def prepare(extraction: Extraction, share: Share) -> Asked:
 
 
 def run(asked: Asked) -> int:
-    """Asks, with a progress bar, and writes what training reads; returns the exit code."""
+    """Asks, with a progress bar, and writes what training reads; returns the exit code.
+
+    Raises:
+        InputError: a question is too long, the folder is another extraction's or locked, or a disk
+            takes no more.
+        EndpointError: the endpoint fails before anything is asked.
+    """
+    try:
+        return _run(asked)
+    except OSError as error:
+        if not error.filename:
+            raise
+        raise InputError(
+            f"{error.filename}: {error.strerror}; free or unlock the disk, or choose other folders "
+            "with EXTRACT_DIR and ANSWER_CACHE; all answers before are safe"
+        ) from error
+
+
+def _run(asked: Asked) -> int:
     extract = asked.extraction.extract
     _check_length(asked)
     client = None if extract.client == "batch" else clients.open(extract, asked.extraction.run.data)
@@ -130,15 +149,8 @@ def run(asked: Asked) -> int:
                 ending = asyncio.run(_watched(extractor, extractor.run(client)))
             else:
                 assert batch is not None
-                waiting = {sending.slot: sending for sending in progress.in_flight}
-                ending = asyncio.run(_watched(extractor, extractor.run_batch(batch, waiting)))
-    except OSError as error:
-        if not error.filename:
-            raise
-        raise InputError(
-            f"{error.filename}: {error.strerror}; free or unlock the disk, or choose other folders "
-            "with EXTRACT_DIR and ANSWER_CACHE; all answers before are safe"
-        ) from error
+                work = extractor.run_batch(batch, progress.in_flight)
+                ending = asyncio.run(_watched(extractor, work))
     finally:
         opened.close()
     if extractor.counts.cached:

@@ -72,6 +72,11 @@ class Budget:
         """Spent so far."""
         return self.prices.cost(self.spent)
 
+    @property
+    def left(self) -> Decimal | None:
+        """Of MAX_COST; None without one."""
+        return None if self.most is None else self.most - (self.cost or Decimal(0))
+
     def reserve(self, bound: Tokens) -> bool:
         """Sets tokens aside for a request, or says that they do not fit."""
         would = self.spent.plus(self.reserved).plus(bound)

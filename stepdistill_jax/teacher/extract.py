@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import enum
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from stepdistill_jax.records import Annotation
 from stepdistill_jax.teacher import budget as budgets
@@ -123,15 +123,16 @@ class Extractor:
         stopping = asyncio.create_task(self._stop.wait())
         ending = Ending.DONE
         try:
-            while not (self._stop.is_set() or self.failure):
+            while not self._is_ending:
                 fits = True
-                while fits and len(in_flight) < most and not self._stop.is_set():
+                while fits and len(in_flight) < most and not self._is_ending:
                     question = self._next()
                     if question is None:
                         break
                     if self._answered_here(question):
                         # Signals and answers get their turn between two answers of the cache.
                         await asyncio.sleep(0)
+                        self._settle(in_flight)
                         continue
                     sending = self._reserve(question.request)
                     fits = sending is not None
@@ -156,6 +157,11 @@ class Extractor:
             return Ending.FAILED
         return Ending.STOPPED if self._stop.is_set() and not self._is_over(ending) else ending
 
+    @property
+    def _is_ending(self) -> bool:
+        """Whether nothing more is to be sent."""
+        return self._stop.is_set() or bool(self.failure)
+
     def _is_over(self, ending: Ending) -> bool:
         """Whether nothing was left to do when the stop came."""
         return ending == Ending.DONE and self.counts.done == self.counts.rows
@@ -174,17 +180,20 @@ class Extractor:
             self._settle(in_flight)
         self.counts.lost = len(in_flight)
 
-    async def run_batch(self, batch: Batch, waiting: Mapping[Slot, Sending]) -> Ending:
+    async def run_batch(self, batch: Batch, sent: Iterable[Sending]) -> Ending:
         """The same through offline batches, a round of all that can be asked after another.
 
         Args:
             batch: may hold what an earlier process submitted.
-            waiting: (id, purpose, sample) -> its sending, of what was sent and not answered.
+            sent: earlier, and not answered.
         """
+        waiting: dict[Slot, list[Sending]] = {}
+        for sending in sent:
+            waiting.setdefault(sending.slot, []).append(sending)
         self._shares_answers = True
         try:
             while True:
-                asked, fits = await self._batch_round(dict(waiting))
+                asked, fits = await self._batch_round(waiting)
                 waiting = {}
                 if not asked:
                     break
@@ -207,26 +216,39 @@ class Extractor:
         return Ending.DONE if fits else Ending.COST
 
     async def _batch_round(
-        self, waiting: dict[Slot, Sending]
+        self, waiting: dict[Slot, list[Sending]]
     ) -> tuple[dict[str, tuple[_Question, Sending]], bool]:
-        """(key -> what is to be asked now, whether that is all)."""
+        """(key -> what is to be asked now, whether that is all).
+
+        Beyond the budget only what is in `waiting` is taken up: a batch's answers are collected
+        once.
+        """
         asked: dict[str, tuple[_Question, Sending]] = {}
+        beyond: list[_Question] = []
         while not self._stop.is_set() and (question := self._next()) is not None:
             if self._answered_here(question):
                 await asyncio.sleep(0)
                 continue
             request = question.request
-            sent = waiting.pop((request.row_id, request.purpose, request.sample), None)
-            if sent is not None:
+            slot = (request.row_id, request.purpose, request.sample)
+            sending: Sending | None
+            if slot in waiting:
+                sending = waiting[slot].pop()
+                if not waiting[slot]:
+                    del waiting[slot]
                 # It counts as spent; from here on it is reserved.
-                self.budget.take_back(sent.bound)
+                self.budget.take_back(sending.bound)
                 self._equals[request.key] = []
-            sending = sent or self._reserve(request)
-            if sending is None:
-                self._ready.appendleft(question)
-                return asked, False
-            asked[request.key] = (question, sending)
-        return asked, True
+            else:
+                sending = None if beyond else self._reserve(request)
+            if sending is not None:
+                asked[request.key] = (question, sending)
+                continue
+            beyond.append(question)
+            if not waiting:
+                break
+        self._ready.extendleft(reversed(beyond))
+        return asked, not beyond
 
     def _looked(self, batch: Batch) -> bool:
         """Asks how far the batches are; whether all of them are over."""
@@ -297,8 +319,9 @@ class Extractor:
             error = task.exception()
             if isinstance(error, EndpointError):
                 self.failure = self.failure or str(error)
-                self._store.unpaid(sending)
-                self.budget.settle(sending.bound, NOTHING)
+                if not error.may_be_paid:
+                    self._store.unpaid(sending)
+                self.budget.settle(sending.bound, sending.bound if error.may_be_paid else NOTHING)
             elif error is None or isinstance(error, RowError):
                 self.take(question.row, question.request, error or task.result(), sending)
             else:

@@ -6,10 +6,11 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from typing import TypeVar
 
 from stepdistill_jax.teacher.answers import Answers
 from stepdistill_jax.teacher.budget import Prices, Tokens
-from stepdistill_jax.teacher.requests import ANSWER, Request
+from stepdistill_jax.teacher.requests import ANSWER, HINT, Request
 from stepdistill_jax.teacher.rows import Row, Teaching
 
 SAMPLED = 200
@@ -17,6 +18,7 @@ SAMPLED = 200
 COUNTED = 50
 # English text, for want of a tokenizer.
 _BYTES_A_TOKEN = 4
+_Item = TypeVar("_Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +28,11 @@ class Plan:
     Attributes:
         rows: with something to ask.
         requests: about them, exactly, without hints.
-        hints: requests with the gold label given, at most.
+        hints: requests with the gold label given, at most; not in `tokens`.
         sampled: rows that tokens were counted on.
         cached: share of the sampled requests that the cache will answer.
         tokens: estimate, of the requests that will be sent.
-        most: the same, were every answer as long as MAX_NEW_TOKENS.
+        most: the same, were every answer as long as MAX_NEW_TOKENS and every hint asked for.
         prompt_basis, written_basis: what the estimates rest on.
         cost, most_cost: None without prices.
     """
@@ -66,10 +68,9 @@ def make(
     """
     extract = teaching.extract
     slots = [(ANSWER, sample) for sample in range(extract.samples)]
-    to_ask = [row for row in rows if row.answers.keys().isdisjoint(slots) or _is_part(row, slots)]
+    to_ask = [row for row in rows if not row.answers.keys() >= {*slots}]
     requests = sum(slot not in row.answers for row in to_ask for slot in slots)
-    step = max(1, len(to_ask) // SAMPLED)
-    sample = to_ask[::step][:SAMPLED]
+    sample = _spread(to_ask, SAMPLED)
     asked = [
         teaching.request(row, *slot) for row in sample for slot in slots if slot not in row.answers
     ]
@@ -79,12 +80,13 @@ def make(
     prompt, prompt_basis = _prompt_tokens(sent, rows, count, how)
     written, written_basis = _written_tokens(sent, rows)
     tokens = Tokens(round(number * prompt), round(number * written))
-    most = Tokens(tokens.prompt, number * extract.max_new_tokens)
+    hints = sum(map(_may_be_hinted, rows)) if extract.hint_wrong else 0
+    most = Tokens(round((number + hints) * prompt), (number + hints) * extract.max_new_tokens)
     prices = Prices.of(extract)
     return Plan(
         rows=len(to_ask),
         requests=requests,
-        hints=sum(row.example.label is not None for row in rows) if extract.hint_wrong else 0,
+        hints=hints,
         sampled=len(sample),
         cached=cached,
         tokens=tokens,
@@ -96,8 +98,14 @@ def make(
     )
 
 
-def _is_part(row: Row, slots: Sequence[tuple[str, int]]) -> bool:
-    return not row.answers.keys() >= {*slots}
+def _may_be_hinted(row: Row) -> bool:
+    return row.example.label is not None and (HINT, 0) not in row.answers
+
+
+def _spread(items: Sequence[_Item], most: int) -> Sequence[_Item]:
+    """So many of them at most, evenly spaced."""
+    count = min(most, len(items))
+    return [items[place * len(items) // count] for place in range(count)]
 
 
 def _known(rows: Sequence[Row], field: str) -> list[int]:
@@ -116,7 +124,7 @@ def _prompt_tokens(
     if not sent:
         return 0.0, "nothing to count"
     if count is not None:
-        counted = sent[:: max(1, len(sent) // COUNTED)][:COUNTED]
+        counted = _spread(sent, COUNTED)
         return statistics.mean(map(count, counted)), f"{how} on {len(counted)} requests"
     if known := _known(rows, "prompt_tokens"):
         return statistics.mean(known), f"the mean of {len(known)} answers so far"
@@ -139,13 +147,13 @@ def _written_tokens(sent: Sequence[Request], rows: Sequence[Row]) -> tuple[float
     return min(most, size), f"as the exemplars' answers, at {_BYTES_A_TOKEN} bytes a token"
 
 
-def told(plan: Plan, extract_rows: int, most_cost: float | None) -> list[str]:
+def told(plan: Plan, extract_rows: int, left: Decimal | None) -> list[str]:
     """The plan for a reader.
 
     Args:
         plan: it.
         extract_rows: of this worker, answered ones included.
-        most_cost: MAX_COST.
+        left: of MAX_COST, for this worker; None without one.
     """
     lines = [
         f"to ask: {plan.rows:,} of {extract_rows:,} rows, {plan.requests:,} requests (exact)",
@@ -162,7 +170,7 @@ def told(plan: Plan, extract_rows: int, most_cost: float | None) -> list[str]:
     if plan.cost is None or plan.most_cost is None:
         return [*lines, "cost: not known without PRICE_INPUT and PRICE_OUTPUT"]
     lines.append(f"cost: about {plan.cost:.4f}, at most {plan.most_cost:.4f}")
-    if most_cost is not None:
-        fits = "holds" if plan.most_cost <= Decimal(str(most_cost)) else "may be reached before"
-        lines[-1] += f"; MAX_COST={most_cost} {fits} all of it"
+    if left is not None:
+        fits = "holds" if plan.most_cost <= left else "may be reached before"
+        lines[-1] += f"; what is left of MAX_COST, {left:.4f}, {fits} all of it"
     return lines

@@ -11,7 +11,8 @@ from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher import rows as planned
 from stepdistill_jax.teacher import store
 from stepdistill_jax.teacher.answers import Answers
-from stepdistill_jax.teacher.budget import Bounds
+from stepdistill_jax.teacher.budget import Bounds, Tokens
+from stepdistill_jax.teacher.clients import batch as batches
 from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.extract import Ending, Extractor
 from stepdistill_jax.teacher.requests import (
@@ -92,8 +93,8 @@ class Call:
         extract = ExtractConfig(extract_dir=str(folder), teacher_model="m", **fields)
         self.teaching = Teaching(extract, Ask(), "exact")
         self.teacher = teacher
-        self.store = Store(folder, ["train"], share)
         units = rows if isinstance(rows, dict) else {"train": rows}
+        self.store = Store(folder, [*units], share)
         try:
             self.progress = planned.load(folder, units, self.teaching, share)
         except InputError:
@@ -313,6 +314,40 @@ def test_a_failed_endpoint_ends_it_with_all_answers_saved_and_nothing_charged(tm
     assert len(again.teacher.asked) == 80
 
 
+def test_what_may_have_been_paid_for_is_charged_at_its_bound(tmp_path):
+    def answer(request):
+        if request.row_id == "0":
+            return RowError("no answer", "no answer within TIMEOUT=1 s", None, None)
+        return EndpointError("gone", may_be_paid=request.row_id == "1")
+
+    call = Call(tmp_path, examples(3), Teacher(answer), **PRICES)
+    assert call.run() == Ending.FAILED
+    # Rows 0 and 1, 30 + 10 tokens each; of row 2 the endpoint took nothing.
+    assert call.extractor.budget.spent == (60, 20)
+    again = Call(tmp_path, examples(3), Teacher(), **PRICES)
+    assert again.extractor.budget.spent == (60, 20)
+    assert again.run() == Ending.DONE
+    assert again.extractor.budget.spent == (150, 50)
+
+
+def test_an_answer_is_on_disk_before_the_cache_has_answered_all_others(tmp_path):
+    Call(tmp_path / "a", examples(200)[1:], Teacher(), cache=tmp_path / "c").run()
+    seen = []
+
+    def watch(counts):
+        seen.append(counts.asked)
+
+    class Quick(Teacher):
+        async def complete(self, request):
+            return Completion("x. So the answer is no.", "stop", 30, 10, "m", 0.0)
+
+    call = Call(tmp_path / "b", examples(200), Quick(), cache=tmp_path / "c", watch=watch)
+    assert call.run() == Ending.DONE
+    assert call.extractor.counts.cached == 199
+    # The first row is asked about, and is logged long before the last comes from the cache.
+    assert seen.index(1) < 10
+
+
 def test_rows_that_fail_are_counted_and_those_that_may_pass_are_asked_again(tmp_path):
     def answer(request):
         return {
@@ -400,6 +435,47 @@ def test_a_row_that_has_changed_is_refused(tmp_path):
     )
     with pytest.raises(InputError, match=r"prompt 'ffffffffffff', now 'e'"):
         planned.load(tmp_path, {"train": examples(2)}, other, ALONE)
+
+
+class Finished:
+    """An offline batch whose answers are there."""
+
+    def submit(self, requests):
+        self.requests = requests
+
+    def poll(self):
+        count = len(self.requests)
+        return batches.Progress(1, count, count, 0, over=True)
+
+    def collect(self):
+        for request in self.requests:
+            yield request.key, Completion("x. So the answer is no.", "stop", 30, 10, "m", 0.0)
+
+    def close(self):
+        pass
+
+
+def test_what_waits_in_a_batch_is_collected_though_nothing_else_fits(tmp_path):
+    other = [dataclasses.replace(e, input=f"another {e.input}") for e in examples(4)]
+    units = {"train": examples(4), "test": other}
+    # Ids are unique within a unit alone.
+    first = Call(tmp_path, units, None, **PRICES)
+    for row in first.progress.rows:
+        if row.example.id != "0":
+            first.store.sending(first.teaching.request(row, ANSWER, 0), Tokens(30, 10))
+    first.store.close()
+    call = Call(tmp_path, units, None, **PRICES, max_cost=round(6 * 0.00007, 6))
+    assert call.extractor.budget.spent == (180, 60)
+    try:
+        work = call.extractor.run_batch(Finished(), call.progress.in_flight)
+        assert asyncio.run(work) == Ending.COST
+    finally:
+        call.store.close()
+    answers = [answer for unit in units for answer in store.read_answers(tmp_path, unit)]
+    assert [answer.id for answer in answers] == ["1", "2", "3"] * 2
+    assert store.unanswered(tmp_path, answers) == []
+    assert call.extractor.budget.spent == (180, 60)
+    assert call.extractor.budget.reserved == (0, 0)
 
 
 def test_the_journal_is_written_before_the_request_is_sent(tmp_path):

@@ -105,10 +105,11 @@ def test_workers_share_the_rows_and_merging_makes_what_training_reads(run, serve
         [
             "FRACTION=0.05",
             "LABELS=teacher",
-            f"RATIONALES=file:{place / 'all' / 'rationales_{split}.jsonl'}",
-            "EVAL_SPLITS=('validation',)",
+            f"RATIONALES=file:{place / 'all' / 'rationales_train.jsonl'}",
         ],
     )
+    # What is scored needs no rationales of its own.
+    assert all(join.load_pairs(student.data, split)[0] for split in ("validation", "test"))
     pairs, _ = join.load_pairs(student.data, "train")
     assert len(pairs) == 200
     assert {pair.rationale for pair in pairs} == {"It is turned on and so."}
@@ -169,7 +170,17 @@ def test_a_plan_sends_nothing_and_counts_what_is_left(run, server, place):
     summary = json.loads((place / "out" / "summary.json").read_text())["units"]["train"]
     (cost,) = re.findall(r"cost: about ([\d.]+)", stdout)
     assert float(cost) == pytest.approx(4 * summary["cost"], abs=1e-4)
-    assert "MAX_COST=0.01 may be reached before all of it" in stdout
+    assert "may be reached before all of it" in stdout
+    # What was spent does not count twice: the rest fits MAX_COST, and not what is left of it.
+    (most,) = re.findall(r"cost: about [\d.]+, at most ([\d.]+)", stdout)
+    for cap, fits in ((float(most) + summary["cost"] / 2, "may be reached"), (1.0, "holds all")):
+        _, stdout, _ = run(*prices, f"MAX_COST={cap}", plan=True)
+        left = f"{cap - summary['cost']:.4f}"
+        assert f"what is left of MAX_COST, {left}, {fits}" in stdout
+    _, stdout, _ = run(*prices, "HINT_WRONG=True", plan=True)
+    assert "at most 200\n" in stdout
+    (hinted,) = re.findall(r"cost: about [\d.]+, at most ([\d.]+)", stdout)
+    assert float(hinted) == pytest.approx(float(most) * 360 / 160, rel=1e-3)
     assert server.received == 40
 
 
