@@ -1,7 +1,7 @@
 """Asks a teacher for rationales and labels: python -m launch.extract --gin_file=extract/cqa.gin
 
     --gin.TEACHER_URL=http://127.0.0.1:8000/v1 --gin.TEACHER_MODEL=NAME    # key: $OPENAI_API_KEY
-    --plan            # requests, tokens and cost, from a sample of the rows; sends nothing
+    --plan            # requests, tokens and cost, from a sample of the rows; asks nothing
     --show_prompt     # the prompt, and its length
 
 Every answer is on disk as soon as it is there. The same command again continues, after a kill too,

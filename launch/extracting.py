@@ -81,7 +81,7 @@ class Asked:
         made = plan.make(progress.rows, self.teaching, _cache(self.extraction), count, how)
         left = planned.make_budget(extract, progress, self.share).left
         lines = [*_begun(self, progress), *plan.told(made, len(progress.rows), left)]
-        return "\n".join([*lines, "nothing was sent"])
+        return "\n".join([*lines, "nothing was asked"])
 
 
 def prepare(extraction: Extraction, share: Share) -> Asked:
@@ -182,6 +182,9 @@ def merge(folders: Sequence[str], overrides: Sequence[str]) -> int:
         _refuse_other(extract_config.read(other), extraction, pathlib.Path(other))
     asked = prepare(extraction, Share())
     sources = [pathlib.Path(folder) for folder in folders]
+    for source in sources:
+        # Refuses other prompts and rows before anything is written.
+        planned.load(source, asked.units, asked.teaching, Share())
     # Its lock: a lone process that adds to a log would lose it to the merged one.
     locked = Store(out, (), Share())
     try:
@@ -263,7 +266,8 @@ def _bounds(asked: Asked, progress: Progress) -> Bounds:
     for row in progress.rows:
         for slot, answer in row.answers.items():
             if answer.prompt_tokens and not answer.error and learnt < _LEARNT:
-                bounds.learn(asked.teaching.request(row, *slot), answer.prompt_tokens)
+                request = asked.teaching.request(row, *slot)
+                bounds.learn(request, answer.prompt_tokens, answer.completion_tokens)
                 learnt += 1
     return bounds
 
@@ -326,7 +330,7 @@ def _begun(asked: Asked, progress: Progress) -> list[str]:
     elif progress.in_flight:
         lines.append(
             f"up to {len(progress.in_flight):,} requests were in flight when earlier calls were "
-            "killed: they are asked again, and count as paid for"
+            "killed, or failed: they are asked again, and count as paid for"
         )
     return lines
 

@@ -100,24 +100,27 @@ class Budget:
 
 
 class Bounds:
-    """How many tokens a request reads at most, better known with every answer."""
+    """How many tokens a request comes to at most, better known with every answer."""
 
     def __init__(self, count: Callable[[Request], int] | None) -> None:
         """`count` gives the exact number, where a tokenizer is known."""
         self._count = count
         # purpose -> the shortest prompt that was counted by the endpoint: its tokens and its text.
         self._shortest: dict[str, tuple[int, str]] = {}
+        # What endpoints add to what a tokenizer knows of, and write beyond what they are asked for.
+        self._excess = self._longest = 0
 
     def of(self, request: Request) -> Tokens:
         """The bound of a request: no token is shorter than a byte.
 
         Exact with a tokenizer. Else the tokens of the shortest prompt that was answered, of which
         the exemplars are the greater part, and a token for every byte in which this one differs;
-        before the first answer a token for every byte of the prompt.
+        before the first answer a token for every byte of the prompt. An endpoint that was seen to
+        read or write more than that is expected to do so again.
         """
-        written = request.decoding.max_new_tokens
+        written = max(request.decoding.max_new_tokens, self._longest)
         if self._count is not None:
-            return Tokens(self._count(request), written)
+            return Tokens(self._count(request) + self._excess, written)
         text = request.text
         if request.purpose not in self._shortest:
             size = len(text.encode("utf-8", "replace"))
@@ -126,8 +129,11 @@ class Bounds:
         shared = _alike(text, other)
         return Tokens(tokens + len(text[shared:].encode("utf-8", "replace")), written)
 
-    def learn(self, request: Request, prompt_tokens: int | None) -> None:
-        """Takes note of the endpoint's own count of a request's tokens."""
+    def learn(self, request: Request, prompt_tokens: int | None, written: int | None) -> None:
+        """Takes note of the endpoint's own count of a request's tokens, and of its answer's."""
+        self._longest = max(self._longest, written or 0)
+        if prompt_tokens and self._count is not None:
+            self._excess = max(self._excess, prompt_tokens - self._count(request))
         known = self._shortest.get(request.purpose)
         if prompt_tokens and (known is None or prompt_tokens < known[0]):
             self._shortest[request.purpose] = (prompt_tokens, request.text)

@@ -343,7 +343,7 @@ class Extractor:
         self.counts.errors += isinstance(came, RowError)
         self._keep(question, came, charged, sending.send)
         if isinstance(came, Completion):
-            self._bounds.learn(request, came.prompt_tokens)
+            self._bounds.learn(request, came.prompt_tokens, came.completion_tokens)
             self._cache.put(request.key, came)
         self._ready.extendleft(self._equals.pop(request.key, ()))
         self._watch(self.counts)

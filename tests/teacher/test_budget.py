@@ -70,15 +70,24 @@ def test_a_tokenizer_gives_exact_bounds():
     assert Bounds(lambda asked: len(asked.text.split())).of(request("a b c")) == (53, 7)
 
 
+def test_an_endpoint_that_goes_beyond_a_bound_is_expected_to_do_so_again():
+    bounds = Bounds(lambda asked: len(asked.text.split()))
+    bounds.learn(request("a b c"), 58, 5)
+    assert bounds.of(request("a")) == (51 + 5, 7)
+    bounds.learn(request("a b c"), 53, 9)
+    bounds.learn(request("a b c"), None, None)
+    assert bounds.of(request("a")) == (51 + 5, 9)
+
+
 def test_bounds_without_a_tokenizer_grow_tighter_with_answers():
     bounds = Bounds(None)
     first = request("é is a letter")
     # A token a byte: 450 and 14 and the line between, and a template's share for each message.
     assert bounds.of(first) == (450 + 1 + 14 + 3 * 16, 7)
-    bounds.learn(first, 60)
+    bounds.learn(first, 60, 3)
     assert bounds.of(request("é is a number, or not")) == (60 + len("number, or not"), 7)
-    bounds.learn(request("longer than that"), 70)
-    bounds.learn(request("x"), None)
+    bounds.learn(request("longer than that"), 70, 3)
+    bounds.learn(request("x"), None, None)
     assert bounds.of(first) == (60, 7)
     # Hints have exemplars of their own.
     assert bounds.of(request("x", HINT)).prompt > 450

@@ -15,7 +15,8 @@ from launch.flags import Arguments
 from stepdistill_jax import config
 from stepdistill_jax.data import join
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.teacher import store
+from stepdistill_jax.teacher import clients, store
+from stepdistill_jax.teacher.requests import EndpointError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -119,6 +120,12 @@ def test_workers_share_the_rows_and_merging_makes_what_training_reads(run, serve
     path.write_text(text.replace("turned on", "turned off", 1))
     code, _, _ = run(into, positional=folders, files=(), merge=True)
     assert re.search(r"all/rows/train\.jsonl:\d+ and .*machine1/rows/train-1-of-3\.jsonl:1 ", code)
+    # As is another prompt, with what was merged before left as it is.
+    hashes = {row["prompt_hash"] for row in logged(place / "all")}
+    path.write_text(text.replace(hashes.pop(), "0" * 64, 1))
+    code, _, _ = run(into, positional=folders, files=(), merge=True)
+    assert re.search(r"machine1/rows/train-1-of-3\.jsonl:1: .* with prompt '000000000000'", code)
+    assert (place / "all" / "rows" / "train.jsonl").read_bytes() == before
     path.write_text(text)
     # As are folders of different extractions.
     other = place / "machine2" / "config.gin"
@@ -307,6 +314,18 @@ def test_prompts_that_are_too_long_are_refused_before_anything_is_sent(run, serv
     assert re.search(
         r"the prompt has [\d,]+ tokens .*\d+ more than the 900 that teacher holds", code
     )
+    assert server.received == 0
+
+
+def test_an_endpoint_that_fails_before_anything_is_asked_is_no_wrong_input(
+    run, server, monkeypatch
+):
+    def fails(text):
+        raise EndpointError("http://x does not count tokens any more")
+
+    server.model_fields = {"max_model_len": 900}
+    monkeypatch.setattr(clients, "token_counter", lambda extract: fails)
+    assert run() == (4, "", "error: http://x does not count tokens any more\n")
     assert server.received == 0
 
 
