@@ -254,9 +254,10 @@ def _endpoint_count(extract: ExtractConfig) -> Callable[[Request], int] | None:
 def _cache(extraction: Extraction) -> Answers:
     given = extraction.extract.answer_cache
     if given == NONE or extraction.extract.client == "replay":
-        return Answers(None)
+        return Answers(None, "")
     default = extraction.run.tokens.root() / DEFAULT_FOLDER
-    return Answers(pathlib.Path(given).expanduser() if given else default)
+    folder = pathlib.Path(given).expanduser() if given else default
+    return Answers(folder, clients.source(extraction.extract))
 
 
 def _bounds(asked: Asked, progress: Progress) -> Bounds:

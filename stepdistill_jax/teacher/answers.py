@@ -1,12 +1,14 @@
 """Answers by content, shared by all extractions: equal questions are paid for once.
 
-An entry is a small JSON file named by `Request.key`, a sha256 of all that decides the answer: the
+An entry is a small JSON file named by a sha256 of all that decides the answer: the endpoint's
+address (another one may have another model of the same name), and what is in `Request.key`: the
 model, the prompt with its row, the decoding, the number of the sample.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 
@@ -25,11 +27,13 @@ class Answers:
 
     Attributes:
         folder: None = no cache.
+        source: where answers come from: the endpoint's address.
         damaged: entries that could not be read, and were passed over.
     """
 
-    def __init__(self, folder: pathlib.Path | None) -> None:
+    def __init__(self, folder: pathlib.Path | None, source: str) -> None:
         self.folder = folder
+        self.source = source
         self.damaged = 0
 
     def get(self, key: str) -> Completion | None:
@@ -57,4 +61,5 @@ class Answers:
 
     def _path(self, key: str) -> pathlib.Path:
         assert self.folder is not None
-        return self.folder / key[:2] / f"{key}.json"
+        name = hashlib.sha256(f"{self.source}\n{key}".encode()).hexdigest()
+        return self.folder / name[:2] / f"{name}.json"

@@ -104,7 +104,7 @@ class Call:
             self.teaching,
             self.progress.rows,
             self.store,
-            Answers(cache),
+            Answers(cache, "there"),
             planned.make_budget(extract, self.progress, share),
             Bounds(lambda request: 30),
             watch or (lambda counts: None),

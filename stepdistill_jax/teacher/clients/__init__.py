@@ -30,6 +30,18 @@ def open(extract: ExtractConfig, data: DataConfig) -> Client:
     raise ValueError(f"CLIENT {extract.client!r} has no open client")
 
 
+def source(extract: ExtractConfig) -> str:
+    """Where the teacher is, TEACHER_MODEL being its name there: equal questions have equal answers.
+
+    The endpoint's address, without credentials; for a model on this machine "local".
+    """
+    if extract.client == "local":
+        return extract.client
+    from stepdistill_jax.teacher.clients import endpoint
+
+    return endpoint.address(extract)
+
+
 def context_length(extract: ExtractConfig) -> int | None:
     """Tokens that the teacher holds, prompt and answer, by its own word; None = it does not say.
 

@@ -58,6 +58,12 @@ class Endpoint:
         return parts._replace(path=root + path, query="", fragment="").geturl()
 
 
+def address(extract: ExtractConfig) -> str:
+    """The address of TEACHER_URL, else of the environment, else OpenAI's own; no credentials."""
+    url = extract.teacher_url or os.environ.get(URL_VARIABLE, "") or OPENAI_URL
+    return redact.address(url).rstrip("/")
+
+
 def find(extract: ExtractConfig) -> Endpoint:
     """The endpoint of TEACHER_URL, else of the environment, else OpenAI's own.
 
