@@ -45,12 +45,14 @@ class Annotation:
         rationale: may be empty only where the teacher wrote none.
         label: the teacher's label, in the data set's label space where the parser could tell.
         repaired: the label was not given in the agreed format, and was certain all the same.
+        hinted: it was written with the gold label given, so `label` is that one.
     """
 
     id: str
     rationale: str
     label: str
     repaired: bool = False
+    hinted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,14 +121,20 @@ def read_jsonl(path: epath.PathLike, remedy: str = MEND) -> Iterator[tuple[str, 
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise InputError(
-                    f"{where}: not a JSON object ({error.msg} at column {error.colno} of "
-                    f"{len(line)}); the line is damaged or the file was cut short: {remedy}"
+                    f"{where}: not a JSON object ({json_fault(error)} of {len(line)}); the line "
+                    f"is damaged or the file was cut short: {remedy}"
                 ) from error
             if not isinstance(row, dict):
                 raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
             if "\\u" in line:
                 refuse_surrogates(row, where)
             yield where, row
+
+
+def json_fault(error: json.JSONDecodeError) -> str:
+    """What is wrong with a JSON text, and in which column."""
+    # Some of the library's messages end in "at", for a position to follow.
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}"
 
 
 def decode_utf8(raw: bytes, name: str, line: int = 1) -> str:

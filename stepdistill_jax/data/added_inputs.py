@@ -56,8 +56,8 @@ def read_added(
         given = {key: _text(row, key, where) for key in ("rationale", "label")}
         if not any(given.values()):
             raise InputError(
-                f"{where}: neither 'rationale' nor 'label', found {sorted(row)}: nothing to train "
-                f"on; {REMEDY}"
+                f"{where}: neither 'rationale' nor 'label', found {', '.join(map(repr, row))}: "
+                f"nothing to train on; {REMEDY}"
             )
         choices = read_choices(row, label_set, where)
         if given["label"]:

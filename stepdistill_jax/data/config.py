@@ -112,6 +112,11 @@ class DataConfig:
         return self.columns.metric if self.columns else SOURCES[self.dataset].metric
 
     @property
+    def reads_own_rationales(self) -> bool:
+        """Whether RATIONALES asks for those that lie beside the rows or were released."""
+        return self.rationales != "none" and not self.rationale_path
+
+    @property
     def rationale_path(self) -> str:
         """PATH of RATIONALES=file:PATH, else ""."""
         return _path(self.rationales)

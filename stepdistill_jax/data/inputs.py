@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from stepdistill_jax.data.added_inputs import read_choices
-from stepdistill_jax.data.config import AUGMENTS, FILE_PREFIX, DataConfig, reject
+from stepdistill_jax.data.config import AUGMENTS, FILE_PREFIX, OWN, DataConfig, reject
 from stepdistill_jax.data.read import Reader
 from stepdistill_jax.data.sources import SOURCES, Options
-from stepdistill_jax.data.sources.base import collect, field, text
+from stepdistill_jax.data.sources.base import SPLITS, collect, field, text
 from stepdistill_jax.data.subsets import carve_validation, take_fraction, without
 from stepdistill_jax.records import Example, read_jsonl
 from stepdistill_jax.spec import InputError
@@ -40,7 +40,7 @@ def load(data: DataConfig, splits: Sequence[str], added: str) -> dict[str, list[
     files: dict[str, list[Example]] = {}
     asked: dict[str, set[str]] = {}
     for split in splits:
-        reader = Reader(data, split)
+        reader = Reader(data, split, for_teacher=True)
         unit = reader.file_split
         if unit not in files:
             files[unit], _ = reader.read(reader.source, unit)
@@ -58,6 +58,26 @@ def load(data: DataConfig, splits: Sequence[str], added: str) -> dict[str, list[
                 "EXTRACT_SPLITS or EXTRACT_INPUTS, or mend the data"
             )
     return units
+
+
+def evaluated(data: DataConfig, units: Collection[str]) -> dict[str, set[str]]:
+    """Unit -> ids of its rows that are validated or tested on, whoever asks about them."""
+    found = {}
+    for split in SPLITS:
+        reader = Reader(data, split, for_teacher=True)
+        unit = reader.file_split
+        if unit == data.train_split and not reader.carves:
+            continue
+        if unit in units and unit not in found:
+            found[unit] = reader.evaluated(reader.read(reader.source, unit)[0])
+    return found
+
+
+def of_unit(data: DataConfig, unit: str, added: str) -> list[Example]:
+    """All rows that a unit can have; of the added inputs those of `added`."""
+    if unit == ADDED:
+        return _added(data, added) if added else []
+    return Reader(data, unit, for_teacher=True).read(SOURCES[data.dataset], unit)[0]
 
 
 def _rows(data: DataConfig, reader: Reader, examples: Sequence[Example]) -> Sequence[Example]:
@@ -80,7 +100,7 @@ def _augmentation(data: DataConfig, own: Sequence[Example]) -> list[Example]:
     """What AUGMENT adds to the training rows."""
     if not data.augment:
         return []
-    reader = Reader(data, "train")
+    reader = Reader(data, "train", for_teacher=True)
     if data.augment_path:
         examples, _ = reader.added(own)
     else:
@@ -90,7 +110,7 @@ def _augmentation(data: DataConfig, own: Sequence[Example]) -> list[Example]:
 
 def _added(data: DataConfig, added: str) -> list[Example]:
     """The inputs of EXTRACT_INPUTS that are in neither evaluation split."""
-    reader = Reader(data, "train")
+    reader = Reader(data, "train", for_teacher=True)
     evaluated = _evaluated(data)
     if added.startswith(FILE_PREFIX):
         examples = _read(data, added, evaluated)
@@ -108,7 +128,7 @@ def _added(data: DataConfig, added: str) -> list[Example]:
 
 def _evaluated(data: DataConfig) -> list[Example]:
     """The rows of validation, and of test where there is one."""
-    reader = Reader(data, "validation")
+    reader = Reader(data, "validation", for_teacher=True)
     examples, _ = reader.read(reader.source, reader.file_split)
     if reader.carves:
         examples = carve_validation(examples, data.data_seed)[1]
@@ -124,10 +144,16 @@ def _read(data: DataConfig, added: str, rows: Sequence[Example]) -> list[Example
         raise InputError(
             f"EXTRACT_INPUTS is {added!r}, but {path} is no file; correct EXTRACT_INPUTS"
         )
-    label_set = data.columns.label_texts() if data.columns else SOURCES[data.dataset].labels
+    columns = data.columns if data.dataset in OWN else None
+    label_set = columns.label_texts() if columns else SOURCES[data.dataset].labels
     needs_choices = not label_set and any(row.choices for row in rows)
 
     def parse(where: str, row: Mapping[str, Any]) -> Example:
+        if columns and "input" not in row:
+            raise InputError(
+                f"{where}: no key 'input', found {', '.join(map(repr, row))}; write the whole "
+                f"input there, as INPUT_TEMPLATE {columns.input_template!r} makes it of a row"
+            )
         row_id = str(field(row, "id", where, (str, int)))
         choices = read_choices(row, label_set, where)
         if needs_choices and not choices:

@@ -13,6 +13,7 @@ from stepdistill_jax.data.config import DATA_DIR_VARIABLE, OWN, SPLIT_FIELD, Dat
 from stepdistill_jax.data.rationale_file import read_rationales
 from stepdistill_jax.data.sources import SOURCES, Options, Source
 from stepdistill_jax.data.sources.base import release_split
+from stepdistill_jax.data.subsets import carve_validation
 from stepdistill_jax.data.teacher_outputs import Parsed, load_annotations, output_files
 from stepdistill_jax.data.triage import WRONG
 from stepdistill_jax.records import Annotation, Example
@@ -27,12 +28,15 @@ class Reader:
         data_dir: DATA_DIR, or what the environment names.
         carves: validation is carved from TRAIN_SPLIT instead of being a file of its own.
         file_split: the released split that this split's rows come from.
+        needs_rationales: rows are read with their own.
         rows: rows read so far for the split itself, bad ones included.
         skipped: the messages of the bad rows among them.
     """
 
-    def __init__(self, config: DataConfig, split: str) -> None:
+    def __init__(self, config: DataConfig, split: str, for_teacher: bool = False) -> None:
+        """`for_teacher`: rows are read to be asked about, so that none need have a rationale."""
         self.config = config
+        self.needs_rationales = config.reads_own_rationales and not for_teacher
         self.split = split
         self.source = SOURCES[config.dataset]
         self.data_dir = find_data_dir(config, self.source)
@@ -47,7 +51,7 @@ class Reader:
         """(examples, rows of the file including skipped ones)."""
         config = self.config
         skipped: list[str] | None = [] if config.skip_bad_rows else None
-        options = Options(seed=config.data_seed, columns=config.columns, skipped=skipped)
+        options = Options(config.data_seed, config.columns, self.needs_rationales, skipped)
         self.require(source, split, options)
         examples = source.load(self.data_dir, split, options)
         rows = len(examples) + len(skipped or ())
@@ -182,12 +186,22 @@ class Reader:
         self.skipped += skipped or ()
         return examples, dict(found)
 
-    def annotations(self, examples: Sequence[Example], rows: int) -> dict[str, Parsed]:
-        """Example id -> what its teacher, or the user's file, says."""
+    def annotations(
+        self, examples: Sequence[Example], rows: int, refuse_hinted: bool = True
+    ) -> dict[str, Parsed]:
+        """Example id -> what its teacher, or the user's file, says.
+
+        Raises:
+            InputError: also, unless `refuse_hinted` is False, where a row of validation or test has
+                a rationale that was written with its gold label given.
+        """
         files = self.rationale_files()
         if not files:
             return self.teacher(examples, rows)
-        given = read_rationales(files[0], examples, self.file_split, rows - len(examples))
+        evaluated = self.evaluated(examples) if refuse_hinted and self.split != "train" else ()
+        given = read_rationales(
+            files[0], examples, self.file_split, rows - len(examples), evaluated
+        )
         if self.split != "train" or any(line.label for line in given.values()):
             return dict(given)
         if WRONG in self.config.triage:
@@ -207,6 +221,14 @@ class Reader:
             for row_id, output in self.teacher(examples, rows).items()
             if row_id in given
         }
+
+    def evaluated(self, examples: Sequence[Example]) -> set[str]:
+        """Ids of the rows of `file_split` that are validated or tested on; `examples` are all."""
+        if self.file_split == self.config.train_split:
+            if not self.carves:
+                return set()
+            examples = carve_validation(examples, self.config.data_seed)[1]
+        return {example.id for example in examples}
 
     def teacher(self, examples: Sequence[Example], rows: int) -> dict[str, Parsed]:
         """The released outputs, or what the source itself says where it is the teacher."""

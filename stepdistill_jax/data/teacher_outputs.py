@@ -20,6 +20,7 @@ from stepdistill_jax.records import (
     Example,
     ParseFailure,
     decode_utf8,
+    json_fault,
     refuse_surrogates,
 )
 from stepdistill_jax.spec import SEPARATOR, InputError
@@ -67,8 +68,8 @@ def read_outputs(path: epath.Path) -> list[str]:
         outputs = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{path.name}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); the file "
-            "is damaged or was cut short: fetch it again"
+            f"{path.name}:{error.lineno}: not JSON ({json_fault(error)}); the file is damaged "
+            "or was cut short: fetch it again"
         ) from error
     if not isinstance(outputs, list):
         raise InputError(f"{path.name}: expected a list, found {type(outputs).__name__}")

@@ -174,7 +174,7 @@ def _read(folder: epath.Path, name: str) -> Extraction:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); run "
+            f"{path}:{error.lineno}: not JSON ({records.json_fault(error)}); run "
             "launch.extract again, which writes it anew"
         ) from error
     summary = _data(_Summary, content, str(path))

@@ -8,6 +8,7 @@ the release has ``rationale``, ``label`` and ``premise`` with ``hypothesis``, ``
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.resources
 import json
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from stepdistill_jax.data.config import OWN, DataConfig
 from stepdistill_jax.data.sources import SOURCES, ColumnConfig, cqa, jsonl
 from stepdistill_jax.data.sources.base import REMEDY, field, text
 from stepdistill_jax.eval.equation import EquationError, evaluate
-from stepdistill_jax.records import Example, decode_utf8, refuse_surrogates
+from stepdistill_jax.records import Example, decode_utf8, json_fault, refuse_surrogates
 from stepdistill_jax.spec import SEPARATOR, InputError
 
 FOLDER = "exemplars"
@@ -111,21 +112,36 @@ def _content(data: DataConfig, format: str, path: str) -> tuple[str, Any]:
         content = json.loads(decoded)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{name}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); the whole "
-            'file is one object, {"exemplars": [...]}'
+            f"{name}:{error.lineno}: not JSON ({json_fault(error)}); the whole file is one object, "
+            '{"exemplars": [...]}, and a line break within a text is written \\n'
         ) from error
     refuse_surrogates(content, name)
     return name, content
 
 
 def _check_keys(name: str, content: Any) -> None:
-    found = sorted(content) if isinstance(content, dict) else [type(content).__name__]
-    exemplars = content.get("exemplars") if isinstance(content, dict) else None
-    if not isinstance(exemplars, list) or not exemplars or set(found) - set(_KEYS):
+    if not isinstance(content, dict):
         raise InputError(
-            f'{name}: expected {{"instruction": "...", "exemplars": [...]}} with at least one '
-            f"exemplar, found {', '.join(found)}; other keys that may be there: note, data_seed"
+            f'{name}: expected {{"instruction": "...", "exemplars": [...]}}, found '
+            f"{type(content).__name__}"
         )
+    for key in content:
+        if key not in _KEYS:
+            nearest = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.5)
+            hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
+            raise InputError(
+                f"{name}: no use for key {key!r}{hint}; a file of exemplars has {', '.join(_KEYS)}"
+            )
+    if "exemplars" not in content:
+        raise InputError(f"{name}: no key 'exemplars', which is the list of them; write it")
+    exemplars = content["exemplars"]
+    if not isinstance(exemplars, list):
+        raise InputError(
+            f"{name}: 'exemplars' is {type(exemplars).__name__} {exemplars!r:.60}, expected a list "
+            "of rows"
+        )
+    if not exemplars:
+        raise InputError(f"{name}: 'exemplars' is empty; write one at least, better about ten")
     if not isinstance(content.get("instruction", ""), str):
         raise InputError(f"{name}: 'instruction' is no text; write one, or take it out")
 
@@ -158,6 +174,15 @@ def _own(data: DataConfig, row: Mapping[str, Any], where: str) -> Exemplar:
         label_column=data.columns.label_column or _LABEL,
         rationale_column=data.columns.rationale_column or _RATIONALE,
     )
+    for macro, given, column in (
+        ("LABEL_COLUMN", data.columns.label_column, columns.label_column),
+        ("RATIONALE_COLUMN", data.columns.rationale_column, columns.rationale_column),
+    ):
+        if column not in row:
+            raise InputError(
+                f"{where}: no key {column!r}, which an exemplar has where {macro} is {given!r}, "
+                f"found {', '.join(map(repr, row))}; call it {column!r}"
+            )
     example = jsonl.example(where, row, columns, row_id=where)
     for value, macro, column in (
         (example.label, "LABEL_COLUMN", columns.label_column),

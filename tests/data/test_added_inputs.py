@@ -142,7 +142,7 @@ def test_asdiv_beside_a_file_of_inputs_reads_the_same_problems(shared, tmp_path)
     [
         (
             {"id": 1, "input": "x"},
-            r"^more.jsonl:2: neither 'rationale' nor 'label', found \['id', ",
+            r"^more.jsonl:2: neither 'rationale' nor 'label', found 'id', 'input': ",
         ),
         ({"id": 1, "rationale": "x"}, "^more.jsonl:2: no key 'input', found"),
         ({"id": 1, "input": " ", "label": "a"}, "^more.jsonl:2: 'input' is empty"),

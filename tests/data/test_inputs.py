@@ -132,6 +132,15 @@ def test_own_inputs_are_read_by_line_and_need_what_the_data_sets_rows_have(share
         inputs.load(data, (), "svamp")
 
 
+def test_inputs_without_their_text_are_told_how_rows_of_the_data_become_one(tmp_path):
+    own(tmp_path, label=lambda n: f"L{n}")
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"id": 1, "q": "Why?"}\n')
+    message = r"more.jsonl:1: no key 'input', found 'id', 'q'; .* as INPUT_TEMPLATE '\{q\}' makes"
+    with pytest.raises(InputError, match=message):
+        inputs.load(own_config(tmp_path), (), f"file:{more}")
+
+
 def test_inputs_that_are_all_scored_rows_leave_nothing_to_ask(tmp_path):
     own(tmp_path, label=lambda n: f"L{n}")
     own(tmp_path, rows=2, label=lambda n: f"L{n}", split="test")
@@ -159,6 +168,25 @@ def test_a_student_trains_on_teacher_labels_where_there_are_no_gold_ones(tmp_pat
     assert report.rows == report.kept + sum(report.dropped.values())
     if label_column:
         assert [pair.gold for pair in load_pairs(data, "validation")[0]] == ["L0", "L1", "L2", "L3"]
+
+
+def test_rationales_that_a_teacher_is_to_write_need_no_column_of_the_rows(tmp_path):
+    """Asked with the run file as it is, then trained on from a file, or on labels alone."""
+    own(tmp_path, label=lambda n: f"L{n}")
+    data = own_config(tmp_path)
+    data = dataclasses.replace(
+        data, columns=dataclasses.replace(data.columns, rationale_column="why")
+    )
+    asked = inputs.load(data, ("train",), "")["train"]
+    written = dataclasses.replace(data, rationales=rationales(tmp_path))
+    pairs, _ = load_pairs(written, "train")
+    assert ids(pairs) == ids(asked)
+    assert all(pair.rationale == pair.id.replace("train", "r") for pair in pairs)
+    assert len(load_pairs(written, "validation")[0]) == 4
+    none, _ = load_pairs(dataclasses.replace(data, rationales="none"), "train")
+    assert ids(none) == ids(asked)
+    with pytest.raises(InputError, match=r"no column 'why', .* or RATIONALES='none', or 'file:"):
+        load_pairs(data, "train")
 
 
 @pytest.mark.parametrize(

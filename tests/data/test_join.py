@@ -224,7 +224,7 @@ def test_labels_from_a_file_are_the_teachers(cqa, tmp_path):
     ("line", "message"),
     [
         ({"id": "row1", "rationale": " "}, r"^mine.jsonl:2: 'rationale' is empty; fix the row"),
-        ({"id": "row1"}, r"^mine.jsonl:2: no key 'rationale', found \['id'\]"),
+        ({"id": "row1"}, r"^mine.jsonl:2: no key 'rationale', found 'id'; fix"),
         ({"id": "row0", "rationale": "x"}, r"^mine.jsonl:2: id row0 occurs a second time"),
         ({"id": "row900", "rationale": "x"}, r"^mine.jsonl:2: id row900 is no row of the train"),
         (

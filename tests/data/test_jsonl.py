@@ -102,6 +102,24 @@ def test_a_bad_row_is_named_with_file_line_and_remedy_and_can_be_skipped(tmp_pat
     assert len(skipped) == 1
 
 
+@pytest.mark.parametrize("why", ["Rain wets.", None, ""])
+def test_rationales_that_nothing_reads_may_lack_in_all_rows_and_not_in_some(tmp_path, why):
+    bare = [changed(why="DROP", uid=str(number)) for number in range(3)]
+    options = Options(columns=NLI, needs_rationales=False)
+    write(tmp_path, *bare)
+    found = SOURCES["jsonl"].load(epath.Path(tmp_path), "train", options)
+    assert [(e.id, e.explanation) for e in found] == [("0", None), ("1", None), ("2", None)]
+    with pytest.raises(InputError, match=r"set RATIONALE_COLUMN, or RATIONALES='none', or 'file:"):
+        load(tmp_path)
+    # Else SKIP_BAD_ROWS would leave different rows to methods with rationales and without.
+    write(tmp_path, *bare, changed(why=why))
+    for needed in (True, False):
+        skipped = []
+        options = Options(columns=NLI, needs_rationales=needed, skipped=skipped)
+        found = SOURCES["jsonl"].load(epath.Path(tmp_path), "train", options)
+        assert len(found) == 4 - len(skipped) == (0 if why == "" else 1)
+
+
 def test_a_free_label_must_be_a_text(tmp_path):
     columns = ColumnConfig(train_file="train.jsonl", input_template="{q}", label_column="a")
     write(tmp_path, {"q": "2 + 2", "a": 4})

@@ -189,6 +189,19 @@ def test_own_unlabelled_data_has_labels_in_its_exemplars_alone(tmp_path):
     assert parse(prompt.format, row, "r. So the answer is N'Djamena.").label == "N'Djamena"
 
 
+@pytest.mark.parametrize(
+    ("column", "key", "message"),
+    [
+        ("", "reason", "no key 'rationale', which .* RATIONALE_COLUMN is '', .*; call it 'rationa"),
+        ("why", "rationale", "no key 'why', which an .* RATIONALE_COLUMN is 'why', .* it 'why'$"),
+    ],
+)
+def test_an_exemplar_without_its_rationale_is_told_what_to_call_it(tmp_path, column, key, message):
+    columns = ColumnConfig(train_file="t.jsonl", input_template="{q}", rationale_column=column)
+    with pytest.raises(InputError, match=rf"mine.json: exemplar 1: {message}"):
+        load_own(tmp_path, [{"q": "Capital of Peru?", "label": "Lima", key: "It is."}], columns)
+
+
 def test_own_equations_are_read_as_such(tmp_path):
     columns = ColumnConfig(
         train_file="t.jsonl", input_template="{q}", rationale_column="w", metric="equation"
@@ -205,9 +218,19 @@ def test_own_equations_are_read_as_such(tmp_path):
     ("content", "message"),
     [
         ('{"exemplars": [\n{"a" 1}]}', r"mine.json:2: not JSON \(.* at column 6\); the whole file"),
+        (
+            '{"exemplars": ["a\nb"]}',
+            r"mine.json:1: not JSON \(Invalid control character at column 18\); .* is written \\n$",
+        ),
         ([], r"mine.json: expected \{.*found list"),
-        ({"exemplars": []}, r"at least one exemplar, found exemplars"),
-        ({**ESNLI, "examples": []}, r"found examples, exemplars, instruction; other keys"),
+        ({}, r"mine.json: no key 'exemplars'"),
+        ({"exemplars": []}, r"mine.json: 'exemplars' is empty; write one at least"),
+        ({"exemplars": {"a": 1}}, r"'exemplars' is dict \{'a': 1\}, expected a list of rows"),
+        ({**ESNLI, "examples": []}, r"no use for key 'examples'; the nearest is 'exemplars'; a fi"),
+        (
+            {"exemplars": ESNLI["exemplars"], "instructions": "Say."},
+            r"no use for key 'instructions'; the nearest is 'instruction'; a file of exemplars has",
+        ),
         ({**ESNLI, "instruction": 3}, r"mine.json: 'instruction' is no text"),
         ({"exemplars": ["x"]}, r"mine.json: exemplar 1: str 'x', expected a JSON object"),
         ('{"exemplars": ["\\ud800"]}', r"mine.json: a text holds \\ud800 alone"),

@@ -108,12 +108,15 @@ class Options:
     Attributes:
         seed: DATA_SEED; the demo draws its world from it.
         columns: of a user's own data set.
+        needs_rationales: False where nothing reads `Example.explanation`: a user's own data then
+            need not have RATIONALE_COLUMN.
         skipped: None = a bad row is an error; a list = the error's text is appended here and the
             row is left out (SKIP_BAD_ROWS).
     """
 
     seed: int = 0
     columns: ColumnConfig | None = None
+    needs_rationales: bool = True
     skipped: list[str] | None = None
 
 
@@ -164,7 +167,7 @@ def field(row: Mapping[str, Any], key: str, where: str, kind: type | tuple[type,
         InputError: missing, or of another type.
     """
     if key not in row:
-        raise InputError(f"{where}: no key {key!r}, found {sorted(row)}; {REMEDY}")
+        raise InputError(f"{where}: no key {key!r}, found {', '.join(map(repr, row))}; {REMEDY}")
     value = row[key]
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):

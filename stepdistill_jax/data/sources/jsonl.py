@@ -6,9 +6,10 @@ with ``file:line`` (for Hugging Face ``name/split:row``) and the nearest valid n
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -22,7 +23,7 @@ from stepdistill_jax.data.sources.base import (
     read_examples,
     row_number,
 )
-from stepdistill_jax.records import MEND, Example
+from stepdistill_jax.records import MEND, Example, read_jsonl
 from stepdistill_jax.spec import InputError
 
 
@@ -39,13 +40,18 @@ def render(template: str, values: Mapping[str, str]) -> str:
     return "".join(parts)
 
 
+# What to set where rows lack RATIONALE_COLUMN.
+_UNWRITTEN = "or RATIONALES='none', or 'file:PATH' with those that a teacher wrote"
+
+
 def _column(row: Mapping[str, Any], name: str, macro: str, where: str) -> Any:
     if name in row:
         return row[name]
     nearest = difflib.get_close_matches(name, row, n=1, cutoff=0.5)
     hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
+    remedy = f"set {macro}, {_UNWRITTEN}" if macro == "RATIONALE_COLUMN" else f"set {macro}"
     raise InputError(
-        f"{where}: no column {name!r}, found {', '.join(map(repr, row))}{hint}; set {macro}"
+        f"{where}: no column {name!r}, found {', '.join(map(repr, row))}{hint}; {remedy}"
     )
 
 
@@ -169,6 +175,18 @@ def _columns(options: Options, dataset: str) -> ColumnConfig:
     return options.columns
 
 
+def _needed(columns: ColumnConfig, options: Options, there: Iterable[str]) -> ColumnConfig:
+    """Without RATIONALE_COLUMN where nothing reads it and none of the rows has it.
+
+    Where some have it they are read as strictly as ever, so that with SKIP_BAD_ROWS a data set has
+    the same rows whatever RATIONALES is.
+    """
+    name = columns.rationale_column
+    if options.needs_rationales or not name or name in there:
+        return columns
+    return dataclasses.replace(columns, rationale_column="")
+
+
 def _file(columns: ColumnConfig, dataset: str, split: str) -> str:
     files = columns.files()
     if split not in files:
@@ -190,9 +208,11 @@ def load(data_dir: epath.Path, split: str, options: Options) -> list[Example]:
     Raises:
         InputError: no such split or file, or a row that the columns do not fit.
     """
-    columns = _columns(options, "jsonl")
+    path = _path(data_dir, split, options)
+    there = (column for _, row in read_jsonl(path, MEND) for column in row)
+    columns = _needed(_columns(options, "jsonl"), options, there)
     return read_examples(
-        _path(data_dir, split, options),
+        path,
         lambda where, row: example(where, row, columns),
         options,
         MEND,
@@ -240,8 +260,8 @@ def hub_load(data_dir: epath.Path, split: str, options: Options) -> list[Example
         InputError: the data set cannot be loaded, or a row that the columns do not fit.
     """
     del data_dir
-    columns = _columns(options, "hf")
     dataset = _hub_split(split, options)
+    columns = _needed(_columns(options, "hf"), options, dataset.features)
     names = tuple(getattr(dataset.features.get(columns.label_column), "names", None) or ())
 
     def rows() -> Iterator[tuple[str, Any]]:
