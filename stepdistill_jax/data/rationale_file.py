@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from absl import logging
 from etils import epath
@@ -13,9 +13,13 @@ from stepdistill_jax.spec import InputError
 
 
 def read_rationales(
-    path: epath.Path, examples: Sequence[Example], split: str, rows_skipped: int = 0
+    path: epath.Path,
+    examples: Sequence[Example],
+    split: str,
+    rows_skipped: int = 0,
+    evaluated: Collection[str] = (),
 ) -> dict[str, Annotation]:
-    """Example id -> its line of ``{"id": ..., "rationale": ..., "label": ...}``; label optional.
+    """Example id -> its line of ``{"id", "rationale", "label"?, "hinted"?}``.
 
     Rows without a line have no entry; a missing label is "".
 
@@ -25,10 +29,12 @@ def read_rationales(
         split: that they are of, for messages.
         rows_skipped: bad rows left out of `examples`: up to as many lines of unknown ids are
             taken to be about them, passed over, and counted in a warning.
+        evaluated: ids of rows that are validated or tested on, whose words no gold label may have
+            helped with.
 
     Raises:
-        InputError: a damaged or blank line, an empty rationale, an id twice or of no example, or a
-            label outside the example's choices.
+        InputError: a damaged or blank line, an empty rationale, an id twice or of no example, a
+            label outside the example's choices, or a hinted line of an evaluated row.
     """
     by_id = {example.id: example for example in examples}
     found: dict[str, Annotation] = {}
@@ -52,7 +58,14 @@ def read_rationales(
             raise InputError(
                 f"{where}: label {label!r} is not one of {', '.join(choices)}; fix the line"
             )
-        found[row_id] = Annotation(row_id, rationale, label)
+        hinted = "hinted" in row and field(row, "hinted", where, bool)
+        if hinted and row_id in evaluated:
+            raise InputError(
+                f"{where}: the rationale of id {row_id} was written with the gold label given "
+                '("hinted"), and the row is validated or tested on; remove the line, or extract '
+                "again with the DATA_SEED of this run, which asks such rows without a hint"
+            )
+        found[row_id] = Annotation(row_id, rationale, label, hinted=hinted)
     if unknown:
         logging.warning(
             "%s: passed over %d rationales of rows that SKIP_BAD_ROWS left out", path, len(unknown)

@@ -52,6 +52,8 @@ STEP = 0
 RELEASED_PARAMETERS = 540_000_000_000
 
 NO_OUTPUT, NO_LABEL = "no output", "no label"
+# With the gold label given, which an answer would repeat.
+HINTED = "hinted"
 NOT_AS_AGREED = "not in the agreed format"
 
 
@@ -195,7 +197,7 @@ def read_answers(reader: Reader, parse: str) -> list[Answer]:
             "for each split, or change EVAL_SPLITS"
         )
     examples, rows = reader.read(source, reader.file_split)
-    parsed = reader.annotations(examples, rows)
+    parsed = reader.annotations(examples, rows, refuse_hinted=False)
     if not parsed:
         raise InputError(
             f"DATASET={data.dataset!r} has no teacher outputs for {reader.file_split} in "
@@ -223,6 +225,8 @@ def _answer(
     example: Example, output: Parsed | None, released: str | None, parse: str, metric: str
 ) -> Answer:
     """`released` is what the published code reads; None where it has no rules for the output."""
+    if isinstance(output, Annotation) and output.hinted:
+        return Answer(example, "", HINTED, output.rationale)
     ours = output.label if isinstance(output, Annotation) else ""
     prediction = released if released is not None and parse == RELEASE else ours
     if _is_usable(prediction, example, metric):

@@ -12,6 +12,7 @@ from launch import eval as eval_binary
 from launch import train
 from launch.flags import Arguments
 from stepdistill_jax import config, records
+from stepdistill_jax.data import join
 from stepdistill_jax.data.config import DataConfig
 from stepdistill_jax.eval import teacher
 from stepdistill_jax.eval.results import read_results
@@ -176,6 +177,23 @@ def test_another_teachers_file_is_scored_with_what_it_lacks_as_wrong(shared, tmp
     # In bytes: "text 0" is read; "r0 yes", of the seventh "r6", and of the last nothing written.
     assert stored["mean_tokens"] == {"read": 6.0, "written": (6 * 6 + 2) / 8}
     assert result.serving_flops == 2 * 1000 * (6 + 38 / 8)
+
+
+def test_answers_with_the_gold_label_given_are_not_the_teachers_own(shared, tmp_path):
+    run = own(tmp_path, shared)
+    path = tmp_path / "taught_test.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[1]["hinted"] = lines[3]["hinted"] = True
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    train.main(run)
+    (result,) = read_results(tmp_path / "run")
+    # Rows 1, 3 and 5 are "yes"; of the first two that was told.
+    assert (result.n, result.accuracy) == (8, 1 / 8)
+    stored = metrics_of(tmp_path / "run", "test")
+    assert stored["failures"] == {"hinted": 2, "no label": 1, "no output": 1}
+    # A student that reads rationales may not read those.
+    with pytest.raises(InputError, match=r"taught_test\.jsonl:2: the rationale of id 1 .*hinted"):
+        join.load_pairs(run.data, "test")
 
 
 def test_a_teacher_is_not_scored_on_rows_without_gold_labels(shared, tmp_path):
