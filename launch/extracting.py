@@ -20,7 +20,7 @@ from stepdistill_jax.spec import EXIT_INCOMPLETE, EXIT_PREEMPTED, InputError
 from stepdistill_jax.teacher import clients, plan, prompts, store, summary, tokens
 from stepdistill_jax.teacher import rows as planned
 from stepdistill_jax.teacher.answers import DEFAULT_FOLDER, NONE, Answers
-from stepdistill_jax.teacher.budget import Bounds
+from stepdistill_jax.teacher.budget import Bounds, Prices
 from stepdistill_jax.teacher.clients.batch import Batch
 from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.extract import Counts, Ending, Extractor
@@ -98,7 +98,7 @@ def prepare(extraction: Extraction, share: Share) -> Asked:
         )
     prompt = prompts.load(extract, data)
     units = inputs.load(data, extract.extract_splits, extract.extract_inputs)
-    teaching = Teaching(extract, prompt, data.metric)
+    teaching = Teaching(extract, prompt, data.metric, inputs.evaluated(data, units))
     return Asked(extraction, share, prompt, teaching, units, tokens.counter(extract))
 
 
@@ -202,8 +202,12 @@ def summarise(asked: Asked, progress: Progress) -> str:
     units = {
         name: [row for row in progress.rows if row.unit == name] for name in sorted(asked.units)
     }
+    paid = planned.read_paid(asked.folder, asked.extraction.extract)
+    sums = summary.totals(paid, Prices.of(asked.extraction.extract))
     found = {
-        name: summary.write_unit(asked.folder, name, asked.teaching, rows)
+        name: summary.write_unit(
+            asked.folder, name, asked.teaching, rows, paid.answers.get(name, ())
+        )
         for name, rows in units.items()
     }
     extract = asked.extraction.extract
@@ -218,10 +222,12 @@ def summarise(asked: Asked, progress: Progress) -> str:
             "tokens": None if asked.count is None else asked.count(text),
         },
         "units": found,
+        **sums,
     }
     written = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
     records.write_atomic(asked.folder / store.SUMMARY_FILE, written)
-    return f"{summary.table(found)}\nrationales, summary and rows to look at are in {asked.folder}"
+    shown = "\n".join([summary.table(found), *summary.told(sums)])
+    return f"{shown}\nrationales, summary and rows to look at are in {asked.folder}"
 
 
 def _check_length(asked: Asked) -> None:
@@ -326,11 +332,12 @@ def _begun(asked: Asked, progress: Progress) -> list[str]:
     ]
     if progress.passing:
         lines.append(f"{progress.passing:,} requests failed in a way that may pass: asked again")
-    if progress.in_flight and extract.client == "batch":
-        lines.append(f"{len(progress.in_flight):,} requests are in batches that were submitted")
-    elif progress.in_flight:
+    batched = len(progress.in_flight) - len(planned.lost_of(progress.in_flight, extract))
+    if batched:
+        lines.append(f"{batched:,} requests are in batches that were submitted")
+    if progress.asked_again:
         lines.append(
-            f"up to {len(progress.in_flight):,} requests were in flight when earlier calls were "
+            f"up to {progress.asked_again:,} requests were in flight when earlier calls were "
             "killed, or failed: they are asked again, and count as paid for"
         )
     return lines

@@ -149,8 +149,10 @@ class Extractor:
             await self._drain(in_flight, stopping)
         finally:
             stopping.cancel()
-            for task in in_flight:
+            for task, (_, sending) in in_flight.items():
                 task.cancel()
+                # It may have been paid for, and the next start counts it too.
+                self.budget.settle(sending.bound, sending.bound)
             await asyncio.gather(*in_flight, return_exceptions=True)
             await client.close()
         if self.failure:
@@ -185,11 +187,12 @@ class Extractor:
 
         Args:
             batch: may hold what an earlier process submitted.
-            sent: earlier, and not answered.
+            sent: earlier, and not answered; those that were not meant for a batch stay paid.
         """
         waiting: dict[Slot, list[Sending]] = {}
         for sending in sent:
-            waiting.setdefault(sending.slot, []).append(sending)
+            if sending.batch:
+                waiting.setdefault(sending.slot, []).append(sending)
         self._shares_answers = True
         try:
             while True:
@@ -240,7 +243,7 @@ class Extractor:
                 self.budget.take_back(sending.bound)
                 self._equals[request.key] = []
             else:
-                sending = None if beyond else self._reserve(request)
+                sending = None if beyond else self._reserve(request, batch=True)
             if sending is not None:
                 asked[request.key] = (question, sending)
                 continue
@@ -302,12 +305,12 @@ class Extractor:
         self._keep(question, found, cached=True)
         return True
 
-    def _reserve(self, request: Request) -> Sending | None:
+    def _reserve(self, request: Request, batch: bool = False) -> Sending | None:
         """Sets the request's bound aside and notes that it is sent; None where it does not fit."""
         bound = self._bounds.of(request)
         if not self.budget.reserve(bound):
             return None
-        sending = self._store.sending(request, bound)
+        sending = self._store.sending(request, bound, batch)
         if self._shares_answers:
             self._equals[request.key] = []
         return sending

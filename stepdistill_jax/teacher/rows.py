@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Protocol
 
@@ -47,11 +47,14 @@ class Teaching:
         extract: the teacher.
         prompt: makes requests.
         metric: of the data; a key of `eval.metrics.METRICS`.
+        evaluated: unit -> ids of its rows that are validated or tested on: a teacher is never told
+            their gold label, and what it said when told is not kept.
     """
 
     extract: ExtractConfig
     prompt: Asking
     metric: str
+    evaluated: Mapping[str, Collection[str]] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def prompt_hash(self) -> str:
@@ -79,15 +82,21 @@ class Teaching:
         ]
         if not samples:
             return None
-        hint = row.answers.get((HINT, 0)) if self.extract.hint_wrong else None
+        # One that was paid for is kept, whatever HINT_WRONG is now.
+        hint = row.answers.get((HINT, 0)) if self.may_hint(row) else None
         hinted = None if hint is None else self.read(row, hint)
         return annotate(row.example, samples, hinted, self.metric)
+
+    def may_hint(self, row: Row) -> bool:
+        """Whether the teacher may be told the row's gold label."""
+        evaluated = self.evaluated.get(row.unit, ())
+        return row.example.label is not None and row.example.id not in evaluated
 
     def open(self, row: Row) -> Iterator[tuple[str, int]]:
         """(purpose, sample) that are still to be asked about a row; notes that they are."""
         extract = self.extract
         slots = [(ANSWER, sample) for sample in range(extract.samples)]
-        if extract.hint_wrong and row.example.label is not None and row.answers.keys() >= {*slots}:
+        if extract.hint_wrong and self.may_hint(row) and row.answers.keys() >= {*slots}:
             found = self.annotated(row)
             if found is not None and not is_right(row.example, found.unhinted, self.metric):
                 slots.append((HINT, 0))
@@ -125,6 +134,8 @@ class Progress:
         spent: tokens that this worker paid for; a lone process counts everybody's.
         before: tokens that were paid for before there were so many workers.
         in_flight: sendings of this worker's that were never answered; counted as paid for.
+        asked_again: of those, sendings whose question has no answer yet; none in a batch that is
+            still to be collected.
         passing: rows with a failure that may pass, which are asked about again.
     """
 
@@ -134,6 +145,7 @@ class Progress:
     spent: Tokens
     before: Tokens
     in_flight: list[store.Sending]
+    asked_again: int
     passing: int
 
 
@@ -170,6 +182,8 @@ def load(
     outside += sum(len(_of_rows(answers[unit])) for unit in answers if unit not in units)
     chosen = _within(rows, teaching.extract.max_rows, outside)
     unanswered = store.unanswered(folder, everything)
+    in_flight = [sending for sending in unanswered if _is_own(sending.where, share)]
+    keys = {answer.key for answer in everything if answer.error not in PASSING}
     # By sending: however many files hold a line, it was paid for once.
     paid = {a.send: (a.where, a.charged) for a in everything if a.send}
     paid |= {sending.send: (sending.where, sending.bound) for sending in unanswered}
@@ -177,11 +191,54 @@ def load(
         rows=[row for row in chosen if share.has(row.example.id)],
         wanted=len(rows),
         beyond=len(rows) - len(chosen),
-        spent=_total(tokens for where, tokens in paid.values() if _is_own(where, share)),
-        before=_total(tokens for where, tokens in paid.values() if _is_older(where, share)),
-        in_flight=[sending for sending in unanswered if _is_own(sending.where, share)],
+        spent=total(tokens for where, tokens in paid.values() if _is_own(where, share)),
+        before=total(tokens for where, tokens in paid.values() if _is_older(where, share)),
+        in_flight=in_flight,
+        asked_again=sum(lost.key not in keys for lost in lost_of(in_flight, teaching.extract)),
         passing=passing,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Paid:
+    """All that counts as paid for in a folder, of every call and worker.
+
+    Attributes:
+        answers: unit -> lines of its log for which something was sent, failures included.
+        lost: sent and never answered; may have been paid for.
+        waiting: in offline batches that are still to be collected; not paid for yet.
+    """
+
+    answers: Mapping[str, Sequence[Answer]]
+    lost: Sequence[store.Sending]
+    waiting: Sequence[store.Sending]
+
+
+def read_paid(folder: pathlib.Path, extract: ExtractConfig) -> Paid:
+    """Reads it; what stands in several files was paid for once."""
+    answers = {unit: store.read_answers(folder, unit) for unit in store.units(folder)}
+    everything = [answer for of_one in answers.values() for answer in of_one]
+    unanswered = store.unanswered(folder, everything)
+    lost = lost_of(unanswered, extract)
+    of_units = {
+        unit: [*{answer.send: answer for answer in found if answer.send}.values()]
+        for unit, found in answers.items()
+    }
+    names = {sending.send for sending in lost}
+    return Paid(of_units, lost, [each for each in unanswered if each.send not in names])
+
+
+def lost_of(unanswered: Sequence[store.Sending], extract: ExtractConfig) -> Sequence[store.Sending]:
+    """Those that no batch will answer any more: another client does not look into batches."""
+    return [each for each in unanswered if not (each.batch and extract.client == "batch")]
+
+
+def total(parts: Iterable[Tokens]) -> Tokens:
+    """The sums."""
+    found = NOTHING
+    for part in parts:
+        found = found.plus(part)
+    return found
 
 
 def _is_own(where: str, share: Share) -> bool:
@@ -190,13 +247,6 @@ def _is_own(where: str, share: Share) -> bool:
 
 def _is_older(where: str, share: Share) -> bool:
     return share.workers > 1 and store.share_of(where).workers != share.workers
-
-
-def _total(parts: Iterable[Tokens]) -> Tokens:
-    total = NOTHING
-    for part in parts:
-        total = total.plus(part)
-    return total
 
 
 def _of_rows(answers: Sequence[Answer]) -> dict[str, dict[tuple[str, int], Answer]]:

@@ -315,12 +315,16 @@ class Sending:
         send: its name.
         slot: (id, purpose, sample) of the request.
         bound: tokens that it may come to.
+        key: of the request.
+        batch: it goes into an offline batch, whose answers outlive the process.
         where: ``file:line``; "" of this process.
     """
 
     send: str
     slot: tuple[str, str, int]
     bound: Tokens
+    key: str = ""
+    batch: bool = False
     where: str = ""
 
 
@@ -334,7 +338,8 @@ def unanswered(folder: pathlib.Path, answers: Iterable[Answer]) -> list[Sending]
                 if "bound" in row:
                     slot = (row["id"], row["purpose"], row["sample"])
                     bound = Tokens(*row["bound"])
-                    sent[row["send"]] = Sending(row["send"], slot, bound, where)
+                    key, batch = row.get("key", ""), row.get("batch", False)
+                    sent[row["send"]] = Sending(row["send"], slot, bound, key, batch, where)
                 else:
                     settled.add(row["send"])
             except (KeyError, TypeError) as error:
@@ -365,12 +370,14 @@ class Store:
             if log.cut
         ]
 
-    def sending(self, request: Request, bound: Tokens) -> Sending:
-        """Notes that a request is about to be sent."""
-        send = uuid.uuid4().hex[:16]
-        row = {"send": send, "id": request.row_id, "purpose": request.purpose}
-        self._journal.append({**row, "sample": request.sample, "bound": list(bound)})
-        return Sending(send, (request.row_id, request.purpose, request.sample), bound)
+    def sending(self, request: Request, bound: Tokens, batch: bool = False) -> Sending:
+        """Notes that a request is about to be sent, or to be put into an offline batch."""
+        slot = (request.row_id, request.purpose, request.sample)
+        made = Sending(uuid.uuid4().hex[:16], slot, bound, request.key, batch)
+        row = {"send": made.send, "id": request.row_id, "purpose": request.purpose}
+        row |= {"sample": request.sample, "bound": list(bound), "key": request.key}
+        self._journal.append({**row, **({"batch": True} if batch else {})})
+        return made
 
     def unpaid(self, sending: Sending) -> None:
         """Notes that the endpoint took nothing for a request."""

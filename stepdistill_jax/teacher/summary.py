@@ -11,19 +11,24 @@ from stepdistill_jax.data import inputs
 from stepdistill_jax.records import Annotation
 from stepdistill_jax.teacher import quality
 from stepdistill_jax.teacher.annotated import Annotated
-from stepdistill_jax.teacher.budget import NOTHING, Prices
+from stepdistill_jax.teacher.budget import Prices, Tokens
 from stepdistill_jax.teacher.requests import ANSWER, HINT
-from stepdistill_jax.teacher.rows import Row, Teaching
+from stepdistill_jax.teacher.rows import Paid, Row, Teaching, total
 from stepdistill_jax.teacher.store import Answer
 
 
 def write_unit(
-    folder: pathlib.Path, unit: str, teaching: Teaching, rows: Sequence[Row]
+    folder: pathlib.Path,
+    unit: str,
+    teaching: Teaching,
+    rows: Sequence[Row],
+    paid: Sequence[Answer],
 ) -> dict[str, Any]:
     """Writes ``rationales_<unit>.jsonl`` and ``worst_<unit>.jsonl``; returns the unit's numbers.
 
-    Tokens and cost are those that count as paid for, and of requests that were answered; `seconds`
-    is the time in which at least one request was in flight.
+    Requests, tokens and cost are of `paid`, all lines on the unit for which something was sent:
+    those of failures that were asked again, and of rows that are not asked about any more, too.
+    `seconds` is the time in which at least one of them was in flight, waits between tries left out.
     """
     by_id = {row.example.id: row for row in rows}
     found = [annotated for row in rows if (annotated := teaching.annotated(row)) is not None]
@@ -37,10 +42,7 @@ def write_unit(
     suspects = quality.worst(found, metric, raw=raw)
     records.write_jsonl(folder / f"worst_{unit}.jsonl", suspects)
     answers = [answer for row in rows for answer in row.answers.values()]
-    paid = [answer for answer in answers if answer.send]
-    spent = NOTHING
-    for answer in paid:
-        spent = spent.plus(answer.charged)
+    spent = total(answer.charged for answer in paid)
     cost = Prices.of(teaching.extract).cost(spent)
     hints = sum((HINT, 0) in row.answers for row in rows)
     return {
@@ -68,6 +70,45 @@ def _seconds(answers: Sequence[Answer]) -> float | None:
         total += max(0.0, stop - max(start, end))
         end = max(end, stop)
     return round(total, 3)
+
+
+def totals(paid: Paid, prices: Prices) -> dict[str, dict[str, Any]]:
+    """What was paid for over all units, and what of it was lost in flight or waits in batches."""
+    answers = [answer for of_one in paid.answers.values() for answer in of_one]
+    lost = total(sending.bound for sending in paid.lost)
+    spent = total(answer.charged for answer in answers).plus(lost)
+    waiting = total(sending.bound for sending in paid.waiting)
+    return {
+        "total": _sum(len(answers) + len(paid.lost), spent, prices),
+        "lost": _sum(len(paid.lost), lost, prices),
+        "waiting": _sum(len(paid.waiting), waiting, prices),
+    }
+
+
+def _sum(requests: int, tokens: Tokens, prices: Prices) -> dict[str, Any]:
+    cost = prices.cost(tokens)
+    return {
+        "requests": requests,
+        "prompt_tokens": tokens.prompt,
+        "completion_tokens": tokens.written,
+        "cost": None if cost is None else float(cost),
+    }
+
+
+def told(sums: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """`totals` for a reader, below the table of the units."""
+    lines = []
+    for name, what in (
+        ("lost", "requests lost in flight, counted at their bound"),
+        ("waiting", "requests wait in batches and are not counted yet, at most"),
+        ("total", "requests paid for in all"),
+    ):
+        found = sums[name]
+        tokens = found["prompt_tokens"] + found["completion_tokens"]
+        cost = "" if found["cost"] is None else f", cost {found['cost']:.4f}"
+        if found["requests"]:
+            lines.append(f"{found['requests']:,} {what}: {tokens:,} tokens{cost}")
+    return [*lines, "rows/s: over the time in which requests were in flight; waits are left out"]
 
 
 def paid_rows(answered: int | None, requests: int | None, cached: int | None) -> float | None:

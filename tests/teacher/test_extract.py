@@ -9,9 +9,9 @@ import pytest
 from stepdistill_jax.records import Annotation, Example, ParseFailure
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher import rows as planned
-from stepdistill_jax.teacher import store
+from stepdistill_jax.teacher import store, summary
 from stepdistill_jax.teacher.answers import Answers
-from stepdistill_jax.teacher.budget import Bounds, Tokens
+from stepdistill_jax.teacher.budget import Bounds, Prices, Tokens
 from stepdistill_jax.teacher.clients import batch as batches
 from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.extract import Ending, Extractor
@@ -88,10 +88,20 @@ def examples(count, label="yes"):
 class Call:
     """One process's call on a folder."""
 
-    def __init__(self, folder, rows, teacher, share=ALONE, cache=None, watch=None, **fields):
+    def __init__(
+        self,
+        folder,
+        rows,
+        teacher,
+        share=ALONE,
+        cache=None,
+        watch=None,
+        evaluated=None,
+        **fields,
+    ):
         fields = {"concurrency": 16, "timeout": 5.0, "max_new_tokens": 10} | fields
         extract = ExtractConfig(extract_dir=str(folder), teacher_model="m", **fields)
-        self.teaching = Teaching(extract, Ask(), "exact")
+        self.teaching = Teaching(extract, Ask(), "exact", evaluated or {})
         self.teacher = teacher
         units = rows if isinstance(rows, dict) else {"train": rows}
         self.store = Store(folder, [*units], share)
@@ -251,6 +261,34 @@ def test_samples_are_voted_on_and_hints_asked_where_the_vote_is_wrong(tmp_path):
     ]
 
 
+def test_rows_that_are_scored_are_never_told_their_label(tmp_path):
+    def answer(request):
+        is_told = request.purpose == HINT
+        return f"{'Told' if is_told else 'Thought'}. So the answer is {'yes' if is_told else 'no'}."
+
+    fields = {"hint_wrong": True, "evaluated": {"train": {"1", "3"}}}
+    call = Call(tmp_path, examples(4), Teacher(answer), **fields)
+    assert call.run() == Ending.DONE
+    assert {r.row_id for r in call.teacher.asked if r.purpose == HINT} == {"0", "2"}
+    # A hint of before that was known is not kept either.
+    later = Call(tmp_path, examples(4), Teacher(answer), hint_wrong=True, evaluated={"train": "2"})
+    kept = later.kept()
+    assert [kept[row_id].hinted for row_id in "0123"] == [True, False, False, False]
+    assert kept["2"].outcome == Annotation("2", "Thought.", "no")
+
+
+def test_hints_that_were_paid_for_are_kept_when_no_more_are_asked(tmp_path):
+    def answer(request):
+        return f"Thought. So the answer is {'yes' if request.purpose == HINT else 'no'}."
+
+    Call(tmp_path, examples(3), Teacher(answer), hint_wrong=True).run()
+    later = Call(tmp_path, examples(4), Teacher(answer))
+    later.run()
+    assert [r.purpose for r in later.teacher.asked] == [ANSWER]
+    kept = later.kept()
+    assert [kept[row_id].hinted for row_id in "0123"] == [True, True, True, False]
+
+
 def test_no_hint_without_a_gold_label(tmp_path):
     call = Call(tmp_path, examples(3, label=None), Teacher(lambda r: "no idea"), hint_wrong=True)
     call.run()
@@ -397,6 +435,48 @@ def test_what_does_not_come_in_time_is_given_up_and_counted(tmp_path, timeout, s
     assert again.extractor.budget.spent == (480 + 3000, 160 + 1000)
 
 
+def test_what_was_lost_in_flight_counts_everywhere_and_is_said_until_it_is_answered(tmp_path):
+    def answer(request):
+        return RowError("no answer", "gone", None, None) if request.row_id == "0" else "no idea"
+
+    first = Call(tmp_path, examples(5), Teacher(answer), **PRICES)
+    assert first.run() == Ending.DONE
+
+    async def lose(call):
+        asyncio.get_running_loop().call_later(0.03, call.extractor.stop)
+        asyncio.get_running_loop().call_later(0.06, call.extractor.stop)
+        return await call.run_async()
+
+    second = Call(tmp_path, examples(8), Teacher(seconds=60), **PRICES)
+    assert asyncio.run(lose(second)) == Ending.STOPPED
+    # Row 0 again, and rows 5 to 7: what the bar shows is what the next start counts.
+    assert second.extractor.budget.spent == (9 * 30, 9 * 10)
+    third = Call(tmp_path, examples(8), Teacher(), **PRICES)
+    assert third.progress.asked_again == 4
+    assert third.run() == Ending.DONE
+    last = Call(tmp_path, examples(8), Teacher(), **PRICES)
+    last.store.close()
+    assert (last.progress.asked_again, len(last.progress.in_flight)) == (0, 4)
+    extract = last.teaching.extract
+    paid = planned.read_paid(tmp_path, extract)
+    sums = summary.totals(paid, Prices.of(extract))
+    spent = third.extractor.budget.spent
+    assert spent == last.extractor.budget.spent == (13 * 30, 13 * 10)
+    assert sums["total"] == {
+        "requests": 13,
+        "prompt_tokens": spent.prompt,
+        "completion_tokens": spent.written,
+        "cost": float(third.extractor.budget.cost),
+    }
+    rows = last.progress.rows
+    unit = summary.write_unit(tmp_path, "train", last.teaching, rows, paid.answers["train"])
+    # The failure of the first call was paid for, though it was asked again.
+    assert (unit["requests"], unit["prompt_tokens"]) == (9, 270)
+    assert summary.told(sums)[0] == (
+        "4 requests lost in flight, counted at their bound: 160 tokens, cost 0.0003"
+    )
+
+
 def test_a_defect_of_the_client_is_raised_when_the_answers_are_safe(tmp_path):
     def answer(request):
         return KeyError("defect") if request.row_id == "3" else "x. So the answer is no."
@@ -462,7 +542,8 @@ def test_what_waits_in_a_batch_is_collected_though_nothing_else_fits(tmp_path):
     first = Call(tmp_path, units, None, **PRICES)
     for row in first.progress.rows:
         if row.example.id != "0":
-            first.store.sending(first.teaching.request(row, ANSWER, 0), Tokens(30, 10))
+            request = first.teaching.request(row, ANSWER, 0)
+            first.store.sending(request, Tokens(30, 10), batch=True)
     first.store.close()
     call = Call(tmp_path, units, None, **PRICES, max_cost=round(6 * 0.00007, 6))
     assert call.extractor.budget.spent == (180, 60)
@@ -476,6 +557,22 @@ def test_what_waits_in_a_batch_is_collected_though_nothing_else_fits(tmp_path):
     assert store.unanswered(tmp_path, answers) == []
     assert call.extractor.budget.spent == (180, 60)
     assert call.extractor.budget.reserved == (0, 0)
+
+
+def test_what_was_lost_on_the_way_to_an_endpoint_stays_paid_when_batches_go_on(tmp_path):
+    first = Call(tmp_path, examples(2), None, **PRICES)
+    for row, batch in zip(first.progress.rows, (False, True), strict=True):
+        first.store.sending(first.teaching.request(row, ANSWER, 0), Tokens(30, 10), batch)
+    first.store.close()
+    call = Call(tmp_path, examples(2), None, **PRICES, client="batch")
+    assert call.progress.asked_again == 1
+    try:
+        work = call.extractor.run_batch(Finished(), call.progress.in_flight)
+        assert asyncio.run(work) == Ending.DONE
+    finally:
+        call.store.close()
+    # Both answers, and the one that was lost.
+    assert call.extractor.budget.spent == (90, 30)
 
 
 def test_the_journal_is_written_before_the_request_is_sent(tmp_path):

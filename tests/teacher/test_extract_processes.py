@@ -42,8 +42,24 @@ def test_killed_three_times_it_asks_nothing_twice_and_loses_no_row(place, server
     assert 0 < again <= 3 * 16
     match = re.search(r"up to (\d+) requests were in flight when earlier calls were", last.stdout)
     assert match is not None
-    assert again <= int(match[1]) <= 3 * 16
+    # Those of earlier kills that were answered since are not said again.
+    lost = re.search(r"(\d+) requests lost in flight, counted at their bound", last.stdout)
+    assert lost is not None
+    assert 0 < int(match[1]) <= 16
+    assert again <= int(lost[1]) <= 3 * 16
     assert len((out / "rationales_train.jsonl").read_text().splitlines()) == 200
+    # The bar, the summary and the table count the same tokens.
+    summary = json.loads((out / "summary.json").read_text())
+    tokens = summary["total"]["prompt_tokens"] + summary["total"]["completion_tokens"]
+    assert f", {tokens:,} tokens" in last.stderr
+    assert f"{200 + int(lost[1]):,} requests paid for in all: {tokens:,} tokens" in last.stdout
+    units = summary["units"]["train"]
+    assert (
+        units["prompt_tokens"] + summary["lost"]["prompt_tokens"]
+        == (summary["total"]["prompt_tokens"])
+    )
+    idle = subprocess.run(command(given), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "in flight when earlier calls" not in idle.stdout
 
 
 def test_sigterm_waits_for_what_is_in_flight_and_the_same_command_continues(place, server):

@@ -8,6 +8,7 @@ from stepdistill_jax.data import inputs
 from stepdistill_jax.data.added_inputs import read_added
 from stepdistill_jax.data.rationale_file import read_rationales
 from stepdistill_jax.records import Annotation, Example, ParseFailure
+from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher import summary
 from stepdistill_jax.teacher.annotated import Annotated
 from stepdistill_jax.teacher.budget import Tokens
@@ -38,8 +39,11 @@ def test_training_reads_the_rationales(tmp_path):
     assert found == {
         "1": Annotation("1", "since it is", "yes"),
         "3": Annotation("3", "it may be", ""),
-        "5": Annotation("5", "with a hint", "yes"),
+        "5": Annotation("5", "with a hint", "yes", hinted=True),
     }
+    # Where the row is validated or tested on, its gold label may not have helped.
+    with pytest.raises(InputError, match=r"train\.jsonl:3: the rationale of id 5 was written with"):
+        read_rationales(path, [row.example for row in ROWS], "train", evaluated={"5"})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line.get("hinted") for line in lines] == [None, None, True]
 
@@ -88,7 +92,9 @@ def test_numbers_of_a_unit(tmp_path):
         row("4", "no", (ANSWER, RowError("content filter", "flagged", 100, 0), 31.0, "d")),
         row("5", "no"),
     ]
-    found = summary.write_unit(tmp_path, "train", Teaching(extract, Prompt(), "exact"), rows)
+    paid = [answer for each in rows for answer in each.answers.values() if answer.send]
+    teaching = Teaching(extract, Prompt(), "exact")
+    found = summary.write_unit(tmp_path, "train", teaching, rows, paid)
     quality = found.pop("quality")
     assert found == {
         "rows": 5,
