@@ -54,7 +54,7 @@ def main(arguments: Arguments) -> None:
     if arguments.gin_files:
         run = arguments.parse()
         tokens = _tokens(run.tokens)
-        audits = survey.survey_pairs(run.data, tokens)
+        audits = survey.survey_pairs(run.data, tokens, correct)
     else:
         tokens = _tokens(TokenConfig())
         audits = _released(tokens)

@@ -267,10 +267,15 @@ def _lines(audit: SplitAudit) -> dict[_Line, str]:
         cells[2, "commonest label"] = f"{common.share:.1%} {_short(common.label)!r}"
     if teacher := audit.teacher:
         cells[2, "teacher outputs"] = f"{teacher.outputs:,}"
-        cells[3, "teacher accuracy, release's rules"] = _percent(teacher.release_accuracy)
-        cells[4, "teacher accuracy, after repair"] = _percent(teacher.accuracy)
-        cells[5, "labels repaired"] = f"{teacher.repaired:,}"
-        cells[6, "parse failures"] = f"{sum(teacher.failures.values()):,}"
+        failures = f"{sum(teacher.failures.values()):,}"
+        if teacher.release_accuracy is None:
+            cells[4, "teacher accuracy"] = _percent(teacher.accuracy)
+            cells[6, "without a label of its own"] = failures
+        else:
+            cells[3, "teacher accuracy, release's rules"] = _percent(teacher.release_accuracy)
+            cells[4, "teacher accuracy, after repair"] = _percent(teacher.accuracy)
+            cells[5, "labels repaired"] = f"{teacher.repaired:,}"
+            cells[6, "parse failures"] = failures
         cells |= {(7, f"  {reason}"): f"{n:,}" for reason, n in teacher.failures.items()}
     cells[8, "duplicate inputs"] = f"{audit.duplicates:,}"
     cells |= {(9, f"inputs also in {split}"): f"{n:,}" for split, n in audit.overlaps.items()}

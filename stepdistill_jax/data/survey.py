@@ -8,15 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
-from stepdistill_jax.data import audit, join, release, triage
+from stepdistill_jax.data import audit, inputs, join, release, triage
 from stepdistill_jax.data.audit import Lengths, SplitAudit, TeacherAudit
 from stepdistill_jax.data.config import DataConfig, TokenConfig
 from stepdistill_jax.data.read import Reader
 from stepdistill_jax.data.sources import SOURCES, Options, Source
 from stepdistill_jax.data.sources.base import SPLITS, release_split, row_number
-from stepdistill_jax.data.teacher_outputs import load_annotations, output_files, read_outputs
+from stepdistill_jax.data.teacher_outputs import (
+    Parsed,
+    load_annotations,
+    output_files,
+    read_outputs,
+)
 from stepdistill_jax.data.vocabulary import ENVIRONMENT, Vocabulary
-from stepdistill_jax.records import Annotation, Example, Pair
+from stepdistill_jax.records import Annotation, Example, Pair, ParseFailure
 from stepdistill_jax.spec import LABEL, RATIONALE, InputError
 from stepdistill_jax.teacher.parse import parse_release
 
@@ -129,10 +134,11 @@ def survey_released(
     return audits
 
 
-def survey_pairs(config: DataConfig, tokens: Tokens | None) -> list[SplitAudit]:
+def survey_pairs(config: DataConfig, tokens: Tokens | None, correct: Correct) -> list[SplitAudit]:
     """One column a split that `config` describes, as training would see it.
 
-    Splits that the data set lacks are left out.
+    Splits that the data set lacks are left out. A teacher is measured where RATIONALES names a file
+    of it.
 
     Raises:
         InputError: the configuration or a file is wrong.
@@ -149,7 +155,8 @@ def survey_pairs(config: DataConfig, tokens: Tokens | None) -> list[SplitAudit]:
         counts = {what: n for what, n in counts.items() if n and what != "kept"}
         counts["rows read"] = counts.pop("rows")
         lines = triage.yields(judged)
-        audit_ = SplitAudit(config.dataset, split, decisions=counts, triage=lines)
+        teacher = _of_file(config, split, correct)
+        audit_ = SplitAudit(config.dataset, split, decisions=counts, triage=lines, teacher=teacher)
         audits.append(_measured(audit_, rows, known, _metric(config), tokens))
         known[split] = rows
     return audits
@@ -209,6 +216,34 @@ def _of_pairs(pairs: Sequence[Pair]) -> _Rows:
     )
 
 
+def _of_file(config: DataConfig, split: str, correct: Correct) -> TeacherAudit | None:
+    """What the labels in a file of RATIONALES are worth on a split's rows, before any is dropped.
+
+    A label that was given as a hint is the gold one: it was asked for since the teacher's own was
+    wrong, and counts as that. None where there is no file, or no label in it.
+    """
+    reader = Reader(config, split)
+    if not reader.rationale_files():
+        return None
+    examples, rows = reader.read(reader.source, reader.file_split)
+    found = reader.annotations(examples, rows)
+    (own,) = inputs.load(config, (split,), "").values()
+    written = [example for example in own if example.id in found]
+    answers = [_unaided(found[example.id]) for example in written]
+    if not any(isinstance(answer, Annotation) for answer in answers):
+        return None
+    golds = [example.label for example in written]
+    return audit.audit_teacher(golds, answers, None, functools.partial(correct, config.metric))
+
+
+def _unaided(answer: Parsed) -> Parsed:
+    """An answer without its hint."""
+    if isinstance(answer, ParseFailure) or (answer.label and not answer.hinted):
+        return answer
+    reason = "asked again with a hint" if answer.hinted else "no label"
+    return ParseFailure(answer.id, reason, answer.rationale, "")
+
+
 def _metric(config: DataConfig) -> str:
     return config.columns.metric if config.columns else SOURCES[config.dataset].metric
 
@@ -263,11 +298,17 @@ def _lengths(rows: _Rows, tokens: Tokens) -> dict[str, Lengths]:
 
 def notes(audits: Sequence[SplitAudit], tokens: Tokens | None) -> str:
     """What the table's numbers mean and what to do about gaps, for printing below it."""
-    lines = [
-        "Accuracies are shares of the rows with a gold label; after repair a parse failure counts "
-        "as wrong.",
-        "Inputs that differ only in case and white space count as equal.",
-    ]
+    lines = ["Inputs that differ only in case and white space count as equal."]
+    if any(column.teacher and column.teacher.release_accuracy is not None for column in audits):
+        lines.append(
+            "Accuracies are shares of the rows with a gold label; after repair a parse failure "
+            "counts as wrong."
+        )
+    elif any(column.teacher for column in audits):
+        lines.append(
+            "Teacher accuracy is the share of its rows with a gold label; a row without a label of "
+            "its own counts as wrong."
+        )
     if any(column.commonest for column in audits):
         lines.append(
             "Commonest label: its share of the rows with a gold label, which on test is the "

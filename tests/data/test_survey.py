@@ -145,7 +145,7 @@ def test_own_data_set(tmp_path):
         rationale_column="why",
     )
     config = DataConfig(dataset="jsonl", data_dir=str(tmp_path), columns=columns)
-    train, validation, test = survey_pairs(config, BYTES)
+    train, validation, test = survey_pairs(config, BYTES, correct)
     assert test.overlaps["train"] == 1
     assert validation.rows == 1
     assert (test.rows, test.rationales, test.states_gold) == (2, 2, 2)
@@ -192,13 +192,50 @@ def test_own_data_set_without_a_test_file(tmp_path):
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = ColumnConfig(train_file="mine.jsonl", rationale_column="why")
     config = DataConfig(dataset="jsonl", data_dir=str(tmp_path), columns=columns)
-    assert [(column.split, column.rows) for column in survey_pairs(config, None)] == [
+    assert [(column.split, column.rows) for column in survey_pairs(config, None, correct)] == [
         ("train", 18),
         ("validation", 2),
     ]
     nothing = dataclasses.replace(config, columns=ColumnConfig())
     with pytest.raises(InputError, match="TRAIN_FILE is empty"):
-        survey_pairs(nothing, None)
+        survey_pairs(nothing, None, correct)
+
+
+def test_a_teacher_of_ones_own_is_measured_on_its_rows(tmp_path):
+    for split, count in {"train": 40, "test": 4}.items():
+        rows = [
+            {"id": f"{split}{n}", "input": f"{split} {n}", "label": "yes"} for n in range(count)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{split}.jsonl").write_text(lines)
+    # Of every four rows of train one is right, one wrong, one right by a hint, one not labelled.
+    kinds = [{"label": "yes"}, {"label": "no"}, {"label": "yes", "hinted": True}, {}]
+    lines = [{"id": f"train{n}", "rationale": "so", **kinds[n % 4]} for n in range(40)]
+    given = tmp_path / "why.jsonl"
+    files = {"train_file": "train.jsonl", "validation_file": "test.jsonl", "id_column": "id"}
+    config = DataConfig(
+        dataset="jsonl",
+        data_dir=str(tmp_path),
+        rationales=f"file:{given}",
+        labels="teacher",
+        columns=ColumnConfig(**files),
+    )
+    given.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    train, validation = survey_pairs(config, None, correct)
+    assert train.teacher == audit.TeacherAudit(
+        40, None, 0.25, 0, {"asked again with a hint": 10, "no label": 10}
+    )
+    assert validation.teacher is None
+    table = [line.split() for line in audit.table([train, validation]).splitlines()]
+    assert ["teacher", "accuracy", "25.00%", "-"] in table
+    assert ["without", "a", "label", "of", "its", "own", "20", "-"] in table
+    assert "Teacher accuracy is the share" in survey.notes([train, validation], None)
+    # A file of rationales alone has no labels to measure, and the notes speak of none.
+    bare = [{"id": line["id"], "rationale": "so"} for line in lines]
+    given.write_text("".join(json.dumps(line) + "\n" for line in bare))
+    audits = survey_pairs(dataclasses.replace(config, labels="gold"), None, correct)
+    assert audits[0].teacher is None
+    assert "eacher accuracy" not in survey.notes(audits, None)
 
 
 def test_the_carve_is_measured_without_teacher_outputs(cqa_test_split):
