@@ -216,12 +216,13 @@ def _suspicions(found: _Found) -> Table:
 
 
 def _excerpt(suspect: Suspect) -> Excerpt:
+    told = ", with the gold label given" if suspect.hinted else ""
     texts = [
         ("input", suspect.input),
         ("gold label", suspect.gold),
-        ("its label", suspect.label),
-        ("rationale", suspect.rationale),
-        ("whole answer", suspect.raw),
+        ("its label, before the hint" if suspect.hinted else "its label", suspect.label),
+        (f"rationale{told}", suspect.rationale),
+        (f"whole answer{told}", suspect.raw),
     ]
     return Excerpt(
         _cut(f"{suspect.id}: {', '.join(suspect.reasons)}"),

@@ -93,6 +93,7 @@ class Suspect:
     label: str | None
     rationale: str
     raw: str | None
+    hinted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -228,8 +228,9 @@ def worst(
         raw: `Example.id` -> what the teacher wrote; without it only failures have their text.
 
     Returns:
-        Lines ``{"id", "reasons", "score", "input", "gold", "label", "rationale", "raw"}``; gold,
-        label and raw may be None.
+        Lines ``{"id", "reasons", "score", "input", "gold", "label", "rationale", "raw",
+        "hinted"?}``; gold, label and raw may be None. Of a hinted row, rationale and raw are what
+        was written with the gold label given, and label is the teacher's own, of before that.
     """
     texts = [_measure(row, metric) for row in rows]
     queues: dict[str, list[tuple[float, int]]] = collections.defaultdict(list)
@@ -250,9 +251,10 @@ def worst(
                 "score": -score,
                 "input": row.example.input,
                 "gold": row.example.label,
-                "label": _label(row.outcome) or None,
+                "label": _label(row.unhinted) or None,
                 "rationale": row.outcome.rationale,
                 "raw": _raw(row, raw),
+                **({"hinted": True} if row.hinted else {}),
             }
         )
     return lines

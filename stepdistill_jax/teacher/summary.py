@@ -33,9 +33,10 @@ def write_unit(
     by_id = {row.example.id: row for row in rows}
     found = [annotated for row in rows if (annotated := teaching.annotated(row)) is not None]
     metric = teaching.metric
+    hinted = {row.example.id for row in found if row.hinted}
 
     def raw(row_id: str) -> str | None:
-        answer = by_id[row_id].answers.get((ANSWER, 0))
+        answer = by_id[row_id].answers.get((HINT if row_id in hinted else ANSWER, 0))
         return None if answer is None or answer.error else answer.text
 
     lines = write_rationales(folder, unit, found)

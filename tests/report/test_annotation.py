@@ -119,6 +119,25 @@ def test_hostile_texts_leave_markdown_tables_whole(hostile):
         assert len(re.findall(r"(?<!\\)\]\(", text)) == 1
 
 
+def test_an_excerpt_of_a_hinted_row_says_which_words_the_gold_label_helped_with(tmp_path):
+    example = Example("7", "Where do cooks cook?", "kitchen", None, ("kitchen", "garden"))
+    first = Annotation("7", "Outside.", "garden")
+    told = Annotation("7", "kitchen " * 9, "kitchen")
+    write_extraction(tmp_path / "e", [Annotated(example, told, 1, 1, True, first)])
+    text = build_text(tmp_path)
+    assert "its label, before the hint" in text
+    assert "rationale, with the gold label given" in text
+    write_extraction(tmp_path / "e", [Annotated(example, told, 1, 1, False, told)])
+    text = build_text(tmp_path)
+    assert "its label" in text
+    assert "the gold label given" not in text
+
+
+def build_text(folder):
+    build.write_report([], folder / "out", [folder / "e"])
+    return (folder / "out" / "report.md").read_text()
+
+
 def test_long_texts_are_cut_and_say_so(hostile):
     text = "".join((out / "index.html").read_text() for out in hostile)
     assert "x" * (LONGEST + 1) not in text

@@ -76,6 +76,19 @@ def row(row_id, gold, *came):
     return found
 
 
+def test_a_hinted_row_to_look_at_says_so_and_shows_the_answer_it_is_from(tmp_path):
+    extract = ExtractConfig("x", teacher_model="m", hint_wrong=True)
+    hint = "yes yes yes yes yes yes yes yes. So the answer is yes."
+    rows = [row("1", "yes", (ANSWER, "No. So the answer is no.", 1.0, "a"), (HINT, hint, 2, "b"))]
+    teaching = Teaching(extract, Prompt(), "exact")
+    paid = list(rows[0].answers.values())
+    assert summary.write_unit(tmp_path, "train", teaching, rows, paid)["quality"]["hints_kept"] == 1
+    (line,) = [json.loads(line) for line in (tmp_path / "worst_train.jsonl").open()]
+    assert line["hinted"] is True
+    assert (line["gold"], line["label"], line["raw"]) == ("yes", "no", hint)
+    assert line["raw"].startswith(line["rationale"])
+
+
 def test_numbers_of_a_unit(tmp_path):
     extract = ExtractConfig(
         "x", teacher_model="m", hint_wrong=True, price_input=1.0, price_output=5.0
