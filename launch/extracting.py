@@ -10,6 +10,9 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+import tqdm
+
+from launch import prompt_length
 from launch.extract_bar import Bar
 from stepdistill_jax import config as configs
 from stepdistill_jax import extract_config, records
@@ -43,6 +46,7 @@ class Asked:
         teaching: prompt, teacher and metric.
         units: name -> rows.
         count: TEACHER_TOKENIZER's, where there is one.
+        prefix_tokens: of the prompt before the row; None = not counted, or nothing counts it.
     """
 
     extraction: Extraction
@@ -51,6 +55,7 @@ class Asked:
     teaching: Teaching
     units: Mapping[str, Sequence[Example]]
     count: tokens.Counter | None
+    prefix_tokens: int | None = None
 
     @property
     def folder(self) -> pathlib.Path:
@@ -63,22 +68,28 @@ class Asked:
 
     def shown_prompt(self) -> str:
         """The prompt before the row, and how long it is."""
-        text = self.prompt.prefix_text()
-        length = f"{len(text.encode()):,} bytes"
-        if self.count is not None:
-            length = f"{self.count(text):,} tokens, {length}"
-        of = f"{len(self.prompt.exemplars)} exemplars, from {self.prompt.source}"
-        return f"{text}\n\n{length} before the row; {of}; hash {self.prompt.hash}"
+        return prompt_length.shown(self.prompt, self.extraction.extract, self.count)
+
+    def measure_prompt(self, *asked: pathlib.Path) -> None:
+        """Finds `prefix_tokens`: as counted when these folders were asked, else by counting."""
+        known = prompt_length.written(asked, self.teaching.prompt_hash)
+        if known is None and not asked:
+            known = prompt_length.before_row(self.prompt, self.extraction.extract, self.count)
+        self.prefix_tokens = known
 
     def plan(self) -> str:
         """What is left to ask, and what it will cost."""
+        _warn(*clients.doubts(self.extraction.extract))
         progress = self.load()
         extract = self.extraction.extract
         if self.count is None:
-            count, how = _endpoint_count(extract), "counted by the endpoint"
+            count, how = prompt_length.request_count(extract), "counted by the endpoint"
+            if count is not None:
+                _warn(f"counting the tokens of up to {plan.COUNTED} prompts at the endpoint ...")
         else:
             count, how = self.count.request, "counted"
-        made = plan.make(progress.rows, self.teaching, _cache(self.extraction), count, how)
+        cache, bounds = _cache(self.extraction), _bounds(self, progress)
+        made = plan.make(progress.rows, self.teaching, cache, bounds, count, how)
         left = planned.make_budget(extract, progress, self.share).left
         lines = [*_begun(self, progress), *plan.told(made, len(progress.rows), left)]
         return "\n".join([*lines, "nothing was asked"])
@@ -122,9 +133,11 @@ def run(asked: Asked) -> int:
 
 
 def _run(asked: Asked) -> int:
-    extract = asked.extraction.extract
+    extract, data = asked.extraction.extract, asked.extraction.run.data
     _check_length(asked)
-    client = None if extract.client == "batch" else clients.open(extract, asked.extraction.run.data)
+    asked.measure_prompt()
+    _warn(*clients.doubts(extract))
+    client = None if extract.client == "batch" else clients.open(extract, data, _warn)
     batch = Batch(extract, asked.folder) if client is None else None
     opened = Store(asked.folder, tuple(asked.units), asked.share)
     try:
@@ -191,6 +204,7 @@ def merge(folders: Sequence[str], overrides: Sequence[str]) -> int:
         lines = store.merge(sources, out)
     finally:
         locked.close()
+    asked.measure_prompt(*sources)
     _describe(asked)
     print(", ".join(f"{count:,} lines on {unit}" for unit, count in lines.items()) or "no answers")
     print(summarise(asked, asked.load()))
@@ -211,7 +225,6 @@ def summarise(asked: Asked, progress: Progress) -> str:
         for name, rows in units.items()
     }
     extract = asked.extraction.extract
-    text = asked.prompt.prefix_text()
     content = {
         "dataset": asked.extraction.run.data.name,
         "model": extract.teacher_model or extract.replay,
@@ -219,7 +232,7 @@ def summarise(asked: Asked, progress: Progress) -> str:
         "prompt": {
             "hash": asked.teaching.prompt_hash,
             "exemplars": len(asked.prompt.exemplars),
-            "tokens": None if asked.count is None else asked.count(text),
+            "tokens": asked.prefix_tokens,
         },
         "units": found,
         **sums,
@@ -230,11 +243,18 @@ def summarise(asked: Asked, progress: Progress) -> str:
     return f"{shown}\nrationales, summary and rows to look at are in {asked.folder}"
 
 
+def _warn(*lines: str) -> None:
+    """Says something on stderr, above the bar where there is one."""
+    for line in lines:
+        tqdm.tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
+
+
 def _check_length(asked: Asked) -> None:
     """Raises InputError where the longest question does not fit the teacher's context."""
     extract = asked.extraction.extract
     context = extract.context_length or clients.context_length(extract)
-    count = _endpoint_count(extract) if asked.count is None else asked.count.request
+    count = prompt_length.request_count(extract) if asked.count is None else asked.count.request
     if not context or count is None:
         return
     longest = max(
@@ -243,18 +263,6 @@ def _check_length(asked: Asked) -> None:
     )
     length = count(asked.prompt.request(longest, extract))
     tokens.check_context(length, extract, context, longest.where)
-
-
-def _endpoint_count(extract: ExtractConfig) -> Callable[[Request], int] | None:
-    """The endpoint's own count of a text's tokens, with some for each turn; None without one."""
-    try:
-        count = clients.token_counter(extract)
-    except InputError:
-        # Without a key there is nothing to ask; the client says so when it is opened.
-        return None
-    if count is None:
-        return None
-    return lambda request: count(request.text) + tokens.TURN * (1 + len(request.messages))
 
 
 def _cache(extraction: Extraction) -> Answers:
@@ -288,25 +296,7 @@ def _refuse_other_config(asked: Asked) -> None:
 
 def _describe(asked: Asked) -> None:
     """Writes ``config.gin`` and ``prompt.json``."""
-    text = asked.prompt.prefix_text()
-    shown = {
-        "hash": asked.teaching.prompt_hash,
-        "format": asked.prompt.format,
-        "tokens": None if asked.count is None else asked.count(text),
-        "prefix": text,
-        "exemplars": [
-            {
-                "id": exemplar.example.id,
-                "input": exemplar.example.input,
-                "choices": list(exemplar.example.choices),
-                "rationale": exemplar.rationale,
-                "label": exemplar.example.label,
-            }
-            for exemplar in asked.prompt.exemplars
-        ],
-    }
-    content = json.dumps(shown, ensure_ascii=False, indent=1) + "\n"
-    records.write_atomic(asked.folder / store.PROMPT_FILE, content)
+    prompt_length.write(asked.folder, asked.prompt, asked.teaching.prompt_hash, asked.prefix_tokens)
     records.write_atomic(asked.folder / configs.CONFIG_FILE, extract_config.dump(asked.extraction))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import TypeVar
 
 from stepdistill_jax.teacher.answers import Answers
-from stepdistill_jax.teacher.budget import Prices, Tokens
+from stepdistill_jax.teacher.budget import Bounds, Prices, Tokens
 from stepdistill_jax.teacher.requests import ANSWER, HINT, Request
 from stepdistill_jax.teacher.rows import Row, Teaching
 
@@ -28,11 +29,12 @@ class Plan:
     Attributes:
         rows: with something to ask.
         requests: about them, exactly, without hints.
-        hints: requests with the gold label given, at most; not in `tokens`.
+        hints: requests with the gold label given, at most: one for each row that may be wrong.
+        sure_hints: of those, rows that are known to be wrong; in `tokens`.
         sampled: rows that tokens were counted on.
         cached: share of the sampled requests that the cache will answer.
         tokens: estimate, of the requests that will be sent.
-        most: the same, were every answer as long as MAX_NEW_TOKENS and every hint asked for.
+        most: the same at their bounds, with every answer as long as it may be and every hint.
         prompt_basis, written_basis: what the estimates rest on.
         cost, most_cost: None without prices.
     """
@@ -40,6 +42,7 @@ class Plan:
     rows: int
     requests: int
     hints: int
+    sure_hints: int
     sampled: int
     cached: float
     tokens: Tokens
@@ -54,6 +57,7 @@ def make(
     rows: Sequence[Row],
     teaching: Teaching,
     cache: Answers,
+    bounds: Bounds,
     count: Callable[[Request], int] | None,
     how: str = "counted",
 ) -> Plan:
@@ -63,6 +67,7 @@ def make(
         rows: this worker's, with what is answered.
         teaching: the teacher.
         cache: looked into for the sampled rows.
+        bounds: of what nothing counts.
         count: tokens of a request, where something counts them.
         how: they are counted.
     """
@@ -78,28 +83,42 @@ def make(
     cached = 1 - len(sent) / len(asked) if asked else 0.0
     number = round(requests * (1 - cached))
     prompt, prompt_basis = _prompt_tokens(sent, rows, count, how)
-    written, written_basis = _written_tokens(sent, rows)
-    tokens = Tokens(round(number * prompt), round(number * written))
-    hints = sum(map(_may_be_hinted, rows)) if extract.hint_wrong else 0
-    most = Tokens(round((number + hints) * prompt), (number + hints) * extract.max_new_tokens)
+    hinted = [row for row in rows if extract.hint_wrong and teaching.may_need_hint(row)]
+    sure = sum(row.answers.keys() >= {*slots} for row in hinted)
+    hints = [teaching.request(row, HINT, 0) for row in _spread(hinted, SAMPLED)]
+    hint_prompt, hint_basis = _prompt_tokens(hints, rows, count, how)
+    written, written_basis = _written_tokens([*sent, *hints], rows)
+    tokens = Tokens(round(number * prompt + sure * hint_prompt), round((number + sure) * written))
+    # What is counted is its own bound.
+    read = (
+        (prompt, hint_prompt)
+        if count is not None
+        else (_bound(sent, bounds), _bound(hints, bounds))
+    )
+    longest = max((bounds.of(request).written for request in (*sent[:1], *hints[:1])), default=0)
+    most = Tokens(
+        math.ceil(number * read[0] + len(hinted) * read[1]), (number + len(hinted)) * longest
+    )
     prices = Prices.of(extract)
     return Plan(
         rows=len(to_ask),
         requests=requests,
-        hints=hints,
+        hints=len(hinted),
+        sure_hints=sure,
         sampled=len(sample),
         cached=cached,
         tokens=tokens,
         most=most,
-        prompt_basis=prompt_basis,
+        prompt_basis=prompt_basis if sent else hint_basis,
         written_basis=written_basis,
         cost=prices.cost(tokens),
         most_cost=prices.cost(most),
     )
 
 
-def _may_be_hinted(row: Row) -> bool:
-    return row.example.label is not None and (HINT, 0) not in row.answers
+def _bound(requests: Sequence[Request], bounds: Bounds) -> float:
+    """Tokens that one of them comes to at most, over all of them."""
+    return statistics.mean(bounds.of(each).prompt for each in requests) if requests else 0.0
 
 
 def _spread(items: Sequence[_Item], most: int) -> Sequence[_Item]:
@@ -124,7 +143,7 @@ def _prompt_tokens(
     if not sent:
         return 0.0, "nothing to count"
     if count is not None:
-        counted = _spread(sent, COUNTED)
+        counted = _spread(sent, COUNTED // 5 if sent[0].purpose == HINT else COUNTED)
         return statistics.mean(map(count, counted)), f"{how} on {len(counted)} requests"
     if known := _known(rows, "prompt_tokens"):
         return statistics.mean(known), f"the mean of {len(known)} answers so far"
@@ -159,11 +178,15 @@ def told(plan: Plan, extract_rows: int, left: Decimal | None) -> list[str]:
         f"to ask: {plan.rows:,} of {extract_rows:,} rows, {plan.requests:,} requests (exact)",
     ]
     if plan.hints:
-        lines[0] += f"; besides, a hint for each row that is wrong, at most {plan.hints:,}"
+        lines[0] += (
+            f"; besides, a hint for each row that is wrong: {plan.sure_hints:,} known so far, "
+            f"at most {plan.hints:,}"
+        )
     if plan.cached:
         lines.append(f"from the cache: {plan.cached:.1%} of them, as {plan.sampled} rows show")
     lines += [
-        f"tokens to read: about {plan.tokens.prompt:,} ({plan.prompt_basis})",
+        f"tokens to read: about {plan.tokens.prompt:,} ({plan.prompt_basis}), at most "
+        f"{plan.most.prompt:,}",
         f"tokens to write: about {plan.tokens.written:,} ({plan.written_basis}), at most "
         f"{plan.most.written:,}",
     ]

@@ -92,14 +92,21 @@ class Teaching:
         evaluated = self.evaluated.get(row.unit, ())
         return row.example.label is not None and row.example.id not in evaluated
 
+    def may_need_hint(self, row: Row) -> bool:
+        """Whether a hint is to be asked for, or may be when all samples are answered."""
+        if not self.may_hint(row) or (HINT, 0) in row.answers:
+            return False
+        if not all((ANSWER, sample) in row.answers for sample in range(self.extract.samples)):
+            return True
+        found = self.annotated(row)
+        return found is not None and not is_right(row.example, found.unhinted, self.metric)
+
     def open(self, row: Row) -> Iterator[tuple[str, int]]:
         """(purpose, sample) that are still to be asked about a row; notes that they are."""
         extract = self.extract
         slots = [(ANSWER, sample) for sample in range(extract.samples)]
-        if extract.hint_wrong and self.may_hint(row) and row.answers.keys() >= {*slots}:
-            found = self.annotated(row)
-            if found is not None and not is_right(row.example, found.unhinted, self.metric):
-                slots.append((HINT, 0))
+        if extract.hint_wrong and row.answers.keys() >= {*slots} and self.may_need_hint(row):
+            slots.append((HINT, 0))
         for slot in slots:
             if slot not in row.answers and slot not in row.asked:
                 row.asked.add(slot)

@@ -374,7 +374,7 @@ class Store:
         """Notes that a request is about to be sent, or to be put into an offline batch."""
         slot = (request.row_id, request.purpose, request.sample)
         made = Sending(uuid.uuid4().hex[:16], slot, bound, request.key, batch)
-        row = {"send": made.send, "id": request.row_id, "purpose": request.purpose}
+        row: dict[str, Any] = {"send": made.send, "id": request.row_id, "purpose": request.purpose}
         row |= {"sample": request.sample, "bound": list(bound), "key": request.key}
         self._journal.append({**row, **({"batch": True} if batch else {})})
         return made

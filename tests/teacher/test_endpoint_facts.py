@@ -63,6 +63,31 @@ def test_context_length_is_none_where_nothing_answers():
     assert clients.context_length(config(url)) is None
 
 
+@pytest.mark.parametrize(
+    ("listed", "is_doubted"),
+    [
+        (("teacher", "other"), False),
+        (("teacher:latest",), False),  # Ollama
+        (("models/teacher",), False),  # Google, llama.cpp
+        (("teecher", "other"), True),
+        ((), False),
+    ],
+)
+def test_a_model_that_is_not_listed_is_doubted(listed, is_doubted):
+    with TeacherServer(models=listed) as server:
+        found = clients.doubts(config(server.url))
+    assert len(found) == is_doubted
+    if is_doubted:
+        assert "lists no model 'teacher'; did you mean 'teecher'? It has other, teecher" in found[0]
+
+
+def test_an_endpoint_that_does_not_list_its_models_is_not_doubted():
+    with TeacherServer(key="secret") as server:
+        assert clients.doubts(config(server.url)) == []
+    (found,) = clients.doubts(config(server.url))
+    assert f"nothing answers at {server.url}" in found
+
+
 def test_token_counts_are_the_endpoints():
     with TeacherServer() as server:
         assert clients.token_counter(config(server.url)) is None

@@ -185,18 +185,83 @@ def test_a_plan_sends_nothing_and_counts_what_is_left(run, server, place):
         left = f"{cap - summary['cost']:.4f}"
         assert f"what is left of MAX_COST, {left}, {fits}" in stdout
     _, stdout, _ = run(*prices, "HINT_WRONG=True", plan=True)
-    assert "at most 200\n" in stdout
-    (hinted,) = re.findall(r"cost: about [\d.]+, at most ([\d.]+)", stdout)
-    assert float(hinted) == pytest.approx(float(most) * 360 / 160, rel=1e-3)
+    # A hint for the rows that are known to be wrong, and for all that are not answered yet.
+    accuracy = json.loads((place / "out" / "summary.json").read_text())["units"]["train"]
+    wrong = round(40 * (1 - accuracy["quality"]["accuracy"]["share"]))
+    assert 0 < wrong < 40
+    said = f"a hint for each row that is wrong: {wrong} known so far, at most {160 + wrong}\n"
+    assert said in stdout
     assert server.received == 40
+
+
+def test_a_plan_holds_what_the_hints_will_cost(run, server, place):
+    server.tokenizes = True
+    asked = ("MAX_ROWS=40", "PRICE_INPUT=1.0", "PRICE_OUTPUT=2.0", "HINT_WRONG=True")
+    run("MAX_ROWS=40")
+    spent = json.loads((place / "out" / "summary.json").read_text())["total"]
+    _, stdout, stderr = run(*asked, plan=True)
+    assert "counting the tokens of up to 50 prompts at the endpoint" in stderr
+    assert "to ask: 0 of 40 rows" in stdout
+    wrong, most = map(int, re.search(r"wrong: (\d+) known so far, at most (\d+)", stdout).groups())
+    assert wrong == most > 0
+    about, at_most = map(
+        float, re.search(r"about ([\d.]+), at most ([\d.]+)$", stdout, re.M).groups()
+    )
+    run(*asked)
+    assert server.received == 40 + wrong
+    total = json.loads((place / "out" / "summary.json").read_text())["total"]
+    cost = (total["prompt_tokens"] - spent["prompt_tokens"]) / 1e6
+    cost += 2 * (total["completion_tokens"] - spent["completion_tokens"]) / 1e6
+    assert 0.8 * cost < about <= at_most
+    assert cost <= at_most
+    _, stdout, stderr = run(*asked, plan=True)
+    assert "hint" not in stdout
+    assert "cost: about 0.0000, at most 0.0000" in stdout
+
+
+def test_a_plan_says_that_nothing_listens(run, server):
+    code, stdout, stderr = run("TEACHER_URL=http://127.0.0.1:9/v1", plan=True)
+    assert code == 0
+    assert re.search(r"^warning: nothing answers at http://127\.0\.0\.1:9/v1 \(.*\)$", stderr, re.M)
+    assert "a guess at 4 bytes a token" in stdout
+
+
+def test_a_name_that_is_not_listed_is_doubted_and_not_refused(run, server):
+    server.models = ("teacher", "another")
+    _, _, stderr = run("TEACHER_MODEL=teecher", plan=True)
+    assert "lists no model 'teecher'; did you mean 'teacher'? It has another, teacher" in stderr
+    _, _, stderr = run(plan=True)
+    assert stderr == ""
 
 
 def test_the_prompt_is_shown_with_its_length(run, server):
     code, stdout, _ = run(show_prompt=True)
     assert code == 0
     assert "So the answer is" in stdout
-    assert re.search(r"[\d,]+ bytes before the row; \d+ exemplars, from demo\.json", stdout)
+    assert re.search(
+        r"[\d,]+ bytes before the row \(tokens are not known: the endpoint offers no count; set "
+        r"TEACHER_TOKENIZER\); \d+ exemplars, from demo\.json",
+        stdout,
+    )
+    server.tokenizes = True
+    _, stdout, _ = run(show_prompt=True)
+    # The server counts words; a line says what is not the prompt's own.
+    counted = len(stdout.split("\n\n" + stdout.splitlines()[-1])[0].split())
+    assert re.search(rf"\n{counted:,} tokens, [\d,]+ bytes before the row; \d+ exemplars", stdout)
     assert server.received == 0
+
+
+def test_summary_and_prompt_keep_what_the_endpoint_counts_through_a_merge(run, server, place):
+    server.tokenizes = True
+    for worker in range(2):
+        assert run("MAX_ROWS=4", worker=worker, workers=2)[0] == 4
+    server.tokenizes = False
+    out = place / "out"
+    (before,) = {json.loads((out / "prompt.json").read_text())["tokens"]}
+    assert before == len(json.loads((out / "prompt.json").read_text())["prefix"].split())
+    run(positional=(str(out),), files=(), merge=True)
+    assert json.loads((out / "summary.json").read_text())["prompt"]["tokens"] == before
+    assert json.loads((out / "prompt.json").read_text())["tokens"] == before
 
 
 # What happens to every third row -> rows without an answer, what the log says of them.

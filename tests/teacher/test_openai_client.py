@@ -362,6 +362,28 @@ def test_a_parameter_that_is_refused_names_the_macro():
     assert "correct TEMPERATURE" in str(came)
 
 
+def test_the_first_retry_says_what_is_waited_for_and_the_next_do_not(monkeypatch):
+    async def run(server, lines):
+        client = clients.open(config(server, retries=5), DATA, lines.append)
+        for number in range(2):
+            await client.complete(question(number))
+        await client.close()
+
+    with TeacherServer() as server:
+        server.plan(*[teacher_server.BROKEN] * 3, None, too_many("0"), None)
+        lines: list[str] = []
+        asyncio.run(run(server, lines))
+        assert len(server.answered) == 2
+        (line,) = lines
+        assert line.startswith(f"waiting for {server.url}: HTTP 500")
+        assert line.endswith("; try 1 of 6 failed")
+        # Where it goes on it is said again.
+        monkeypatch.setattr(openai_client, "TOLD_EVERY", 0.0)
+        server.plan(teacher_server.BROKEN, teacher_server.BROKEN)
+        asyncio.run(run(server, lines))
+        assert len(lines) == 3
+
+
 def test_nothing_listens(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from stepdistill_jax.data.config import DataConfig
+from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.requests import Client
 
 
-def open(extract: ExtractConfig, data: DataConfig) -> Client:
+def open(
+    extract: ExtractConfig, data: DataConfig, tell: Callable[[str], None] = lambda line: None
+) -> Client:
     """The client of CLIENT ("batch" is no `Client`: see `batch.Batch`).
+
+    `tell` is called with a line for the user when the endpoint makes it wait.
 
     Raises:
         InputError: no key, no such model or folder, a library is missing, no answers to replay.
@@ -18,7 +23,7 @@ def open(extract: ExtractConfig, data: DataConfig) -> Client:
     if extract.client == "openai":
         from stepdistill_jax.teacher.clients.openai_client import OpenAIClient
 
-        return OpenAIClient(extract)
+        return OpenAIClient(extract, tell)
     if extract.client == "local":
         from stepdistill_jax.teacher.clients.local import LocalClient
 
@@ -40,6 +45,22 @@ def source(extract: ExtractConfig) -> str:
     from stepdistill_jax.teacher.clients import endpoint
 
     return endpoint.address(extract)
+
+
+def doubts(extract: ExtractConfig) -> list[str]:
+    """What speaks against asking, a line each: nothing listens, or no model of that name is there.
+
+    An endpoint that does not list its models, or refuses to, gives no reason to doubt; one request.
+    """
+    if extract.client in ("replay", "local"):
+        return []
+    from stepdistill_jax.teacher.clients.models import Facts
+
+    try:
+        return Facts(extract).doubts()
+    except InputError:
+        # Without a key there is nothing to ask; the client says so when it is opened.
+        return []
 
 
 def context_length(extract: ExtractConfig) -> int | None:

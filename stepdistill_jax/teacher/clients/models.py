@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import openai
@@ -37,13 +37,25 @@ async def unknown_model(
         return None
     if not names or model in names:
         return None
+    told = f"{endpoint.shown} has no model {model!r}{_nearest(model, names)}"
+    return EndpointError(f"{told}; correct TEACHER_MODEL")
+
+
+def _nearest(model: str, names: Sequence[str]) -> str:
+    """What there is in place of `model`, the most alike first."""
     close = difflib.get_close_matches(model, names, n=1, cutoff=0.4)
     hint = f"; did you mean {failures.one_line(close[0])!r}?" if close else "."
     shown = failures.one_line(", ".join(sorted(names)[:_SHOWN]))
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return EndpointError(
-        f"{endpoint.shown} has no model {model!r}{hint} It has {shown}{more}; correct TEACHER_MODEL"
-    )
+    return f"{hint} It has {shown}{more}"
+
+
+def _is_called(model: str, name: str) -> bool:
+    """Whether an endpoint that lists `name` is asked for it as `model` too.
+
+    Ollama leaves a tag of "latest" out, Google's "models/" is optional, llama.cpp's is a path.
+    """
+    return model in (name, name.removesuffix(":latest"), name.rpartition("/")[2])
 
 
 def _entries(listed: Any) -> list[Mapping[str, Any]]:
@@ -63,6 +75,23 @@ class Facts:
         self._model = extract.teacher_model
         self._endpoint = endpoints.find(extract)
         self._client = openai.OpenAI(**self._endpoint.options(_SECONDS, retries=0))
+
+    def doubts(self) -> list[str]:
+        """See `clients.doubts`."""
+        try:
+            listed = self._client.get("/models", cast_to=object)
+        except openai.APITimeoutError:
+            return [f"warning: {self._endpoint.shown} did not list its models in {_SECONDS:g} s"]
+        except openai.APIConnectionError as error:
+            cause = failures.one_line(error.__cause__ or error)
+            return [f"warning: nothing answers at {self._endpoint.shown} ({cause})"]
+        except (openai.OpenAIError, json.JSONDecodeError):
+            return []
+        names = [str(entry["id"]) for entry in _entries(listed)]
+        if not names or any(_is_called(self._model, name) for name in names):
+            return []
+        told = f"{self._endpoint.shown} lists no model {self._model!r}"
+        return [f"warning: {told}{_nearest(self._model, names)}; is TEACHER_MODEL right?"]
 
     def context_length(self) -> int | None:
         """Tokens that the model holds, prompt and answer: what is served, else what it can."""

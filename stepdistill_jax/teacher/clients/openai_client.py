@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import math
 import random
 import time
+from collections.abc import Callable
 
 import openai
 
@@ -23,6 +25,8 @@ BACKOFF = 1.0
 LONGEST_BACKOFF = 60.0
 # Requests in a row, with no answer between them, that failed in a way that may be the endpoint's.
 FAILED_IN_A_ROW = 3
+# Seconds between two lines on what is waited for.
+TOLD_EVERY = 60.0
 # A glitch passes; a model that writes nothing at all writes nothing again, at the same price.
 EMPTY_RETRIES = 1
 # Of English text, to keep a minute's tokens before an answer tells how many they were.
@@ -53,9 +57,16 @@ class OpenAIClient:
         retries: tries after a first one, so far.
     """
 
-    def __init__(self, extract: ExtractConfig) -> None:
-        """Raises InputError where the endpoint's address or key is missing."""
+    def __init__(
+        self, extract: ExtractConfig, tell: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """`tell` gets a line on what is waited for, at the first retry and once a minute.
+
+        Raises InputError where the endpoint's address or key is missing.
+        """
         self.retries = 0
+        self._tell = tell
+        self._told = -math.inf
         self._extract = extract
         self._endpoint = endpoints.find(extract)
         self._client = openai.AsyncOpenAI(**self._endpoint.options(extract.timeout, retries=0))
@@ -161,6 +172,12 @@ class OpenAIClient:
 
     async def _wait(self, again: Again, tries: int) -> None:
         """Waits before a retry; where the endpoint asked for it, so do all other requests."""
+        if time.monotonic() - self._told > TOLD_EVERY:
+            self._told = time.monotonic()
+            self._tell(
+                f"waiting for {self._endpoint.shown}: {again.detail}; try {tries + 1} of "
+                f"{self._extract.retries + 1} failed"
+            )
         backoff = min(BACKOFF * 2**tries, LONGEST_BACKOFF) * random.uniform(0.5, 1.0)
         if again.wait is None:
             await asyncio.sleep(backoff)
