@@ -8,7 +8,7 @@ import json
 import pathlib
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 
 import tqdm
 
@@ -25,9 +25,7 @@ from stepdistill_jax.teacher import rows as planned
 from stepdistill_jax.teacher.answers import DEFAULT_FOLDER, NONE, Answers
 from stepdistill_jax.teacher.budget import Bounds, Prices
 from stepdistill_jax.teacher.clients.batch import Batch
-from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.extract import Counts, Ending, Extractor
-from stepdistill_jax.teacher.requests import Request
 from stepdistill_jax.teacher.rows import Progress, Teaching
 from stepdistill_jax.teacher.store import Share, Store
 
