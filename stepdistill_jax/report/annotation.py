@@ -36,11 +36,13 @@ def section(extractions: Sequence[Extraction]) -> Section:
             "Yield: rows with a label and a rationale that can be used. Accuracy: of the teacher's "
             "labels against gold, a row without a label counting as wrong, before any hint; ± is "
             "the binomial standard error. Tokens and cost are of all paid requests, hints and "
-            "samples included; cost and speed of rows are as if none had come from the cache. "
-            "Shares are in percent."
+            "samples included; those lost in flight count at their bound, not in the cost a row. "
+            "Cost and speed of rows are as if none had come from the cache; rows a second are over "
+            "the time in which requests were in flight, waits for the pace and between tries left "
+            "out. Shares are in percent."
         ),
         _overview(found),
-        _costs(found),
+        _costs(found, extractions),
         _outcomes(found),
         Paragraph(
             "Rationales as they are kept. Words: median; 95% have no more; least to most. In the "
@@ -101,7 +103,7 @@ def _overview(found: _Found) -> Table:
     return Table("What was asked, and what came back", header, tuple(rows))
 
 
-def _costs(found: _Found) -> Table:
+def _costs(found: _Found, extractions: Sequence[Extraction]) -> Table:
     header = (
         "rows of", "requests", "from the cache", "tokens read", "tokens written", "cost",
         "cost a row", "rows a second",
@@ -122,6 +124,21 @@ def _costs(found: _Found) -> Table:
                 else Entry(words.significant(unit.pace), NUMBER),
             )
         )
+    for extraction in extractions:
+        lost = extraction.lost
+        if lost.requests:
+            rows.append(
+                (
+                    _rows_of(extraction, "lost in flight"),
+                    _count(lost.requests),
+                    _NONE,
+                    _count(lost.prompt_tokens),
+                    _count(lost.completion_tokens),
+                    _money(lost.cost),
+                    _NONE,
+                    _NONE,
+                )
+            )
     return Table("What it took", header, tuple(rows))
 
 

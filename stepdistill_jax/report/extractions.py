@@ -82,6 +82,16 @@ class Unit:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lost:
+    """Requests that were lost in flight, over all units; tokens and cost are their bounds."""
+
+    requests: int | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Suspect:
     """A row to look at, as `teacher.quality.worst` writes it."""
 
@@ -101,6 +111,7 @@ class _Summary:
     dataset: str
     model: str
     prompt: Prompt | None = None
+    lost: Lost | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +125,7 @@ class Extraction:
         prompt: that it was asked with.
         units: name -> numbers.
         worst: unit -> rows to look at, `SHOWN` at most.
+        lost: requests that may have been paid for without an answer.
     """
 
     name: str
@@ -122,6 +134,7 @@ class Extraction:
     prompt: Prompt
     units: Mapping[str, Unit]
     worst: Mapping[str, Sequence[Suspect]]
+    lost: Lost = Lost()
 
     @property
     def price(self) -> float | None:
@@ -194,6 +207,7 @@ def _read(folder: epath.Path, name: str) -> Extraction:
         prompt=summary.prompt or Prompt(),
         units={unit: _data(Unit, found, f"{path}: units.{unit}") for unit, found in units.items()},
         worst={unit: _worst(folder / f"worst_{unit}.jsonl") for unit in units},
+        lost=summary.lost or Lost(),
     )
 
 

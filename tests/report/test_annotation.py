@@ -1,5 +1,6 @@
 import csv
 import html.parser
+import json
 import pathlib
 import re
 
@@ -172,6 +173,21 @@ def test_extraction_alone_makes_a_report(tmp_path):
     assert values["quality.accuracy.share"] == "0.625"
     assert values["quality.outcomes.no answer marker"] == "2"
     assert values["cost"] == "0.16"
+
+
+def test_what_was_lost_in_flight_is_a_line_of_its_own(tmp_path):
+    write_extraction(tmp_path / "x")
+    path = tmp_path / "x" / "summary.json"
+    lost = {"requests": 2, "prompt_tokens": 1100, "completion_tokens": 59, "cost": 0.25}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lost": lost}))
+    build.write_report([], tmp_path / "out", [tmp_path / "x"])
+    text = (tmp_path / "out/report.md").read_text()
+    (line,) = (line for line in text.splitlines() if "lost in flight |" in line)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[0] == "x, lost in flight"
+    assert cells[1] == "2"
+    assert (cells[3].replace(",", ""), cells[4]) == ("1100", "59")
+    assert cells[5].startswith("0.25")
 
 
 def test_several_extractions_and_units_without_gold(tmp_path):
