@@ -153,6 +153,7 @@ class Extractor:
                 task.cancel()
                 # It may have been paid for, and the next start counts it too.
                 self.budget.settle(sending.bound, sending.bound)
+            self._watch(self.counts)
             await asyncio.gather(*in_flight, return_exceptions=True)
             await client.close()
         if self.failure:

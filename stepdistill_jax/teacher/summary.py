@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from stepdistill_jax.teacher.annotated import Annotated
 from stepdistill_jax.teacher.budget import Prices, Tokens
 from stepdistill_jax.teacher.requests import ANSWER, HINT
 from stepdistill_jax.teacher.rows import Paid, Row, Teaching, total
-from stepdistill_jax.teacher.store import Answer
+from stepdistill_jax.teacher.store import SUMMARY_FILE, Answer
 
 
 def write_unit(
@@ -59,6 +60,15 @@ def write_unit(
         "seconds": _seconds(paid),
         "quality": quality.assess(found, metric, hints_asked=hints).as_dict(),
     }
+
+
+def read_units(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """The units of the summary that an earlier call left; none where it cannot be read."""
+    try:
+        units = json.loads((folder / SUMMARY_FILE).read_bytes())["units"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return units if isinstance(units, dict) else {}
 
 
 def _seconds(answers: Sequence[Answer]) -> float | None:
@@ -109,7 +119,7 @@ def told(sums: Mapping[str, Mapping[str, Any]]) -> list[str]:
         cost = "" if found["cost"] is None else f", cost {found['cost']:.4f}"
         if found["requests"]:
             lines.append(f"{found['requests']:,} {what}: {tokens:,} tokens{cost}")
-    return [*lines, "rows/s: over the time in which requests were in flight; waits are left out"]
+    return [*lines, "rows/s: while requests were under way; waits between them are left out"]
 
 
 def paid_rows(answered: int | None, requests: int | None, cached: int | None) -> float | None:
