@@ -51,8 +51,9 @@ def shown(prompt: Prompt, extract: ExtractConfig, counter: tokens.Counter | None
     if counted is not None:
         length = f"{counted:,} tokens, {length}"
     else:
-        reason = " (tokens are not known: the endpoint offers no count; set TEACHER_TOKENIZER)"
-    of = f"{len(prompt.exemplars)} exemplars, from {prompt.source}"
+        reason = " (nothing counts tokens: TEACHER_TOKENIZER is empty and no endpoint offers it)"
+    count = len(prompt.exemplars)
+    of = f"{count} exemplar{'s' * (count != 1)}, from {prompt.source}"
     return f"{text}\n\n{length} before the row{reason}; {of}; hash {prompt.hash}"
 
 

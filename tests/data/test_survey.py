@@ -229,7 +229,9 @@ def test_a_teacher_of_ones_own_is_measured_on_its_rows(tmp_path):
     table = [line.split() for line in audit.table([train, validation]).splitlines()]
     assert ["teacher", "accuracy", "25.00%", "-"] in table
     assert ["without", "a", "label", "of", "its", "own", "20", "-"] in table
-    assert "Teacher accuracy is the share" in survey.notes([train, validation], None)
+    assert "Teacher accuracy is over the rows of its file" in survey.notes(
+        [train, validation], None
+    )
     # A file of rationales alone has no labels to measure, and the notes speak of none.
     bare = [{"id": line["id"], "rationale": "so"} for line in lines]
     given.write_text("".join(json.dumps(line) + "\n" for line in bare))

@@ -194,13 +194,14 @@ def test_a_plan_sends_nothing_and_counts_what_is_left(run, server, place):
     assert server.received == 40
 
 
-def test_a_plan_holds_what_the_hints_will_cost(run, server, place):
-    server.tokenizes = True
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_plan_holds_what_the_hints_will_cost(counts, run, server, place):
+    server.tokenizes = counts
     asked = ("MAX_ROWS=40", "PRICE_INPUT=1.0", "PRICE_OUTPUT=2.0", "HINT_WRONG=True")
     run("MAX_ROWS=40")
     spent = json.loads((place / "out" / "summary.json").read_text())["total"]
     _, stdout, stderr = run(*asked, plan=True)
-    assert "counting the tokens of up to 50 prompts at the endpoint" in stderr
+    assert ("counting the tokens of up to 60 prompts at the endpoint" in stderr) == counts
     assert "to ask: 0 of 40 rows" in stdout
     wrong, most = map(int, re.search(r"wrong: (\d+) known so far, at most (\d+)", stdout).groups())
     assert wrong == most > 0
@@ -239,8 +240,8 @@ def test_the_prompt_is_shown_with_its_length(run, server):
     assert code == 0
     assert "So the answer is" in stdout
     assert re.search(
-        r"[\d,]+ bytes before the row \(tokens are not known: the endpoint offers no count; set "
-        r"TEACHER_TOKENIZER\); \d+ exemplars, from demo\.json",
+        r"[\d,]+ bytes before the row \(nothing counts tokens: TEACHER_TOKENIZER is empty and no "
+        r"endpoint offers it\); \d+ exemplars, from demo\.json",
         stdout,
     )
     server.tokenizes = True
