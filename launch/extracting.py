@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
 import pathlib
 import signal
@@ -23,7 +24,7 @@ from stepdistill_jax.spec import EXIT_INCOMPLETE, EXIT_PREEMPTED, InputError
 from stepdistill_jax.teacher import clients, plan, prompts, store, summary, tokens
 from stepdistill_jax.teacher import rows as planned
 from stepdistill_jax.teacher.answers import DEFAULT_FOLDER, NONE, Answers
-from stepdistill_jax.teacher.budget import Bounds, Prices
+from stepdistill_jax.teacher.budget import NOTHING, Bounds, Prices
 from stepdistill_jax.teacher.clients.batch import Batch
 from stepdistill_jax.teacher.extract import Counts, Ending, Extractor
 from stepdistill_jax.teacher.rows import Progress, Teaching
@@ -83,7 +84,8 @@ class Asked:
         if self.count is None:
             count, how = prompt_length.request_count(extract), "counted by the endpoint"
             if count is not None:
-                _warn(f"counting the tokens of up to {plan.COUNTED} prompts at the endpoint ...")
+                most = plan.COUNTED + (plan.HINTS_COUNTED if extract.hint_wrong else 0)
+                _warn(f"counting the tokens of up to {most} prompts at the endpoint ...")
         else:
             count, how = self.count.request, "counted"
         cache, bounds = _cache(self.extraction), _bounds(self, progress)
@@ -107,7 +109,9 @@ def prepare(extraction: Extraction, share: Share) -> Asked:
         )
     prompt = prompts.load(extract, data)
     units = inputs.load(data, extract.extract_splits, extract.extract_inputs)
-    teaching = Teaching(extract, prompt, data.metric, inputs.evaluated(data, units))
+    held = store.units(pathlib.Path(extract.extract_dir))
+    evaluated = inputs.evaluated(data, {*units, *held})
+    teaching = Teaching(extract, prompt, data.metric, evaluated)
     return Asked(extraction, share, prompt, teaching, units, tokens.counter(extract))
 
 
@@ -141,7 +145,7 @@ def _run(asked: Asked) -> int:
     try:
         _refuse_other_config(asked)
         progress = asked.load()
-        _describe(asked)
+        describe(asked)
         for line in [*opened.torn, *_begun(asked, progress)]:
             print(line, flush=True)
         budget = planned.make_budget(extract, progress, asked.share)
@@ -176,52 +180,36 @@ def _run(asked: Asked) -> int:
     return _end(asked, progress, extractor, ending)
 
 
-def merge(folders: Sequence[str], overrides: Sequence[str]) -> int:
-    """Joins folders, or one folder's workers, and writes what training reads.
-
-    Raises:
-        InputError: they hold extractions of different kinds, or different answers to one question.
-    """
-    extraction = extract_config.read(folders[0], overrides)
-    out = pathlib.Path(extraction.extract.extract_dir)
-    if len(folders) > 1 and not any(text.startswith("EXTRACT_DIR=") for text in overrides):
-        raise InputError(
-            "--merge of several folders wants one to write to; name it, as in "
-            "--gin.EXTRACT_DIR=teachers/all"
-        )
-    for other in folders[1:]:
-        _refuse_other(extract_config.read(other), extraction, pathlib.Path(other))
-    asked = prepare(extraction, Share())
-    sources = [pathlib.Path(folder) for folder in folders]
-    for source in sources:
-        # Refuses other prompts and rows before anything is written.
-        planned.load(source, asked.units, asked.teaching, Share())
-    # Its lock: a lone process that adds to a log would lose it to the merged one.
-    locked = Store(out, (), Share())
-    try:
-        lines = store.merge(sources, out)
-    finally:
-        locked.close()
-    asked.measure_prompt(*sources)
-    _describe(asked)
-    print(", ".join(f"{count:,} lines on {unit}" for unit, count in lines.items()) or "no answers")
-    print(summarise(asked, asked.load()))
-    return 0
-
-
 def summarise(asked: Asked, progress: Progress) -> str:
-    """Writes rationales, rows to look at and the summary; returns the table."""
-    units = {
-        name: [row for row in progress.rows if row.unit == name] for name in sorted(asked.units)
-    }
+    """Writes rationales, rows to look at and the summary; returns the table.
+
+    Of all units that were ever asked about in the folder, whichever this call names.
+    """
     paid = planned.read_paid(asked.folder, asked.extraction.extract)
-    sums = summary.totals(paid, Prices.of(asked.extraction.extract))
-    found = {
-        name: summary.write_unit(
+    prices = Prices.of(asked.extraction.extract)
+    sums = summary.totals(paid, prices)
+    notes = summary.told(sums)
+    held = summary.read_units(asked.folder)
+    if prices.cost(NOTHING) is None and any(unit.get("cost") for unit in held.values()):
+        notes.append("cost: not known of this call's units, as PRICE_INPUT and PRICE_OUTPUT lack")
+    found = {}
+    for name in store.in_order([*asked.units, *store.units(asked.folder)]):
+        own = [row for row in progress.rows if row.unit == name]
+        rows, gone = planned.answered(
+            asked.folder, name, own, asked.teaching, functools.partial(_find, asked, name)
+        )
+        if gone and name in held and name not in asked.units:
+            # Of an earlier call whose rows are not to be found: as that call left it.
+            found[name] = held[name]
+            continue
+        if gone:
+            notes.append(f"{name}: {gone:,} answered rows are not in the data as it is now")
+        unit = summary.write_unit(
             asked.folder, name, asked.teaching, rows, paid.answers.get(name, ())
         )
-        for name, rows in units.items()
-    }
+        if name not in asked.units:
+            unit["rows"] = max(unit["rows"], held.get(name, {}).get("rows") or 0)
+        found[name] = unit
     extract = asked.extraction.extract
     content = {
         "dataset": asked.extraction.run.data.name,
@@ -237,8 +225,17 @@ def summarise(asked: Asked, progress: Progress) -> str:
     }
     written = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
     records.write_atomic(asked.folder / store.SUMMARY_FILE, written)
-    shown = "\n".join([summary.table(found), *summary.told(sums)])
+    shown = "\n".join([summary.table(found), *notes])
     return f"{shown}\nrationales, summary and rows to look at are in {asked.folder}"
+
+
+def _find(asked: Asked, unit: str) -> Sequence[Example]:
+    """All rows that a unit can have; none where the data that it was of is not named now."""
+    extraction = asked.extraction
+    try:
+        return inputs.of_unit(extraction.run.data, unit, extraction.extract.extract_inputs)
+    except InputError:
+        return ()
 
 
 def _warn(*lines: str) -> None:
@@ -289,23 +286,19 @@ def _refuse_other_config(asked: Asked) -> None:
     """Raises InputError where the folder holds answers under other settings."""
     path = asked.folder / configs.CONFIG_FILE
     if path.exists() and store.has_answers(asked.folder):
-        _refuse_other(extract_config.read(asked.folder), asked.extraction, asked.folder)
+        changed = extract_config.difference(extract_config.read(asked.folder), asked.extraction)
+        if changed:
+            listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
+            raise InputError(
+                f"{asked.folder} holds an extraction with {listed}; repeat the settings in its "
+                "config.gin to continue it, or choose another EXTRACT_DIR"
+            )
 
 
-def _describe(asked: Asked) -> None:
+def describe(asked: Asked) -> None:
     """Writes ``config.gin`` and ``prompt.json``."""
     prompt_length.write(asked.folder, asked.prompt, asked.teaching.prompt_hash, asked.prefix_tokens)
     records.write_atomic(asked.folder / configs.CONFIG_FILE, extract_config.dump(asked.extraction))
-
-
-def _refuse_other(held: Extraction, wanted: Extraction, folder: pathlib.Path) -> None:
-    changed = extract_config.difference(held, wanted)
-    if changed:
-        listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
-        raise InputError(
-            f"{folder} holds an extraction with {listed}; repeat the settings in its config.gin to "
-            "continue it, or choose another EXTRACT_DIR"
-        )
 
 
 def _begun(asked: Asked, progress: Progress) -> list[str]:

@@ -17,6 +17,7 @@ from stepdistill_jax.teacher.rows import Row, Teaching
 SAMPLED = 200
 # Of their requests, as many have their tokens counted: each may be a question to the endpoint.
 COUNTED = 50
+HINTS_COUNTED = 10
 # English text, for want of a tokenizer.
 _BYTES_A_TOKEN = 4
 _Item = TypeVar("_Item")
@@ -143,7 +144,7 @@ def _prompt_tokens(
     if not sent:
         return 0.0, "nothing to count"
     if count is not None:
-        counted = _spread(sent, COUNTED // 5 if sent[0].purpose == HINT else COUNTED)
+        counted = _spread(sent, HINTS_COUNTED if sent[0].purpose == HINT else COUNTED)
         return statistics.mean(map(count, counted)), f"{how} on {len(counted)} requests"
     if known := _known(rows, "prompt_tokens"):
         return statistics.mean(known), f"the mean of {len(known)} answers so far"

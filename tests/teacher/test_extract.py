@@ -566,6 +566,11 @@ def test_what_was_lost_on_the_way_to_an_endpoint_stays_paid_when_batches_go_on(t
     first.store.close()
     call = Call(tmp_path, examples(2), None, **PRICES, client="batch")
     assert call.progress.asked_again == 1
+    # What waits in a batch is paid for when it is answered; without batches it is lost.
+    extract = call.teaching.extract
+    held = summary.totals(planned.read_paid(tmp_path, extract), Prices.of(extract))
+    assert [held[name]["requests"] for name in ("total", "lost", "waiting")] == [1, 1, 1]
+    assert len(planned.read_paid(tmp_path, first.teaching.extract).lost) == 2
     try:
         work = call.extractor.run_batch(Finished(), call.progress.in_flight)
         assert asyncio.run(work) == Ending.DONE

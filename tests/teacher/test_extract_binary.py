@@ -131,7 +131,100 @@ def test_workers_share_the_rows_and_merging_makes_what_training_reads(run, serve
     other = place / "machine2" / "config.gin"
     other.write_text(other.read_text().replace("MAX_NEW_TOKENS = 256", "MAX_NEW_TOKENS = 9"))
     code, _, _ = run(into, positional=folders, files=(), merge=True)
-    assert re.search(r"machine2 holds an extraction with MAX_NEW_TOKENS=9 \(now 256\)", code)
+    assert re.search(r"machine2 holds another .*machine0, with MAX_NEW_TOKENS=9 .*256", code)
+    assert "leave the folder out" in code
+    assert "to continue it" not in code
+
+
+def units_of(folder):
+    return json.loads((folder / "summary.json").read_text())["units"]
+
+
+def added_inputs(place):
+    lines = [{"id": str(i), "input": f"clover {i} goes into a pot . what ?"} for i in range(5)]
+    (place / "more.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return f"EXTRACT_INPUTS=file:{place / 'more.jsonl'}"
+
+
+SCORED = "EXTRACT_SPLITS=('test', 'validation')"
+
+
+def test_a_later_call_keeps_the_units_of_earlier_ones(run, server, place):
+    prices = ("PRICE_INPUT=1.0", "PRICE_OUTPUT=1.0")
+    run(SCORED, "MAX_ROWS=20")
+    assert run(*prices, "MAX_ROWS=220")[0] == 4
+    before = units_of(place / "out")
+    assert [*before] == ["train", "validation", "test"]
+    names = [f"{kind}_{unit}.jsonl" for kind in ("rationales", "worst") for unit in before]
+    held = {name: (place / "out" / name).read_bytes() for name in names}
+    (place / "out" / "rationales_test.jsonl").unlink()
+    code, stdout, _ = run("EXTRACT_SPLITS=()", added_inputs(place))
+    assert code == 0
+    after = units_of(place / "out")
+    assert [*after] == ["train", "validation", "test", "inputs"]
+    assert {unit: after[unit]["answered"] for unit in before} == {
+        unit: before[unit]["answered"] for unit in before
+    }
+    assert after["test"]["rows"] == before["test"]["rows"]
+    assert held == {name: (place / "out" / name).read_bytes() for name in names}
+    assert re.search(r"cost: not known .* PRICE_INPUT and PRICE_OUTPUT lack", stdout)
+    # Inputs whose file is not named any more are left as they were; fewer rows drop none.
+    inputs = (place / "out" / "rationales_inputs.jsonl").read_bytes()
+    assert run("FRACTION=0.025")[0] == 0
+    last = units_of(place / "out")
+    assert last["inputs"] == after["inputs"]
+    assert (place / "out" / "rationales_inputs.jsonl").read_bytes() == inputs
+    assert last["train"]["answered"] == 200
+    assert (place / "out" / "rationales_train.jsonl").read_bytes() == held["rationales_train.jsonl"]
+
+
+def test_merging_writes_every_unit_that_any_folder_was_asked_about(run, server, place):
+    run("MAX_ROWS=10", folder="a")
+    run("EXTRACT_SPLITS=('test',)", "MAX_ROWS=20", folder="b")
+    run("EXTRACT_SPLITS=()", added_inputs(place), folder="b")
+    folders = (str(place / "a"), str(place / "b"))
+    into = f"EXTRACT_DIR={place / 'all'}"
+    code, stdout, _ = run(into, "MAX_ROWS=25", positional=folders, files=(), merge=True)
+    assert code == 4
+    assert "10 lines on train, 20 lines on test, 5 lines on inputs" in stdout
+    found = units_of(place / "all")
+    assert {unit: numbers["answered"] for unit, numbers in found.items()} == {
+        "train": 10,
+        "test": 20,
+        "inputs": 5,
+    }
+    for unit, count in (("train", 10), ("test", 20), ("inputs", 5)):
+        lines = (place / "all" / f"rationales_{unit}.jsonl").read_text().splitlines()
+        assert len(lines) == count
+
+
+def test_merging_says_which_rows_and_workers_lack(run, server, place):
+    assert run(worker=0, workers=2)[0] == 0
+    answered = server.received
+    code, stdout, _ = run(positional=(str(place / "out"),), files=(), merge=True)
+    assert code == 4
+    assert f"{200 - answered} of 200 rows are not done" in stdout
+    assert "of these workers no answers are in the folders named: 1 of 2" in stdout
+    assert run(worker=1, workers=2)[0] == 0
+    code, stdout, _ = run(positional=(str(place / "out"),), files=(), merge=True)
+    assert (code, "not done" in stdout) == (0, False)
+
+
+def test_hints_are_for_training_rows_alone_and_outlive_the_setting(run, server, place):
+    server.answer = lambda asked: (
+        f"Told so. So the answer is {asked.last.split('correct answer is ')[1].split('.')[0]}."
+        if "correct answer is " in asked.last
+        else "It may be. So the answer is red."
+    )
+    both = "EXTRACT_SPLITS=('train', 'test')"
+    assert run(both, "HINT_WRONG=True")[0] == 0
+    hinted = {row["purpose"] for row in logged(place / "out", "test")}
+    assert hinted == {"answer"}
+    path = place / "out" / "rationales_train.jsonl"
+    before = path.read_bytes()
+    assert before.count(b'"hinted": true') == len(logged(place / "out")) - 200 > 0
+    assert run(both)[0] == 0
+    assert path.read_bytes() == before
 
 
 def test_workers_of_one_folder_are_merged_in_it(run, server, place, monkeypatch):
