@@ -8,8 +8,8 @@ Every answer is on disk as soon as it is there. The same command again continues
 and asks nothing twice. On several machines, worker 0 to N-1 of N each take their share of the rows;
 then python -m launch.extract --merge FOLDER... --gin.EXTRACT_DIR=FOLDER joins what they have.
 
-Exit codes: 0 all rows (of this worker) are done, 2 wrong input, 4 the budget is spent or the
-endpoint failed, 75 stopped by SIGTERM or Ctrl-C: the same command continues.
+Exit codes: 0 all rows (of this worker) are done, 2 wrong input, 4 the budget is spent, the endpoint
+failed or rows lack after a merge, 75 stopped by SIGTERM or Ctrl-C: the same command continues.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 
 from absl import flags
 
-from launch import extracting
+from launch import extracting, merging
 from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax import extract_config
 from stepdistill_jax.spec import EXIT_INCOMPLETE, EXIT_PREEMPTED, InputError
@@ -64,7 +64,7 @@ def _main(arguments: Arguments) -> int:
                 "--merge wants folders and no --gin_file, as in --merge a b --gin.EXTRACT_DIR=out; "
                 "what they have in common is in their config.gin"
             )
-        return extracting.merge(arguments.positional, arguments.overrides)
+        return merging.merge(arguments.positional, arguments.overrides)
     if arguments.positional:
         raise InputError(f"{' '.join(arguments.positional)}: not a flag; see --help")
     extraction = extract_config.parse(

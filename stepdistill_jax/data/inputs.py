@@ -68,7 +68,7 @@ def evaluated(data: DataConfig, units: Collection[str]) -> dict[str, set[str]]:
         unit = reader.file_split
         if unit == data.train_split and not reader.carves:
             continue
-        if unit in units and unit not in found:
+        if unit in units and unit in reader.splits and unit not in found:
             found[unit] = reader.evaluated(reader.read(reader.source, unit)[0])
     return found
 

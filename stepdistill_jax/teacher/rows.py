@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Protocol
 
@@ -161,8 +161,16 @@ def load(
     units: Mapping[str, Sequence[Example]],
     teaching: Teaching,
     share: Share,
+    remedy: str = "repeat its settings to continue it, or choose another EXTRACT_DIR",
 ) -> Progress:
     """Reads what lies in the folder and says what this worker is to do.
+
+    Args:
+        folder: of the extraction.
+        units: name -> rows that are wanted.
+        teaching: the teacher.
+        share: this worker's.
+        remedy: what to do where the folder is another teacher's.
 
     Raises:
         InputError: the folder holds answers to other questions: naming the line, both values and
@@ -171,7 +179,7 @@ def load(
     answers = {unit: store.read_answers(folder, unit) for unit in {*store.units(folder), *units}}
     everything = [answer for of_one in answers.values() for answer in of_one]
     for answer in everything:
-        _check_identity(answer, teaching, folder)
+        _check_identity(answer, teaching, folder, remedy)
     rows: list[Row] = []
     outside = passing = 0
     for unit, examples in units.items():
@@ -204,6 +212,56 @@ def load(
         asked_again=sum(lost.key not in keys for lost in lost_of(in_flight, teaching.extract)),
         passing=passing,
     )
+
+
+def answered(
+    folder: pathlib.Path,
+    unit: str,
+    own: Sequence[Row],
+    teaching: Teaching,
+    find: Callable[[], Sequence[Example]],
+) -> tuple[list[Row], int]:
+    """All rows of a unit that were ever asked about, besides those that are wanted now.
+
+    Args:
+        folder: of the extraction.
+        unit: name.
+        own: rows that are wanted now, with their answers.
+        teaching: the teacher.
+        find: gives all rows that the unit can have; called where there are others than `own`.
+
+    Returns:
+        The rows in the order of `find`, and how many answered ones it does not have as they were
+        asked about.
+    """
+    found = _of_rows(store.read_answers(folder, unit))
+    rows = {row.example.id: row for row in own}
+    others = found.keys() - rows.keys()
+    if not others:
+        return [*own], 0
+    order = []
+    for example in find():
+        if example.id in others and _is_of(example, unit, found[example.id], teaching):
+            slots = found[example.id].items()
+            rows[example.id] = Row(
+                unit, example, {slot: a for slot, a in slots if a.error not in PASSING}
+            )
+        if example.id in rows:
+            order.append(rows.pop(example.id))
+    found_others = sum(row.example.id in others for row in order)
+    return [*order, *rows.values()], len(others) - found_others
+
+
+def _is_of(
+    example: Example, unit: str, answers: Mapping[tuple[str, int], Answer], teaching: Teaching
+) -> bool:
+    """Whether the answers are to questions about the row as it is now."""
+    try:
+        for slot, answer in answers.items():
+            _check_question(answer, teaching, Row(unit, example), slot)
+    except InputError:
+        return False
+    return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,7 +322,7 @@ def _of_rows(answers: Sequence[Answer]) -> dict[str, dict[tuple[str, int], Answe
     return found
 
 
-def _check_identity(answer: Answer, teaching: Teaching, folder: pathlib.Path) -> None:
+def _check_identity(answer: Answer, teaching: Teaching, folder: pathlib.Path, remedy: str) -> None:
     """Raises InputError where a line is of another prompt, model or decoding."""
     extract = teaching.extract
     # Each sample has a seed of its own; the request's key holds it.
@@ -277,7 +335,7 @@ def _check_identity(answer: Answer, teaching: Teaching, folder: pathlib.Path) ->
         if held != asked:
             raise InputError(
                 f"{folder / answer.where}: EXTRACT_DIR holds an extraction with {what} {held!r}, "
-                f"now {asked!r}; repeat its settings to continue it, or choose another EXTRACT_DIR"
+                f"now {asked!r}; {remedy}"
             )
 
 

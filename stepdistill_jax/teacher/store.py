@@ -24,6 +24,7 @@ from typing import Any
 from stepdistill_jax import records
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher.budget import NOTHING, Tokens
+from stepdistill_jax.teacher.config import SPLITS
 from stepdistill_jax.teacher.requests import Completion, Decoding, Request, RowError
 
 ROWS_FOLDER = "rows"
@@ -265,9 +266,30 @@ def share_of(where: str) -> Share:
 
 
 def units(folder: pathlib.Path) -> list[str]:
-    """The units of which a folder holds answers."""
+    """The units of which a folder holds answers: splits in their usual order, then inputs."""
     names = [_NAME.fullmatch(path.name) for path in (folder / ROWS_FOLDER).glob("*.jsonl")]
-    return sorted({match[1] for match in names if match and match[1] != _SENT})
+    return in_order(match[1] for match in names if match and match[1] != _SENT)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Each unit once: train, validation, test, then what is no split."""
+    splits = [*SPLITS]
+    return sorted({*names}, key=lambda name: (splits.index(name) if name in splits else 3, name))
+
+
+def absent(folders: Iterable[pathlib.Path]) -> list[Share]:
+    """Workers of whom no file lies in the folders, where another of as many workers has one."""
+    present: dict[int, set[int]] = {}
+    for folder in folders:
+        for path in (folder / ROWS_FOLDER).glob("*.jsonl"):
+            share = share_of(path.name)
+            present.setdefault(share.workers, set()).add(share.worker)
+    return [
+        Share(worker, workers)
+        for workers, found in sorted(present.items())
+        for worker in range(workers)
+        if worker not in found
+    ]
 
 
 def has_answers(folder: pathlib.Path) -> bool:
@@ -301,10 +323,30 @@ def answered(answers: Iterable[Answer]) -> dict[tuple[str, str, int], Answer]:
         elif (other.key, other.text) != (answer.key, answer.text):
             raise InputError(
                 f"{other.where} and {answer.where} answer one question differently: id "
-                f"{answer.id}, {answer.purpose} {answer.sample}: {other.text!r:.60} and "
-                f"{answer.text!r:.60}; remove one of the lines"
+                f"{answer.id}, {answer.purpose} {answer.sample}: "
+                f"{_difference(other, answer)}; remove one of the lines"
             )
     return found
+
+
+# Characters of a text that are shown, and of those before the place where two part.
+_SHOWN, _BEFORE = 60, 20
+
+
+def _difference(one: Answer, other: Answer) -> str:
+    """The two texts about where they part."""
+    if one.text == other.text:
+        return "the same text to requests of another content (the row, the model or the prompt)"
+    pairs = enumerate(zip(one.text, other.text, strict=False))
+    ends = min(len(one.text), len(other.text))
+    start = max(0, next((at for at, (a, b) in pairs if a != b), ends) - _BEFORE)
+    return " and ".join(_excerpt(answer.text, start) for answer in (one, other))
+
+
+def _excerpt(text: str, start: int) -> str:
+    cut = text[start : start + _SHOWN]
+    before = "…" if start else ""
+    return f"{before}{cut!r}{'…' if start + _SHOWN < len(text) else ''}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -406,7 +448,7 @@ def merge(folders: Sequence[pathlib.Path], out: pathlib.Path) -> dict[str, int]:
     """
     sources = [out, *(f for f in folders if f.resolve() != out.resolve())]
     merged: dict[str, list[dict[str, Any]]] = {}
-    for unit in sorted({unit for folder in sources for unit in units(folder)}):
+    for unit in in_order(unit for folder in sources for unit in units(folder)):
         found: dict[str, dict[str, Any]] = {}
         answers = []
         for folder in sources:

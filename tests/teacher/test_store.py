@@ -141,6 +141,27 @@ def test_an_answer_takes_the_place_of_an_error_and_never_of_another_answer(tmp_p
         store.answered(store.read_answers(tmp_path, "train"))
 
 
+def test_a_conflict_shows_where_long_texts_part(tmp_path):
+    start = "It is turned on. " * 20
+    write(tmp_path, [answer(text=start + "So yes." + " Indeed." * 20)], Share(0, 2))
+    write(tmp_path, [answer(text=start + "So no.")], Share(1, 2))
+    with pytest.raises(InputError) as caught:
+        store.answered(store.read_answers(tmp_path, "train"))
+    text = str(caught.value)
+    assert "…'It is turned on. So yes. Indeed. Indeed." in text
+    assert "Ind'… and …'It is turned on. So no.'; remove one of the lines" in text
+
+
+def test_units_are_told_in_the_order_of_splits_and_workers_that_lack_are_named(tmp_path):
+    for unit in ("inputs", "test", "train", "validation"):
+        write(tmp_path, [answer()], Share(0, 3), unit)
+    assert store.units(tmp_path) == ["train", "validation", "test", "inputs"]
+    assert store.absent([tmp_path]) == [Share(1, 3), Share(2, 3)]
+    write(tmp_path / "b", [answer()], Share(2, 3))
+    assert store.absent([tmp_path, tmp_path / "b"]) == [Share(1, 3)]
+    assert store.absent([tmp_path / "c"]) == []
+
+
 def test_sendings_that_were_never_answered_are_known(tmp_path):
     opened = Store(tmp_path, ["train"], Share())
     sendings = [opened.sending(request(str(i)), Tokens(100 + i, 5)) for i in range(4)]
