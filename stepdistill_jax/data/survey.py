@@ -306,8 +306,8 @@ def notes(audits: Sequence[SplitAudit], tokens: Tokens | None) -> str:
         )
     elif any(column.teacher for column in audits):
         lines.append(
-            "Teacher accuracy is over the rows of its file with a gold label; one without a label of "
-            "its own counts as wrong."
+            "Teacher accuracy is over the rows of its file with a gold label; one without a label "
+            "of its own counts as wrong."
         )
     if any(column.commonest for column in audits):
         lines.append(
