@@ -77,6 +77,31 @@ def test_the_rows_asked_are_those_trained_and_scored_on(
     }
 
 
+def test_rows_that_are_scored_are_known_and_take_no_hinted_rationale(tmp_path):
+    own(tmp_path, label=lambda n: f"L{n}")
+    own(tmp_path, 8, lambda n: f"L{n}", "test")
+    config = own_config(tmp_path, rationales=rationales(tmp_path))
+    carved = {pair.id for pair in load_pairs(config, "validation")[0]}
+    assert 0 < len(carved) < 40
+    found = inputs.evaluated(config, ("train", "test"))
+    assert found == {"train": carved, "test": {f"test{n}" for n in range(8)}}
+    own(tmp_path, 6, lambda n: f"L{n}", "validation")
+    assert inputs.evaluated(own_config(tmp_path), ("train",)) == {}
+    (tmp_path / "validation.jsonl").unlink()
+    # A file of the training split's rows has the carved ones too: hinted ones are refused.
+    path = tmp_path / "why_train.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for which, is_refused in ((carved, True), ({line["id"] for line in lines} - carved, False)):
+        marked = [{**line, "hinted": line["id"] in which} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in marked))
+        assert len(load_pairs(config, "train")[0]) == 40 - len(carved)
+        if is_refused:
+            with pytest.raises(InputError, match=r"why_train\.jsonl:\d+: .*with the gold label"):
+                load_pairs(config, "validation")
+        else:
+            assert len(load_pairs(config, "validation")[0]) == len(carved)
+
+
 def test_a_carved_validation_joins_its_file_in_the_files_order(tmp_path):
     own(tmp_path, label=lambda n: f"L{n}")
     together = inputs.load(own_config(tmp_path), ("validation", "train"), "")
