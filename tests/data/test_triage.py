@@ -9,6 +9,7 @@ from stepdistill_jax.data import triage
 from stepdistill_jax.data.join import ColumnConfig, DataConfig, load_pairs, source_fingerprint
 from stepdistill_jax.data.survey import survey_pairs
 from stepdistill_jax.data.triage import Tally, Verdict, caught, yields
+from stepdistill_jax.eval.metrics import correct
 from stepdistill_jax.spec import InputError
 
 ALL = triage.FILTERS
@@ -122,7 +123,7 @@ def test_counts_tell_the_yield_of_each_filter_and_of_all(own):
         "triage: pass all": "2 (28.6%)",
     }
     assert yields(report.triage) == lines
-    train, validation, test = survey_pairs(dataclasses.replace(own, triage=ALL), None)
+    train, validation, test = survey_pairs(dataclasses.replace(own, triage=ALL), None, correct)
     assert (train.triage, validation.triage, test.triage) == (lines, {}, {})
     assert yields(Tally(()).counts()) == {}
     assert yields(Tally(("wrong",)).counts())["triage: pass all"] == "0"
