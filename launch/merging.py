@@ -84,7 +84,11 @@ def _prepare(
         for row in inputs.load(first.run.data, (), other)[inputs.ADDED]:
             rows[inputs.ADDED].setdefault(row.id, row)
     units = {unit: [*found.values()] for unit, found in rows.items()}
-    return dataclasses.replace(asked, units=units)
+    # An earlier call may have asked about splits that no config.gin names any more.
+    held_units = {unit for source in sources for unit in store.units(source)}
+    evaluated = inputs.evaluated(first.run.data, {*units, *held_units})
+    teaching = dataclasses.replace(asked.teaching, evaluated=evaluated)
+    return dataclasses.replace(asked, units=units, teaching=teaching)
 
 
 def _refuse_other(
