@@ -5,8 +5,9 @@
     --show_prompt     # the prompt, and its length
 
 Every answer is on disk as soon as it is there. The same command again continues, after a kill too,
-and asks nothing twice. On several machines, worker 0 to N-1 of N each take their share of the rows;
-then python -m launch.extract --merge FOLDER... --gin.EXTRACT_DIR=FOLDER joins what they have.
+and asks nothing twice. On several machines, worker 0 to N-1 of N each take their share of the rows
+($EXTRACT_WORKER and $EXTRACT_WORKERS where the flags are not given); then
+python -m launch.extract --merge FOLDER... --gin.EXTRACT_DIR=FOLDER joins what they have.
 
 Exit codes: 0 all rows (of this worker) are done, 2 wrong input, 4 the budget is spent, the endpoint
 failed or rows lack after a merge, 75 stopped by SIGTERM or Ctrl-C: the same command continues.
@@ -14,12 +15,11 @@ failed or rows lack after a merge, 75 stopped by SIGTERM or Ctrl-C: the same com
 
 from __future__ import annotations
 
-import os
 import sys
 
 from absl import flags
 
-from launch import extracting, merging
+from launch import extracting, merging, workers
 from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax import extract_config
 from stepdistill_jax.spec import EXIT_INCOMPLETE, EXIT_PREEMPTED, InputError
@@ -29,10 +29,6 @@ from stepdistill_jax.teacher.store import Share
 
 _PLAN = flags.DEFINE_bool("plan", False, "Print what it will ask and cost, and stop.")
 _SHOW_PROMPT = flags.DEFINE_bool("show_prompt", False, "Print the prompt and its length, and stop.")
-_WORKER = flags.DEFINE_integer("worker", None, "Which worker this is, from 0; or $EXTRACT_WORKER.")
-_WORKERS = flags.DEFINE_integer(
-    "workers", None, "How many there are; else $EXTRACT_WORKERS, else 1."
-)
 _MERGE = flags.DEFINE_bool(
     "merge",
     False,
@@ -70,7 +66,7 @@ def _main(arguments: Arguments) -> int:
     extraction = extract_config.parse(
         arguments.gin_files, arguments.overrides, arguments.search_paths
     )
-    share = Share(_number("worker", _WORKER.value, 0), _number("workers", _WORKERS.value, 1))
+    share = Share(*workers.given("EXTRACT"))
     asked = extracting.prepare(extraction, share)
     if _SHOW_PROMPT.value:
         print(asked.shown_prompt())
@@ -79,17 +75,6 @@ def _main(arguments: Arguments) -> int:
         print(asked.plan())
         return 0
     return extracting.run(asked)
-
-
-def _number(name: str, given: int | None, default: int) -> int:
-    """A flag, else its environment variable, else the default."""
-    if given is not None:
-        return given
-    variable = f"EXTRACT_{name.upper()}"
-    text = os.environ.get(variable, str(default))
-    if not text.isdecimal():
-        raise InputError(f"{variable}={text!r} in the environment: expected a whole number")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def _help(macros: str) -> str:
     own = flags.FLAGS.flags_by_module_dict()
     about = sys.modules["__main__"].__doc__ or ""
     lines = [about.strip(), "", "flags:"]
-    for module in ("__main__", sys.argv[0], __name__):
+    for module in ("__main__", sys.argv[0], "launch.workers", __name__):
         for flag in own.get(module, []):
             lines.append(f"  --{flag.name}={flag.default!r}\n      {flag.help}")
     lines.append("  --gin.NAME=value\n      Sets a macro; the last word over all gin files.")

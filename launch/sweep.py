@@ -3,7 +3,8 @@
 Prints the plan with an estimate of tokens, FLOPs and time, then trains one run after another, each
 in a folder of its own in SWEEP_DIR. The same command again continues: runs that are done are left
 alone, a half-trained one goes on, failed ones are tried again. On several machines that share
-SWEEP_DIR and the gin files, worker 0 to N-1 of N each take their share.
+SWEEP_DIR and the gin files, worker 0 to N-1 of N each take their share ($SWEEP_WORKER and
+$SWEEP_WORKERS where the flags are not given).
 
 Exit codes: 0 all runs (of this worker) are done, 2 wrong input or runs that cannot be, 4 some runs
 failed, 75 stopped by SIGTERM or Ctrl-C: the run in progress is saved, and the same command
@@ -12,18 +13,15 @@ continues.
 
 from __future__ import annotations
 
-import os
 import pathlib
 
 from absl import flags
 
-from launch import planning, sweeping
+from launch import planning, sweeping, workers
 from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.sweep import dealing, matrix, state, table
 
-_WORKER = flags.DEFINE_integer("worker", None, "Which worker this is, from 0; else $SWEEP_WORKER.")
-_WORKERS = flags.DEFINE_integer("workers", None, "How many there are; else $SWEEP_WORKERS, else 1.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
 _RETRY = flags.DEFINE_bool("retry", True, "Try runs again that failed when last run.")
 _SKIP = flags.DEFINE_bool(
@@ -39,8 +37,8 @@ def main(arguments: Arguments) -> int:
     if arguments.positional:
         raise InputError(f"{' '.join(arguments.positional)}: not a flag; see --help")
     planned = matrix.read(arguments.gin_files, arguments.overrides, arguments.search_paths)
-    worker, workers = _number("worker", _WORKER.value, 0), _number("workers", _WORKERS.value, 1)
-    share = dealing.deal(planned.runs, worker, workers)
+    worker, count = workers.given("SWEEP")
+    share = dealing.deal(planned.runs, worker, count)
     print(f"looking at the data of {len(share)} runs", flush=True)
     found = planning.survey([run.config for run in share])
     work = {run.name: w for run, w in zip(share, found.work, strict=True) if not isinstance(w, str)}
@@ -57,7 +55,7 @@ def main(arguments: Arguments) -> int:
     mine = [run for run in share if run.name in work]
     folder = pathlib.Path(planned.config.dir)
     sweep = sweeping.Sweep(folder, planned.runs, mine, work, found.product_rate, _RETRY.value)
-    of = f"worker {worker} of {workers}: {len(mine)} of " if workers > 1 else ""
+    of = f"worker {worker} of {count}: {len(mine)} of " if count > 1 else ""
     again = f"; {planned.repeated} combinations repeat one of them" if planned.repeated else ""
     print(f"{of}{len(planned.runs)} runs in {folder}{again}")
     print(sweep.plan(len(refused)))
@@ -69,17 +67,6 @@ def main(arguments: Arguments) -> int:
             "file, name them in SWEEP_EXCLUDE, or pass --skip_impossible"
         )
     return 0 if _DRY_RUN.value else sweep.run()
-
-
-def _number(name: str, given: int | None, default: int) -> int:
-    """A flag, else its environment variable, else the default."""
-    if given is not None:
-        return given
-    variable = f"SWEEP_{name.upper()}"
-    text = os.environ.get(variable, str(default))
-    if not text.isdecimal():
-        raise InputError(f"{variable}={text!r} in the environment: expected a whole number")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -101,9 +101,10 @@ def test_its_rationales_train_a_student(teacher, tmp_path):
     trained = run(
         "train",
         tmp_path,
-        RATIONALES=f"file:{out}/rationales_{{split}}.jsonl",
+        RATIONALES=f"file:{out}/rationales_train.jsonl",
         FRACTION=ROWS / 4000,
         TRAIN_STEPS=2,
+        WARMUP_STEPS=0,
         EVAL_PERIOD=0,
         BATCH_SIZE=2,
         EVAL_SPLITS=("validation",),
