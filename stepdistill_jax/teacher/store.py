@@ -10,19 +10,17 @@ a unit reads all of its files.
 from __future__ import annotations
 
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import json
-import os
 import pathlib
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stepdistill_jax import records
 from stepdistill_jax.spec import InputError
+from stepdistill_jax.teacher import log
 from stepdistill_jax.teacher.budget import NOTHING, Tokens
 from stepdistill_jax.teacher.config import SPLITS
 from stepdistill_jax.teacher.requests import Completion, Decoding, Request, RowError
@@ -170,85 +168,6 @@ def _answer(where: str, row: Mapping[str, Any]) -> Answer:
         ) from error
 
 
-class _Log:
-    """A file that is only ever added to, by one process at a time.
-
-    Attributes:
-        cut: bytes of a torn last line that were cut off on opening.
-    """
-
-    def __init__(self, path: pathlib.Path) -> None:
-        """Opens and locks the file, and cuts off a torn last line.
-
-        Raises:
-            InputError: another process has it, or the disk's files cannot be locked.
-        """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._descriptor)
-            raise InputError(
-                f"{path} is being written by another process; let it end, or give each process a "
-                "share of its own with --worker and --workers"
-            ) from error
-        except OSError as error:
-            os.close(self._descriptor)
-            raise InputError(
-                f"{path} cannot be locked ({error.strerror}); choose an EXTRACT_DIR on another disk"
-            ) from error
-        content = path.read_bytes()
-        whole = _whole(content)
-        self.cut = len(content) - whole
-        if self.cut:
-            os.ftruncate(self._descriptor, whole)
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Adds a line, whole or not at all.
-
-        Raises:
-            OSError: the disk takes no more.
-        """
-        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-        size = os.fstat(self._descriptor).st_size
-        try:
-            written = os.write(self._descriptor, line)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
-        if written < len(line):
-            os.ftruncate(self._descriptor, size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-
-def _whole(content: bytes) -> int:
-    """Bytes up to the end of the last line that is whole."""
-    end = content.rfind(b"\n") + 1
-    last = content[content.rfind(b"\n", 0, max(0, end - 1)) + 1 : end]
-    try:
-        json.loads(last or b"{}")
-    except ValueError:
-        # Blocks of a file whose length was saved before its content, as after a loss of power.
-        return end - len(last)
-    return end
-
-
-def _lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """``(file:line, object)`` of all whole lines; another process may be writing the last."""
-    content = path.read_bytes()
-    name = f"{path.parent.name}/{path.name}"
-    for number, line in enumerate(content[: _whole(content)].splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{name}:{number}: damaged ({error}); mend or remove it") from error
-        yield f"{name}:{number}", row
-
-
 def _files(folder: pathlib.Path, unit: str) -> list[pathlib.Path]:
     """The files of a unit, or of the journal; that of a lone process first."""
     found = []
@@ -304,7 +223,7 @@ def read_answers(folder: pathlib.Path, unit: str) -> list[Answer]:
     Raises:
         InputError: a line in the middle of a file is damaged.
     """
-    return [_answer(*line) for path in _files(folder, unit) for line in _lines(path)]
+    return [_answer(*line) for path in _files(folder, unit) for line in log.read(path)]
 
 
 def answered(answers: Iterable[Answer]) -> dict[tuple[str, str, int], Answer]:
@@ -375,7 +294,7 @@ def unanswered(folder: pathlib.Path, answers: Iterable[Answer]) -> list[Sending]
     sent: dict[str, Sending] = {}
     settled = {answer.send for answer in answers}
     for path in _files(folder, _SENT):
-        for where, row in _lines(path):
+        for where, row in log.read(path):
             try:
                 if "bound" in row:
                     slot = (row["id"], row["purpose"], row["sample"])
@@ -404,12 +323,13 @@ class Store:
         """
         self.folder = folder
         rows = folder / ROWS_FOLDER
-        self._journal = _Log(rows / f"{_SENT}{share.suffix}.jsonl")
-        self._logs = {name: _Log(rows / f"{name}{share.suffix}.jsonl") for name in names}
+        self._journal = log.Log(rows / f"{_SENT}{share.suffix}.jsonl")
+        self._logs = {name: log.Log(rows / f"{name}{share.suffix}.jsonl") for name in names}
         self.torn = [
-            f"{log.path}: the last line was torn, {log.cut} bytes are cut off; it is asked again"
-            for log in self._logs.values()
-            if log.cut
+            f"{opened.path}: the last line was torn, {opened.cut} bytes are cut off; "
+            "it is asked again"
+            for opened in self._logs.values()
+            if opened.cut
         ]
 
     def sending(self, request: Request, bound: Tokens, batch: bool = False) -> Sending:
@@ -431,8 +351,8 @@ class Store:
 
     def close(self) -> None:
         """Lets go of the files."""
-        for log in (self._journal, *self._logs.values()):
-            log.close()
+        for opened in (self._journal, *self._logs.values()):
+            opened.close()
 
 
 def merge(folders: Sequence[pathlib.Path], out: pathlib.Path) -> dict[str, int]:
@@ -453,7 +373,7 @@ def merge(folders: Sequence[pathlib.Path], out: pathlib.Path) -> dict[str, int]:
         answers = []
         for folder in sources:
             for path in _files(folder, unit):
-                for where, row in _lines(path):
+                for where, row in log.read(path):
                     answers.append(_answer(f"{folder}/{where}", row))
                     found.setdefault(json.dumps(row, sort_keys=True), row)
         answered(answers)
@@ -461,7 +381,7 @@ def merge(folders: Sequence[pathlib.Path], out: pathlib.Path) -> dict[str, int]:
     journal: dict[str, dict[str, Any]] = {}
     for folder in sources:
         for path in _files(folder, _SENT):
-            for _, row in _lines(path):
+            for _, row in log.read(path):
                 journal.setdefault(json.dumps(row, sort_keys=True), row)
     for unit, rows in {**merged, _SENT: list(journal.values())}.items():
         records.write_jsonl(out / ROWS_FOLDER / f"{unit}.jsonl", rows)

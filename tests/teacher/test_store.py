@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.teacher import store
+from stepdistill_jax.teacher import log, store
 from stepdistill_jax.teacher.budget import Tokens
 from stepdistill_jax.teacher.requests import ANSWER, Completion, Decoding, Request, RowError
 from stepdistill_jax.teacher.store import Answer, Share, Store
@@ -108,7 +108,7 @@ def test_two_processes_cannot_write_one_log(tmp_path):
 def test_a_line_that_does_not_fit_leaves_none_of_itself(tmp_path, monkeypatch):
     opened = Store(tmp_path, ["train"], Share())
     opened.append("train", answer("1"))
-    real = store.os.write
+    real = log.os.write
 
     def refuse(descriptor, line):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
@@ -117,7 +117,7 @@ def test_a_line_that_does_not_fit_leaves_none_of_itself(tmp_path, monkeypatch):
         (lambda d, line: real(d, line[:20]), "No space left"),
         (refuse, "Disk quota exceeded"),
     ):
-        monkeypatch.setattr(store.os, "write", write_less)
+        monkeypatch.setattr(log.os, "write", write_less)
         with pytest.raises(OSError, match=rf"{message}.*train\.jsonl"):
             opened.append("train", answer("2"))
     monkeypatch.undo()
