@@ -60,8 +60,9 @@ class Attention(nn.Module):
             key: [B, S, H, K].
             value: [B, S, H, K].
             biases: float32 terms of the scores, each broadcast over axes of size 1 to
-                [B, H, Q, S]. Kept apart (relative positions have no rows, masks no heads): their
-                sum would be the largest array of the stack.
+                [B, H, Q, S], or [C, H, Q, S] with one entry for each B / C successive rows. Kept
+                apart (relative positions have no rows, masks no heads): their sum would be the
+                largest array of the stack.
             deterministic: no dropout.
 
         Returns:
@@ -70,7 +71,7 @@ class Attention(nn.Module):
         query = self._split_heads(self.query(x))
         scores = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32)
         for bias in biases:
-            scores = scores + bias
+            scores = _add(scores, bias)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         weights = self.dropout(weights, deterministic=deterministic)
         heads = jnp.einsum("bhqs,bshk->bqhk", weights, value)
@@ -86,3 +87,12 @@ class Attention(nn.Module):
     def _split_heads(self, x: jax.Array) -> jax.Array:
         x = x.reshape(*x.shape[:2], self.config.num_heads, self.config.head_dim)
         return with_logical_constraint(x, HEAD_AXES)
+
+
+def _add(scores: jax.Array, bias: jax.Array) -> jax.Array:
+    """Scores [B, H, Q, S] plus a bias of `Attention.attend`."""
+    copies = bias.shape[0]
+    if copies in (1, scores.shape[0]):
+        return scores + bias
+    grouped = scores.reshape(copies, -1, *scores.shape[1:])
+    return (grouped + bias[:, None]).reshape(scores.shape)
