@@ -20,6 +20,7 @@ from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax import config as configs
 from stepdistill_jax import records
 from stepdistill_jax.plan import tables
+from stepdistill_jax.plan.isolated import Isolated
 from stepdistill_jax.plan.program import EFFORTS
 from stepdistill_jax.plan.topology import topology
 from stepdistill_jax.spec import EXIT_INCOMPLETE, InputError
@@ -50,18 +51,19 @@ def main(arguments: Arguments) -> int:
     slices = [topology(name) for name in _TOPOLOGY.value]
     work = tpu_plan.job(config, _SHAPE.value)
     found: list[tables.Planned] = []
-    for target in slices:
-        planned = (
-            tpu_plan.searched(work, target, _EFFORT.value)
-            if _SEARCH.value
-            else tpu_plan.plans(config, work, target, _EFFORT.value)
-        )
-        for plan in planned:
-            print(tables.summary([plan]) if _SEARCH.value else tables.text(plan), flush=True)
-            if _HLO.value and plan.program.text:
-                path = f"{_HLO.value}/{len(found)}_{plan.program.name.replace(' ', '_')}.txt"
-                records.write_atomic(path, plan.program.text)
-            found.append(plan)
+    with Isolated() as compiler:
+        for target in slices:
+            planned = (
+                tpu_plan.searched(work, target, _EFFORT.value, compiler)
+                if _SEARCH.value
+                else tpu_plan.plans(config, work, target, _EFFORT.value, compiler)
+            )
+            for plan in planned:
+                print(tables.summary([plan]) if _SEARCH.value else tables.text(plan), flush=True)
+                if _HLO.value and plan.program.text:
+                    path = f"{_HLO.value}/{len(found)}_{plan.program.name.replace(' ', '_')}.txt"
+                    records.write_atomic(path, plan.program.text)
+                found.append(plan)
     print(f"\n{tables.summary(found)}")
     if _JSON.value:
         about: dict[str, Any] = {
@@ -71,11 +73,9 @@ def main(arguments: Arguments) -> int:
             "jax": jax.__version__,
         }
         records.write_atomic(_JSON.value, tables.as_json(about, found))
-    return 0 if any(plan.fits for plan in found) and _all_fit(found) else EXIT_INCOMPLETE
-
-
-def _all_fit(found: list[tables.Planned]) -> bool:
-    return bool(_SEARCH.value) or all(plan.fits for plan in found)
+    # A search looks for what does not fit, too.
+    fitting = [plan.fits for plan in found]
+    return 0 if (any(fitting) if _SEARCH.value else all(fitting)) else EXIT_INCOMPLETE
 
 
 if __name__ == "__main__":

@@ -8,17 +8,26 @@ import re
 from collections.abc import Iterator
 
 import jax
-from jax.sharding import Mesh
 
 from launch import evaluation
 from stepdistill_jax.data.packing import RowShape, row_shape
 from stepdistill_jax.model.flops import train_flops
 from stepdistill_jax.model.network import abstract_params
 from stepdistill_jax.parallel.mesh import MeshConfig, batch_shards, make_mesh
-from stepdistill_jax.plan.program import Job, Program, abstract_batch, decode_program, train_program
+from stepdistill_jax.plan.isolated import CrashedError, Isolated
+from stepdistill_jax.plan.program import (
+    DECODE,
+    TRAIN,
+    Job,
+    Program,
+    abstract_batch,
+    crashed_program,
+    decode_program,
+    train_program,
+)
 from stepdistill_jax.plan.search import Candidate, candidates, search
 from stepdistill_jax.plan.tables import Planned
-from stepdistill_jax.plan.topology import Topology
+from stepdistill_jax.plan.topology import Topology, topology
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import LABEL, InputError
 
@@ -54,60 +63,84 @@ def job(config: RunConfig, shape: str) -> Job:
     )
 
 
-def plans(run: RunConfig, work: Job, topology: Topology, effort: str) -> Iterator[Planned]:
+def plans(
+    run: RunConfig, work: Job, target: Topology, effort: str, compiler: Isolated
+) -> Iterator[Planned]:
     """The train step and the label decode of a run on a topology."""
-    mesh = make_mesh(_over_slices(run.mesh, topology), topology.devices)
-    yield _trained(work, topology, mesh, train_program(work, mesh, effort))
-    decoded = decode_program(work, mesh, effort)
-    rows = -(-work.eval_rows // batch_shards(mesh)) * batch_shards(mesh)
-    yield _planned(work, topology, mesh, decoded, rows, rows, None)
+    mesh = _over_slices(run.mesh, target)
+    yield _trained(work, target, mesh, effort, compiler)
+    decoded = _compiled(DECODE, work, target, mesh, effort, compiler)
+    shards = batch_shards(make_mesh(mesh, target.devices))
+    rows = -(-work.eval_rows // shards) * shards
+    yield _planned(work, target, mesh, decoded, rows, rows, None)
 
 
-def searched(work: Job, topology: Topology, effort: str) -> Iterator[Planned]:
+def searched(work: Job, target: Topology, effort: str, compiler: Isolated) -> Iterator[Planned]:
     """Train steps of every mesh and remat policy, and with the largest batches that fit."""
 
     def plan(candidate: Candidate, rows: int) -> Planned:
-        mesh = make_mesh(candidate.mesh, topology.devices)
         tried = dataclasses.replace(
             work,
             model=dataclasses.replace(work.model, remat=candidate.remat),
             shape=dataclasses.replace(work.shape, rows=rows),
         )
-        return _trained(tried, topology, mesh, train_program(tried, mesh, effort))
+        return _trained(tried, target, candidate.mesh, effort, compiler)
 
-    choices = candidates(work.model, len(topology.devices), topology.slices)
+    choices = candidates(work.model, len(target.devices), target.slices)
     yield from search(plan, choices, work.shape.rows)
 
 
-def _over_slices(mesh: MeshConfig, topology: Topology) -> MeshConfig:
+def compile_program(
+    name: str, work: Job, topology_name: str, mesh: MeshConfig, effort: str
+) -> Program:
+    """Compiles a program by the name of its topology, as another process can."""
+    jax.config.update("jax_platforms", "cpu")
+    program = {TRAIN: train_program, DECODE: decode_program}[name]
+    return program(work, make_mesh(mesh, topology(topology_name).devices), effort)
+
+
+def _compiled(
+    name: str, work: Job, target: Topology, mesh: MeshConfig, effort: str, compiler: Isolated
+) -> Program:
+    try:
+        return compiler.call(compile_program, name, work, target.name, mesh, effort)
+    except CrashedError:
+        return crashed_program(name, work, make_mesh(mesh, target.devices))
+
+
+def _over_slices(mesh: MeshConfig, target: Topology) -> MeshConfig:
     """The run's mesh; where it leaves MESH_REPLICA at 1, one replica a slice."""
-    if topology.slices > 1 and mesh.replica == 1:
-        return dataclasses.replace(mesh, replica=topology.slices)
+    if target.slices > 1 and mesh.replica == 1:
+        return dataclasses.replace(mesh, replica=target.slices)
     return mesh
 
 
-def _trained(work: Job, topology: Topology, mesh: Mesh, program: Program) -> Planned:
-    rows = next(iter(abstract_batch(work, mesh).values())).shape[0]
+def _trained(
+    work: Job, target: Topology, mesh: MeshConfig, effort: str, compiler: Isolated
+) -> Planned:
+    program = _compiled(TRAIN, work, target, mesh, effort, compiler)
+    batch = abstract_batch(work, make_mesh(mesh, target.devices))
+    rows = next(iter(batch.values())).shape[0]
     pairs = work.shape.rows * work.shape.pairs_per_row
     flops = train_flops(work.model, rows, work.shape.inputs, work.shape.targets)
-    return _planned(work, topology, mesh, program, rows, pairs, flops)
+    return _planned(work, target, mesh, program, rows, pairs, flops)
 
 
 def _planned(
     work: Job,
-    topology: Topology,
-    mesh: Mesh,
+    target: Topology,
+    mesh: MeshConfig,
     program: Program,
     rows: int,
     pairs: float,
     flops: float | None,
 ) -> Planned:
     return Planned(
-        topology=topology.name,
-        chip=topology.chip,
-        slices=topology.slices,
-        devices=len(topology.devices),
-        mesh=dict(mesh.shape),
+        topology=target.name,
+        chip=target.chip,
+        slices=target.slices,
+        devices=len(target.devices),
+        mesh=dict(make_mesh(mesh, target.devices).shape),
         remat=work.model.remat,
         scan_layers=work.model.scan_layers,
         rows=rows,

@@ -27,7 +27,7 @@ RULES: Rules = (
     ("heads", ("tensor",)),
     ("mlp", ("tensor",)),
     ("vocab", ("tensor",)),
-    ("relpos_buckets", ("fsdp",)),
+    ("relpos_buckets", None),
     ("length", None),
     ("kv", None),
     ("layers", None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +30,8 @@ from stepdistill_jax.train.state import abstract_state, state_shardings
 from stepdistill_jax.train.step import make_train_step
 
 PyTree = Any
+
+TRAIN, DECODE = "train step", "label decode"
 
 # Quick: the compiler looks less long for the fastest code; what it partitions, computes and
 # stores is decided before that. Full: as on a TPU.
@@ -101,6 +104,7 @@ class Program:
         lower_seconds: from Python to StableHLO.
         compile_seconds: from there to the program.
         text: the compiled program.
+        crashed: the compiler did; nothing else is known.
     """
 
     name: str
@@ -110,6 +114,7 @@ class Program:
     lower_seconds: float
     compile_seconds: float
     text: str = dataclasses.field(repr=False, default="")
+    crashed: bool = False
 
 
 def train_program(job: Job, mesh: Mesh, effort: str = "quick") -> Program:
@@ -130,7 +135,7 @@ def train_program(job: Job, mesh: Mesh, effort: str = "quick") -> Program:
     state = abstract_state(job.model, optimizer, mesh)
     batch = abstract_batch(job, mesh)
     return _program(
-        "train step",
+        TRAIN,
         lambda: step.lower(state, batch),
         state.params,
         state.opt_state,
@@ -151,7 +156,7 @@ def decode_program(job: Job, mesh: Mesh, effort: str = "quick") -> Program:
         with activation_rules(rules, mesh):
             return greedy.lower(job.model, params, tokens, tokens, job.eval_tokens)
 
-    return _program("label decode", lower, params, (), mesh, effort, job.eval_tokens)
+    return _program(DECODE, lower, params, (), mesh, effort, job.eval_tokens)
 
 
 def abstract_batch(job: Job, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -171,13 +176,18 @@ def bytes_per_device(tree: PyTree) -> int:
     """Bytes that one device holds of a tree of shapes with shardings."""
 
     def size(leaf: Any) -> int:
-        shape = leaf.sharding.shard_shape(leaf.shape)
-        elements = 1
-        for dimension in shape:
-            elements *= dimension
-        return elements * leaf.dtype.itemsize
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
     return sum(map(size, jax.tree.leaves(tree)))
+
+
+def crashed_program(name: str, job: Job, mesh: Mesh) -> Program:
+    """What is known of a program whose compiler crashed: its state."""
+    optimizer = optim.optimizer(job.optimizer, job.train_steps)
+    state = abstract_state(job.model, optimizer, mesh)
+    moments = bytes_per_device(state.opt_state) if name == TRAIN else 0
+    memory = Memory(bytes_per_device(state.params), moments, 0.0, math.inf, told=False)
+    return Program(name, False, memory, None, 0.0, 0.0, crashed=True)
 
 
 def _padded(rows: int, parts: int) -> int:
@@ -241,4 +251,4 @@ def _exceeded(message: str) -> float | None:
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     used = re.search(r"Used ([\d.]+)([KMGT])", message)
-    return float(used[1]) * _UNITS[used[2]] if used else float("inf")
+    return float(used[1]) * _UNITS[used[2]] if used else math.inf

@@ -73,6 +73,11 @@ def text(planned: Planned) -> str:
             f"  activations         {_gib(memory.activations)}, with gradients and buffers"
         )
     verdict = "fits" if planned.fits else "DOES NOT FIT"
+    if program.crashed:
+        lines.append(
+            "  THE COMPILER CRASHED, so nothing more is known; try another mesh, REMAT or PRNG_IMPL"
+        )
+        return "\n".join(lines)
     lines.append(f"  HBM a device        {_gib(memory.total)} of {_gib(chip.hbm_bytes)}: {verdict}")
     work, limit = program.work, planned.bound
     if work is not None and limit is not None:
@@ -176,8 +181,8 @@ def _cells(planned: Planned) -> tuple[str, ...]:
         str(planned.rows),
         planned.remat,
         "scanned" if planned.scan_layers else "unrolled",
-        f"{program.memory.total / GIB:.2f}",
-        "yes" if planned.fits else "NO",
+        "-" if program.crashed else f"{program.memory.total / GIB:.2f}",
+        "crashed" if program.crashed else "yes" if planned.fits else "NO",
         *work,
         f"{program.compile_seconds:.1f}",
     )
