@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Trains and scores on Cloud TPU VMs: launch/tpu_vm.sh SUBCOMMAND [--FLAG=VALUE...] [-- ARGUMENTS]
+# Trains and scores on Cloud TPU VMs, from a git checkout:
+#   launch/tpu_vm.sh SUBCOMMAND [--FLAG=VALUE...] [-- ARGUMENTS]
 #
 #   create    the TPU VM: on demand, --spot, and with --queued as a queued resource
 #   setup     sync, then a Python environment with this package and its extra tpu, on all workers
@@ -189,16 +190,11 @@ start_run() {
 # How the run is, over all workers, in $outcome: idle, running, torn (some ended in error while
 # others go on, which then wait for them in vain) or the exit code that says what to do.
 look() {
-  local line state code running=0 idle=0 codes="" wanted
+  local kind state code running=0 idle=0 codes="" wanted
   ask "worker assumed $assumed_run" gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=all \
     ${ssh_flags[@]+"${ssh_flags[@]}"} --command="bash $worker_script status" || return
-  while read -r line; do
-    set -f
-    # shellcheck disable=SC2086
-    set -- $line
-    set +f
-    [ "${1:-}" = worker ] || continue
-    state=$3 code=$4
+  while read -r kind _ state code _; do
+    [ "$kind" = worker ] || continue
     case "$state" in
       running) running=$((running + 1)) ;;
       idle) idle=$((idle + 1)) ;;
