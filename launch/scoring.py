@@ -18,8 +18,7 @@ from etils import epath
 from launch import sweeping
 from stepdistill_jax import config as configs
 from stepdistill_jax.eval import teacher
-from stepdistill_jax.eval.follow import steps_to_score
-from stepdistill_jax.eval.results import Result, read_results
+from stepdistill_jax.eval.results import VALIDATION, Result, read_results
 from stepdistill_jax.model.flops import serving_flops
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import EXIT_INPUT_ERROR, InputError
@@ -115,7 +114,7 @@ def refuse_hopeless(runs: Sequence[Run]) -> None:
         raise InputError(f"{reason}{others}")
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """SIGTERM or Ctrl-C came."""
 
 
@@ -126,7 +125,7 @@ def score_each(runs: Sequence[Run], overrides: Sequence[str]) -> tuple[list[Run]
         The runs that are done, failed ones among them, and whether a signal stopped the rest.
     """
     done: list[Run] = []
-    with _signals(), contextlib.suppress(_Stopped):
+    with _signals(), contextlib.suppress(_StoppedError):
         for number, run in enumerate(runs, 1):
             print(f"[{number}/{len(runs)}] {run.folder}", flush=True)
             done.append(run if run.config is None else _score(run, run.config, overrides))
@@ -153,7 +152,7 @@ def _score(run: Run, config: RunConfig, overrides: Sequence[str]) -> Run:
                 said.append(line)
                 print(line, end="", flush=True)
             code = process.wait()
-        except _Stopped:
+        except _StoppedError:
             process.terminate()
             raise
     seconds = time.monotonic() - start
@@ -166,17 +165,20 @@ def _score(run: Run, config: RunConfig, overrides: Sequence[str]) -> Run:
 
 
 def _asked_for(config: RunConfig) -> tuple[Result, ...]:
-    """The results of the steps and splits that a configuration names."""
-    if config.method == teacher.METHOD:
-        steps = {teacher.STEP}
-    else:
-        once = dataclasses.replace(config.eval, watch=False)
-        steps = {step for step, _ in steps_to_score(config.model_dir, once)}
-    return tuple(
-        result
-        for result in read_results(config.model_dir)
-        if result.step in steps and result.split in config.eval.splits
-    )
+    """The results of the steps and splits that a configuration names.
+
+    Read from results.jsonl alone: Orbax, asked for the checkpoints, would take the accelerator, and
+    the process of the next run could not have it.
+    """
+    step = config.eval.step
+    found = [
+        result for result in read_results(config.model_dir) if result.split in config.eval.splits
+    ]
+    if step == "best" and config.method != teacher.METHOD:
+        return tuple(result for result in found if result.selected_on == VALIDATION)
+    if step == "latest":
+        step = max((result.step for result in found), default=0)
+    return tuple(result for result in found if result.step == step or not isinstance(step, int))
 
 
 def report(runs: Sequence[Run]) -> str:
@@ -197,7 +199,7 @@ def report(runs: Sequence[Run]) -> str:
 def _signals() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         del number, frame
-        raise _Stopped
+        raise _StoppedError
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -34,6 +34,7 @@ set -euo pipefail
 COMMANDS="create setup sync run eval status logs stop resume keep fetch delete help"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 worker_script=stepdistill/code/launch/tpu_worker.sh
+status_command="if [ -f $worker_script ]; then bash $worker_script status; else echo worker \$(hostname) bare -; fi"
 
 # shellcheck source=launch/tpu_settings.sh
 . "$here/launch/tpu_settings.sh"
@@ -187,15 +188,16 @@ start_run() {
   done
 }
 
-# How the run is, over all workers, in $outcome: idle, running, torn (some ended in error while
-# others go on, which then wait for them in vain) or the exit code that says what to do.
+# How the run is, over all workers, in $outcome: bare (one is not set up), idle, running, torn (some
+# ended in error while others go on, which then wait for them in vain) or the decisive exit code.
 look() {
   local kind state code running=0 idle=0 codes="" wanted
   ask "worker assumed $assumed_run" gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=all \
-    ${ssh_flags[@]+"${ssh_flags[@]}"} --command="bash $worker_script status" || return
+    ${ssh_flags[@]+"${ssh_flags[@]}"} --command="$status_command" || return
   while read -r kind _ state code _; do
     [ "$kind" = worker ] || continue
     case "$state" in
+      bare) outcome=bare; return ;;
       running) running=$((running + 1)) ;;
       idle) idle=$((idle + 1)) ;;
       exit) codes+=" $code " ;;
@@ -238,11 +240,10 @@ keep() {
       back_off "$failures" "$NAME cannot be reached or made"
       continue
     fi
-    failures=0
     case "$outcome" in
       0) say "$NAME has finished"; return 0 ;;
       2 | 3 | 4) fail "the run on $NAME ended with exit code $outcome, which a restart does not mend; see '$0 logs'" "$outcome" ;;
-      running) torn=0; pause "$POLL_SECONDS"; continue ;;
+      running) torn=0 failures=0; pause "$POLL_SECONDS"; continue ;;
       torn)
         torn=$((torn + 1))
         if [ "$torn" -ge 3 ]; then on_workers all bash "$worker_script" stop 30 || true; torn=0; fi
@@ -250,6 +251,9 @@ keep() {
         continue ;;
       75) say "$NAME was preempted and has saved; starting again" ;;
       idle) ;;
+      bare)
+        set_up || { failures=$((failures + 1)); back_off "$failures" "$NAME could not be set up"; }
+        continue ;;
       *)
         crashes=$((crashes + 1))
         back_off "$crashes" "the run on $NAME ended with exit code $outcome" "$outcome" ;;
@@ -288,7 +292,8 @@ show_status() {
     state_of queued-resources state.state ACTIVE || exit 1
     printf 'its queued resource is %s\n' "$answer"
   elif [ "$answer" = READY ]; then
-    on_workers all bash "$worker_script" status
+    call gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=all \
+      ${ssh_flags[@]+"${ssh_flags[@]}"} --command="$status_command"
   fi
 }
 

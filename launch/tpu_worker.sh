@@ -3,12 +3,13 @@
 #
 #   tpu_worker.sh setup             ~/stepdistill/venv with the package and its extra tpu
 #   tpu_worker.sh start [NAME=VALUE...] COMMAND...   begin COMMAND; it goes on when ssh ends
-#   tpu_worker.sh status            one line: worker, running PID | exit CODE | idle, last line said
+#   tpu_worker.sh status            one line: bare | idle | running PID | exit CODE, last line said
 #   tpu_worker.sh stop SECONDS      SIGTERM, at which a run saves; SIGKILL after SECONDS
 #   tpu_worker.sh log LINES [-F]    the end of the log; -F follows it
 #   tpu_worker.sh pack FOLDER       FOLDER without checkpoints, as ~/stepdistill/results.tar.gz
 #
-# In ~/stepdistill: code, venv, run.log, run.command, run.pid (the supervisor's), run.exit (a code).
+# In ~/stepdistill: code, venv, ready (it is set up), run.log, run.command, run.pid (the
+# supervisor's), run.exit (its code).
 set -euo pipefail
 
 root=$HOME/stepdistill
@@ -25,10 +26,13 @@ setup() {
   if ! command -v uv >/dev/null; then
     curl --fail --silent --show-error --location --retry 5 https://astral.sh/uv/install.sh | sh
   fi
+  rm -f "$root/ready"
   uv venv --quiet --allow-existing --python "${PYTHON_VERSION:-3.11}" "$root/venv"
   uv pip install --quiet --python "$root/venv/bin/python" -c constraints.txt -e '.[tpu]'
   "$root/venv/bin/python" -c 'import platform, jax, libtpu, stepdistill_jax
-print(platform.node(), "Python", platform.python_version(), "jax", jax.__version__, "libtpu", libtpu.__version__)'
+versions = platform.python_version(), "jax", jax.__version__, "libtpu", libtpu.__version__
+print(platform.node(), "Python", *versions)'
+  touch "$root/ready"
 }
 
 # Prints the supervisor's pid while there is one; a number that another program has since is none.
@@ -41,7 +45,7 @@ running() {
 
 start() {
   local pid
-  [ -d "$root/code" ] || fail "no code in $root; run 'tpu_vm.sh setup' first"
+  [ -f "$root/ready" ] || fail "this worker is not set up; run 'tpu_vm.sh setup' first"
   if pid=$(running); then
     fail "a run is at work (pid $pid): $(cat "$root/run.command"); stop it first"
   fi
@@ -92,7 +96,9 @@ supervise() {
 
 status() {
   local pid what last
-  if [ -f "$root/run.exit" ]; then
+  if [ ! -f "$root/ready" ]; then
+    what="bare -"
+  elif [ -f "$root/run.exit" ]; then
     what="exit $(cat "$root/run.exit")"
   elif pid=$(running); then
     what="running $pid"
