@@ -210,15 +210,19 @@ look() {
   fi
   outcome=idle
   if [ "$idle" -gt 0 ] || [ -z "$codes" ]; then return; fi
-  # Wrong input and a loss that is not finite are final; of a preemption others die in other ways.
-  for wanted in 2 3 75; do
+  # Wrong input and a loss that is not finite are final. Of a crash the other workers end as of a
+  # preemption (75), so that a crash goes before it: crashes are counted.
+  for wanted in 2 3; do
     case "$codes" in *" $wanted "*) outcome=$wanted; return ;; esac
   done
   for code in $codes; do
     outcome=$code
-    case "$code" in 0 | 4) ;; *) return ;; esac
+    case "$code" in 0 | 4 | 75) ;; *) return ;; esac
   done
-  case "$codes" in *" 4 "*) outcome=4 ;; *) outcome=0 ;; esac
+  outcome=0
+  for wanted in 75 4; do
+    case "$codes" in *" $wanted "*) outcome=$wanted; return ;; esac
+  done
 }
 
 # Waits longer after each failure in a row; gives up after MAX_FAILURES.

@@ -113,6 +113,8 @@ def test_each_pod_knows_its_share():
     (container,) = pod(BATCH_EVAL)["containers"]
     variables = {variable["name"]: variable for variable in container["env"]}
     assert variables["EVAL_WORKERS"]["value"] == str(BATCH_EVAL["spec"]["completions"])
+    # JAX's detection, which goes by this name first, finds one process.
+    assert variables["TPU_WORKER_HOSTNAMES"]["value"] == "localhost"
     path = variables["EVAL_WORKER"]["valueFrom"]["fieldRef"]["fieldPath"]
     assert path == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 

@@ -430,9 +430,12 @@ def test_workers_that_wait_for_one_that_crashed_are_stopped(ready):
         check=True,
     )
     (ready.home(1) / "stepdistill/run.exit").write_text("134")
+    # The one that waited saved at SIGTERM: of a crash the others end so, and it counts as a crash.
+    said = ready.run("keep", code=134, MAX_FAILURES="1").stderr
+    assert "the run on vm ended with exit code 134; giving up after 1 failures" in said
+    assert " exit 75 saved" in ready.run("status").stdout
     ready.set("codes", 0)
     ready.run("keep")
-    # The one that waited saved at SIGTERM, so it is the preemption that counts.
     assert [len(ready.received(worker)) for worker in (0, 1)] == [2, 2]
 
 
