@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
@@ -24,8 +25,10 @@ from stepdistill_jax.optim import schedule as make_schedule
 from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.train import log, loop
+from stepdistill_jax.train.clock import Clock, Goodput
 from stepdistill_jax.train.state import TrainState, abstract_state, create_state, state_shardings
 from stepdistill_jax.train.step import make_train_step
+from stepdistill_jax.train.trace import StepTrace
 
 PyTree = Any
 
@@ -36,6 +39,7 @@ def make_trainer(
     evaluator: Evaluator,
     checkpoints: ocp.CheckpointManager,
     text: str,
+    clock: Clock,
 ) -> tuple[loop.Trainer, TrainState, list[tuple[int, float]]]:
     """Builds the run, continued from its latest checkpoint where there is one.
 
@@ -114,7 +118,7 @@ def make_trainer(
         evaluate=lambda params, step: evaluator.evaluate(params, step, "validation").accuracy,
         checkpoints=checkpoints,
         log=log.MetricLog(config.model_dir, int(state.step), tensorboard=config.tensorboard),
-        throughput=log.Throughput(flops),
+        throughput=log.Throughput(flops, clock),
         costs=CostMeter(
             config.model_dir,
             int(state.step),
@@ -122,6 +126,9 @@ def make_trainer(
             flops_per_step=flops,
             devices=mesh.size,
         ),
+        clock=clock,
+        goodput=Goodput(config.model_dir, clock, int(state.step), writes=jax.process_index() == 0),
+        trace=StepTrace(config.model_dir, config.profile_steps, clock),
         example_ids=lambda index: [cache.row(int(i) - 1)["id"] for i in np.unique(index)],
         identity=identity,
     )

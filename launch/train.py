@@ -17,11 +17,12 @@ from stepdistill_jax.eval import teacher
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import EXIT_NON_FINITE, EXIT_PREEMPTED
-from stepdistill_jax.train import loop
+from stepdistill_jax.train import clock, loop
 
 
 def main(config: RunConfig) -> int:
     """Trains, scores and says where everything lies; returns the exit code."""
+    timer = clock.Clock()
     if config.method == teacher.METHOD:
         claim(config)
         scored = evaluation.score_teacher(config)
@@ -42,7 +43,9 @@ def main(config: RunConfig) -> int:
     for split in {"validation", *config.eval.splits}:
         evaluation.open_split(config, split)
     with manager.manager(config.model_dir, keep=config.keep_checkpoints) as checkpoints:
-        trainer, state, evals = assembly.make_trainer(config, mesh, evaluator, checkpoints, text)
+        trainer, state, evals = assembly.make_trainer(
+            config, mesh, evaluator, checkpoints, text, timer
+        )
         try:
             outcome = trainer.run(state, evals)
         except loop.NonFiniteError as error:
@@ -63,6 +66,9 @@ def main(config: RunConfig) -> int:
             f"n {result.n}) with step {result.step}, the best on validation of {outcome.step} "
             f"steps; checkpoints, metrics and predictions are in {config.model_dir}"
         )
+    timer.lap("evaluation")
+    trainer.goodput.note(outcome.step, saved=True)
+    print(clock.describe(config.model_dir))
     return 0
 
 
