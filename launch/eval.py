@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from launch import compilation, evaluation, flags
+from launch import cluster, compilation, evaluation, flags
 from stepdistill_jax import config as configs
 from stepdistill_jax.checkpoint.restore import available_steps, restore_params
 from stepdistill_jax.eval import teacher
@@ -85,6 +85,7 @@ def score(config: RunConfig) -> Iterator[Result]:
 
 def main(arguments: flags.Arguments) -> None:
     """Scores every run that is named and prints one line a result."""
+    cluster.start()
     for config in runs(arguments):
         compilation.enable_compilation_cache(config.tokens.root())
         for result in score(config):

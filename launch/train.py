@@ -3,14 +3,15 @@
 METHOD "teacher" trains nothing and scores the teacher's own answers.
 
 The same command again continues a run that was stopped. Exit codes: 0 finished, 2 wrong input,
-3 a loss that is not finite, 75 preempted (SIGTERM): run the same command again.
+3 a loss that is not finite, 75 preempted (SIGTERM), or another process of the run has ended: run
+the same command again.
 """
 
 from __future__ import annotations
 
 import sys
 
-from launch import assembly, compilation, evaluation, flags
+from launch import assembly, cluster, compilation, evaluation, flags
 from launch.claim import claim
 from stepdistill_jax.checkpoint import initial, manager, restore
 from stepdistill_jax.eval import teacher
@@ -23,6 +24,7 @@ from stepdistill_jax.train import clock, loop
 def main(config: RunConfig) -> int:
     """Trains, scores and says where everything lies; returns the exit code."""
     timer = clock.Clock()
+    cluster.start(preemptible=True)
     if config.method == teacher.METHOD:
         claim(config)
         scored = evaluation.score_teacher(config)
