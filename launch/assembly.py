@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from typing import Any
 
+import grain
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
@@ -14,8 +16,8 @@ from launch import evaluation
 from stepdistill_jax.checkpoint.initial import initial_params
 from stepdistill_jax.costs import CostMeter
 from stepdistill_jax.data import triage
-from stepdistill_jax.data.packing import row_shape
-from stepdistill_jax.data.pipeline import train_iterator
+from stepdistill_jax.data.packing import RowShape, row_shape
+from stepdistill_jax.data.pipeline import SplitCache, train_iterator
 from stepdistill_jax.data.token_shards import Manifest
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.flops import train_flops
@@ -27,10 +29,69 @@ from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.train import log, loop
 from stepdistill_jax.train.clock import Clock, Goodput
 from stepdistill_jax.train.state import TrainState, abstract_state, create_state, state_shardings
-from stepdistill_jax.train.step import make_train_step
+from stepdistill_jax.train.step import TrainStep, make_train_step
 from stepdistill_jax.train.trace import StepTrace
 
-PyTree = Any
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What the steps of a run are made of, before any state is.
+
+    Attributes:
+        cache: the training data as METHOD reads it.
+        shape: of a batch.
+        batches: this process's part of them, from the first on.
+        optimizer: the update rule.
+        abstract: shapes and shardings of a state.
+        train_step: compiles when it is first called.
+    """
+
+    cache: SplitCache
+    shape: RowShape
+    batches: grain.DatasetIterator[loop.Batch]
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    train_step: TrainStep
+
+
+def make_parts(config: RunConfig, mesh: Mesh) -> Parts:
+    """Opens the training data and makes the step.
+
+    Raises:
+        InputError: data, vocabulary or mesh do not fit the configuration.
+    """
+    cache = evaluation.open_split(config, "train")
+    shape = row_shape(
+        cache.lengths,
+        config.pipeline,
+        config.streams,
+        name=lambda row: f"example {cache.row(row)['id']}",
+    )
+    shard, shards = data_shard(mesh)
+    batches = train_iterator(
+        cache,
+        config.pipeline,
+        shape,
+        config.streams,
+        process_index=shard,
+        process_count=shards,
+    )
+    optimizer = make_optimizer(config.optimizer, config.train_steps)
+    train_step = make_train_step(
+        config.model,
+        config.objective,
+        optimizer,
+        make_schedule(config.optimizer, config.train_steps),
+        config.streams,
+        config.microbatches,
+        config.seed,
+        config.prng_impl,
+        mesh,
+        state_shardings(config.model, optimizer, mesh),
+        alpha_schedule(config.objective, config.train_steps) if len(config.streams) > 1 else None,
+    )
+    abstract = abstract_state(config.model, optimizer, mesh)
+    return Parts(cache, shape, batches, optimizer, abstract, train_step)
 
 
 def make_trainer(
@@ -50,47 +111,17 @@ def make_trainer(
         InputError: data, vocabulary, mesh or checkpoint do not fit the configuration.
     """
     started = time.perf_counter()
-    cache = evaluation.open_split(config, "train")
-    shape = row_shape(
-        cache.lengths,
-        config.pipeline,
-        config.streams,
-        name=lambda row: f"example {cache.row(row)['id']}",
-    )
-    shard, shards = data_shard(mesh)
-    batches = train_iterator(
-        cache,
-        config.pipeline,
-        shape,
-        config.streams,
-        process_index=shard,
-        process_count=shards,
-    )
-    schedule = make_schedule(config.optimizer, config.train_steps)
-    optimizer = make_optimizer(config.optimizer, config.train_steps)
+    parts = make_parts(config, mesh)
+    cache, shape = parts.cache, parts.shape
 
     def fresh() -> TrainState:
         shardings = evaluation.abstract_sharded_params(config, mesh)
         params = initial_params(config.initial_checkpoint, shardings)
-        return create_state(config.model, optimizer, mesh, config.seed, params)
+        return create_state(config.model, parts.optimizer, mesh, config.seed, params)
 
     # The fingerprint covers the data's bytes, the vocabulary and all that makes tokens of text.
     identity = {"config": text, "training data": cache.manifest.fingerprint}
-    abstract = abstract_state(config.model, optimizer, mesh)
-    state, evals = loop.resume(checkpoints, batches, fresh, abstract, identity)
-    train_step = make_train_step(
-        config.model,
-        config.objective,
-        optimizer,
-        schedule,
-        config.streams,
-        config.microbatches,
-        config.seed,
-        config.prng_impl,
-        mesh,
-        state_shardings(config.model, optimizer, mesh),
-        alpha_schedule(config.objective, config.train_steps) if len(config.streams) > 1 else None,
-    )
+    state, evals = loop.resume(checkpoints, parts.batches, fresh, parts.abstract, identity)
     count = log.write_inventory(config.model_dir, state.params)
     print(_training_data(cache.manifest))
     print(
@@ -112,8 +143,8 @@ def make_trainer(
             checkpoint_period=config.checkpoint_period,
             early_stop_evals=config.early_stop_evals,
         ),
-        train_step=train_step,
-        batches=batches,
+        train_step=parts.train_step,
+        batches=parts.batches,
         place=lambda batch: place_batch(batch, mesh, config.microbatches),
         evaluate=lambda params, step: evaluator.evaluate(params, step, "validation").accuracy,
         checkpoints=checkpoints,

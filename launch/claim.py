@@ -17,38 +17,48 @@ from stepdistill_jax.spec import FINISHED_FILE, InputError
 def claim(config: RunConfig) -> str:
     """Writes ``config.gin``, or checks that the run in MODEL_DIR is this one; returns its text.
 
-    A run that stopped before its first checkpoint or result holds nothing to spoil.
-
     Raises:
         InputError: MODEL_DIR holds a run with other settings, or cannot be written.
     """
-    path = epath.Path(config.model_dir) / configs.CONFIG_FILE
-    begun = restore.available_steps(config.model_dir) or read_results(config.model_dir)
-    if path.exists() and begun:
-        changed = configs.difference(configs.read(config.model_dir), config)
-        if changed:
-            remedy = "repeat the settings in its config.gin to continue it"
-            before, now = changed.get("TRAIN_STEPS", (0, 0))
-            if now > before and (epath.Path(config.model_dir) / FINISHED_FILE).exists():
-                remedy = (
-                    "repeat the settings in its config.gin to score it again; its schedule is "
-                    "finished and cannot be lengthened, but "
-                    f"INITIAL_CHECKPOINT={config.model_dir!r} in a new MODEL_DIR starts from its "
-                    "best step"
-                )
-            listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
-            raise InputError(
-                f"{config.model_dir} holds a run with {listed}; choose another MODEL_DIR, or "
-                f"{remedy}"
-            )
+    refuse_other(config)
     text = configs.dump(config)
     # Asking for the process would start the devices, which a teacher's score does not need.
     if config.method == teacher.METHOD or jax.process_index() == 0:
         try:
-            records.write_atomic(path, text)
+            records.write_atomic(epath.Path(config.model_dir) / configs.CONFIG_FILE, text)
         except OSError as error:
             raise InputError(
                 f"MODEL_DIR={config.model_dir!r} cannot be written: {error.strerror or error}; "
                 "make room or give the right to write, or choose another MODEL_DIR"
             ) from error
     return text
+
+
+def refuse_other(config: RunConfig) -> None:
+    """Checks that the run in MODEL_DIR, where there is one, is this one.
+
+    A run that stopped before its first checkpoint or result holds nothing to spoil.
+
+    Raises:
+        InputError: it has other settings.
+    """
+    path = epath.Path(config.model_dir) / configs.CONFIG_FILE
+    begun = restore.available_steps(config.model_dir) or read_results(config.model_dir)
+    changed = {}
+    if path.exists() and begun:
+        changed = configs.difference(configs.read(config.model_dir), config)
+    if not changed:
+        return
+    remedy = "repeat the settings in its config.gin to continue it"
+    before, now = changed.get("TRAIN_STEPS", (0, 0))
+    if now > before and (epath.Path(config.model_dir) / FINISHED_FILE).exists():
+        remedy = (
+            "repeat the settings in its config.gin to score it again; its schedule is "
+            "finished and cannot be lengthened, but "
+            f"INITIAL_CHECKPOINT={config.model_dir!r} in a new MODEL_DIR starts from its "
+            "best step"
+        )
+    listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
+    raise InputError(
+        f"{config.model_dir} holds a run with {listed}; choose another MODEL_DIR, or {remedy}"
+    )

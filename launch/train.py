@@ -1,17 +1,20 @@
 """Trains one run and scores it: python -m launch.train --gin_file=demo.gin [--gin.NAME=value]
 
-METHOD "teacher" trains nothing and scores the teacher's own answers.
+METHOD "teacher" trains nothing and scores the teacher's own answers. With --preflight it trains
+nothing either: it tries everything once, prints a table, and leaves the run alone.
 
 The same command again continues a run that was stopped. Exit codes: 0 finished, 2 wrong input,
 3 a loss that is not finite, 75 preempted (SIGTERM), or another process of the run has ended: run
-the same command again.
+the same command again. A preflight: 0 all is well, 2 something failed.
 """
 
 from __future__ import annotations
 
 import sys
 
-from launch import assembly, cluster, compilation, evaluation, flags
+from absl import flags as absl_flags
+
+from launch import assembly, cluster, compilation, evaluation, flags, preflight
 from launch.claim import claim
 from stepdistill_jax.checkpoint import initial, manager, restore
 from stepdistill_jax.eval import teacher
@@ -19,6 +22,16 @@ from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import EXIT_NON_FINITE, EXIT_PREEMPTED
 from stepdistill_jax.train import clock, loop
+
+_PREFLIGHT = absl_flags.DEFINE_bool("preflight", False, "Try everything once, and stop.")
+
+
+def run(config: RunConfig) -> int:
+    """What the command line asks for; returns the exit code."""
+    if not _PREFLIGHT.value:
+        return main(config)
+    cluster.start()
+    return preflight.run(config)
 
 
 def main(config: RunConfig) -> int:
@@ -75,4 +88,4 @@ def main(config: RunConfig) -> int:
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    flags.run(run)
