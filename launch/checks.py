@@ -99,9 +99,10 @@ class Checks:
             Check("room", self.room, ("MODEL_DIR",)),
             Check("mesh", self.make_mesh, ("devices",)),
             Check("vocabulary", self.vocabulary),
+            Check("embeddings", self.embeddings, ("vocabulary",)),
             Check("weights", self.weights),
             *data,
-            Check("state", self.make_state, ("weights", "mesh", "data: train")),
+            Check("state", self.make_state, ("weights", "mesh", "embeddings", "data: train")),
             Check("step", self.step, ("state",)),
             Check("decode", self.decode, ("step", "data: validation")),
             Check("save and restore", self.save_and_restore, ("step", "MODEL_DIR", "room")),
@@ -182,17 +183,17 @@ class Checks:
         count = self.config.keep_checkpoints + 2
         there = len(restore.available_steps(self.config.model_dir))
         need = size * max(count - there, 1)
-        what = f"{count} checkpoints of {size / _GIB:.2f} GiB"
+        what = f"{count} checkpoints of {_size(size)}"
         if "://" in self.config.model_dir:
             return f"{what}; a store has no end that could be measured"
         free = shutil.disk_usage(self.scratch).free
         if free < need:
             raise InputError(
-                f"{what} need {need / _GIB:.2f} GiB, {self.config.model_dir} has "
-                f"{free / _GIB:.2f} GiB free; make room, lower KEEP_CHECKPOINTS="
+                f"{what} need {_size(need)}, {self.config.model_dir} has "
+                f"{_size(free)} free; make room, lower KEEP_CHECKPOINTS="
                 f"{self.config.keep_checkpoints}, or choose another MODEL_DIR"
             )
-        return f"{what}, {there} of them there; {free / _GIB:.1f} GiB are free"
+        return f"{what}, {there} of them there; {_size(free)} are free"
 
     def make_mesh(self) -> str:
         """The mesh fits the devices."""
@@ -200,10 +201,15 @@ class Checks:
         return " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
 
     def vocabulary(self) -> str:
-        """The vocabulary is at hand and fits the model."""
+        """The vocabulary is at hand."""
         found = load_vocabulary(self.config.tokens.vocabulary)
-        self.config.check_vocabulary(found.size)
-        return f"{found.size:,} ids in {self.config.model.vocab_size:,} rows of embeddings"
+        return f"{found.size:,} ids, fingerprint {found.fingerprint[:12]}"
+
+    def embeddings(self) -> str:
+        """Every id of the vocabulary has its row."""
+        size = load_vocabulary(self.config.tokens.vocabulary).size
+        self.config.check_vocabulary(size)
+        return f"{self.config.model.vocab_size:,} rows hold {size:,} ids"
 
     def weights(self) -> str:
         """What the run starts from is there, whole, and of this model."""
@@ -244,7 +250,7 @@ class Checks:
         )
         count = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         devices = len(jax.local_devices())
-        return f"{count:,} parameters; {held / devices / _GIB:.2f} GiB of state a device"
+        return f"{count:,} parameters; {_size(held / devices)} of state a device"
 
     def step(self) -> str:
         """The first batches train, with a finite loss; says how long the whole run will take."""
@@ -329,7 +335,7 @@ class Checks:
                 "on another disk"
             )
         return (
-            f"{size / _GIB:.2f} GiB saved in {saved:.1f} s (training waits {blocked:.1f} s) and "
+            f"{_size(size)} saved in {saved:.1f} s (training waits {blocked:.1f} s) and "
             f"restored in {restored:.1f} s, equal bit for bit"
         )
 
@@ -357,7 +363,11 @@ def _digest(tree: Any) -> str:
 def _memory() -> str:
     """The most memory that a device of this host has used so far."""
     peak = device_memory()["hbm_peak"]
-    return "the devices do not tell their memory" if peak is None else f"{peak / _GIB:.2f} GiB HBM"
+    return "HBM not told" if peak is None else f"HBM at most {_size(peak)}"
+
+
+def _size(count: float) -> str:
+    return f"{count / _GIB:,.1f} GiB" if count >= _GIB else f"{count / 2**20:,.1f} MiB"
 
 
 def _duration(seconds: float) -> str:
