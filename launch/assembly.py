@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from launch import evaluation
+from launch import cluster, evaluation
 from stepdistill_jax.checkpoint.initial import initial_params
 from stepdistill_jax.costs import CostMeter
 from stepdistill_jax.data import triage
@@ -21,6 +21,8 @@ from stepdistill_jax.model.flops import train_flops
 from stepdistill_jax.objective import alpha_schedule
 from stepdistill_jax.optim import optimizer as make_optimizer
 from stepdistill_jax.optim import schedule as make_schedule
+from stepdistill_jax.parallel import processes
+from stepdistill_jax.parallel.mesh import batch_shards
 from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.train import log, loop
@@ -61,6 +63,7 @@ def make_trainer(
         config.streams,
         process_index=shard,
         process_count=shards,
+        row_multiple=batch_shards(mesh) * config.microbatches,
     )
     schedule = make_schedule(config.optimizer, config.train_steps)
     optimizer = make_optimizer(config.optimizer, config.train_steps)
@@ -88,16 +91,16 @@ def make_trainer(
         alpha_schedule(config.objective, config.train_steps) if len(config.streams) > 1 else None,
     )
     count = log.write_inventory(config.model_dir, state.params)
-    print(_training_data(cache.manifest))
-    print(
+    cluster.say(_training_data(cache.manifest))
+    cluster.say(
         f"{count:,} parameters; {len(cache):,} pairs for training; a step is {shape.rows} rows of "
-        f"{shape.inputs} inputs and {dict(shape.targets)} targets on {mesh.size} device(s); "
+        f"{shape.inputs} inputs and {dict(shape.targets)} targets on {mesh.size} device(s)"
+        f"{_of_processes()}; "
         f"{_origin(config, checkpoints.latest_step())}; "
         f"ready in {time.perf_counter() - started:.1f} s"
     )
     if int(state.step) < config.train_steps:
-        # Where the output goes to a file, this line would else come after the wait it announces.
-        print("compiling the step, which may take a minute or more; then it trains", flush=True)
+        cluster.say("compiling the step, which may take a minute or more; then it trains")
     flops = train_flops(config.model, shape.rows, shape.inputs, shape.targets)
     trainer = loop.Trainer(
         config=loop.LoopConfig(
@@ -135,6 +138,11 @@ def _training_data(manifest: Manifest) -> str:
     noted = {name: f"{count:,}" for name, count in report.items() if count}
     noted |= triage.yields(judged)
     return "training data: " + ", ".join(f"{name} {text}" for name, text in noted.items())
+
+
+def _of_processes() -> str:
+    """How many processes hold the devices, where it is not one."""
+    return f" of {processes.count()} processes" if processes.count() > 1 else ""
 
 
 def _origin(config: RunConfig, latest: int | None) -> str:
