@@ -6,13 +6,12 @@ import dataclasses
 import time
 
 import grain
-import jax
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from launch import evaluation
+from launch import cluster, evaluation
 from stepdistill_jax.checkpoint.initial import initial_params
 from stepdistill_jax.costs import CostMeter
 from stepdistill_jax.data import triage
@@ -24,6 +23,8 @@ from stepdistill_jax.model.flops import train_flops
 from stepdistill_jax.objective import alpha_schedule
 from stepdistill_jax.optim import optimizer as make_optimizer
 from stepdistill_jax.optim import schedule as make_schedule
+from stepdistill_jax.parallel import processes
+from stepdistill_jax.parallel.mesh import batch_shards
 from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.train import log, loop
@@ -75,6 +76,7 @@ def make_parts(config: RunConfig, mesh: Mesh) -> Parts:
         config.streams,
         process_index=shard,
         process_count=shards,
+        row_multiple=batch_shards(mesh) * config.microbatches,
     )
     optimizer = make_optimizer(config.optimizer, config.train_steps)
     train_step = make_train_step(
@@ -123,16 +125,16 @@ def make_trainer(
     identity = {"config": text, "training data": cache.manifest.fingerprint}
     state, evals = loop.resume(checkpoints, parts.batches, fresh, parts.abstract, identity)
     count = log.write_inventory(config.model_dir, state.params)
-    print(_training_data(cache.manifest))
-    print(
+    cluster.say(_training_data(cache.manifest))
+    cluster.say(
         f"{count:,} parameters; {len(cache):,} pairs for training; a step is {shape.rows} rows of "
-        f"{shape.inputs} inputs and {dict(shape.targets)} targets on {mesh.size} device(s); "
+        f"{shape.inputs} inputs and {dict(shape.targets)} targets on {mesh.size} device(s)"
+        f"{_of_processes()}; "
         f"{_origin(config, checkpoints.latest_step())}; "
         f"ready in {time.perf_counter() - started:.1f} s"
     )
     if int(state.step) < config.train_steps:
-        # Where the output goes to a file, this line would else come after the wait it announces.
-        print("compiling the step, which may take a minute or more; then it trains", flush=True)
+        cluster.say("compiling the step, which may take a minute or more; then it trains")
     flops = train_flops(config.model, shape.rows, shape.inputs, shape.targets)
     trainer = loop.Trainer(
         config=loop.LoopConfig(
@@ -158,7 +160,7 @@ def make_trainer(
             devices=mesh.size,
         ),
         clock=clock,
-        goodput=Goodput(config.model_dir, clock, int(state.step), writes=jax.process_index() == 0),
+        goodput=Goodput(config.model_dir, clock, int(state.step), writes=processes.is_lead()),
         trace=StepTrace(config.model_dir, config.profile_steps, clock),
         example_ids=lambda index: [cache.row(int(i) - 1)["id"] for i in np.unique(index)],
         identity=identity,
@@ -173,6 +175,11 @@ def _training_data(manifest: Manifest) -> str:
     noted = {name: f"{count:,}" for name, count in report.items() if count}
     noted |= triage.yields(judged)
     return "training data: " + ", ".join(f"{name} {text}" for name, text in noted.items())
+
+
+def _of_processes() -> str:
+    """How many processes hold the devices, where it is not one."""
+    return f" of {processes.count()} processes" if processes.count() > 1 else ""
 
 
 def _origin(config: RunConfig, latest: int | None) -> str:

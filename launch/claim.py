@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import jax
 from etils import epath
 
 from stepdistill_jax import config as configs
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import restore
-from stepdistill_jax.eval import teacher
 from stepdistill_jax.eval.results import read_results
+from stepdistill_jax.parallel import processes
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import FINISHED_FILE, InputError
 
@@ -17,20 +16,34 @@ from stepdistill_jax.spec import FINISHED_FILE, InputError
 def claim(config: RunConfig) -> str:
     """Writes ``config.gin``, or checks that the run in MODEL_DIR is this one; returns its text.
 
+    A run that stopped before its first checkpoint or result holds nothing to spoil. Of several
+    processes the lead claims for all.
+
     Raises:
-        InputError: MODEL_DIR holds a run with other settings, or cannot be written.
+        InputError: MODEL_DIR holds a run with other settings, or cannot be written; or the
+            processes were started with different settings.
     """
+    text, lead = processes.from_lead(lambda: (_claim(config), config))
+    different = configs.difference(lead, config)
+    if different:
+        listed = ", ".join(f"{n}={own!r}, not {of!r}" for n, (of, own) in different.items())
+        raise InputError(
+            f"process {processes.index()} was started with {listed} as process 0 was; start the "
+            "same command in all processes"
+        )
+    return text
+
+
+def _claim(config: RunConfig) -> str:
     refuse_other(config)
     text = configs.dump(config)
-    # Asking for the process would start the devices, which a teacher's score does not need.
-    if config.method == teacher.METHOD or jax.process_index() == 0:
-        try:
-            records.write_atomic(epath.Path(config.model_dir) / configs.CONFIG_FILE, text)
-        except OSError as error:
-            raise InputError(
-                f"MODEL_DIR={config.model_dir!r} cannot be written: {error.strerror or error}; "
-                "make room or give the right to write, or choose another MODEL_DIR"
-            ) from error
+    try:
+        records.write_atomic(epath.Path(config.model_dir) / configs.CONFIG_FILE, text)
+    except OSError as error:
+        raise InputError(
+            f"MODEL_DIR={config.model_dir!r} cannot be written: {error.strerror or error}; "
+            "make room or give the right to write, or choose another MODEL_DIR"
+        ) from error
     return text
 
 

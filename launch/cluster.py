@@ -84,6 +84,12 @@ def start(*, preemptible: bool = False) -> None:
     ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
 
 
+def say(line: str, *, error: bool = False) -> None:
+    """Prints a line, once for all processes, at once: it may announce a wait."""
+    if processes.is_lead():
+        print(line, file=sys.stderr if error else sys.stdout, flush=True)
+
+
 def leave(code: int) -> NoReturn:
     """Ends this process with `code`; where there are others, so that they notice at once.
 

@@ -71,13 +71,13 @@ def run(config: RunConfig) -> int:
     is_new = not folder.exists()
     scratch = folder / f".preflight-{identity}"
     for line in table([Finding("check", "result", "what was found")], head=True):
-        _say(line)
+        cluster.say(line)
     findings: dict[str, Finding] = {}
     try:
         for check in checks.Checks(config, scratch).listed():
             findings[check.name] = finding = _judge(check, findings, f"preflight/{identity}")
             for line in table([finding]):
-                _say(line)
+                cluster.say(line)
     finally:
         if processes.is_lead():
             # What cannot be written cannot be deleted: its own check has said so.
@@ -85,14 +85,8 @@ def run(config: RunConfig) -> int:
                 scratch.rmtree(missing_ok=True)
                 if is_new and folder.exists() and not any(folder.iterdir()):
                     folder.rmdir()
-    _say(_summary(findings.values(), time.perf_counter() - started))
+    cluster.say(_summary(findings.values(), time.perf_counter() - started))
     return EXIT_INPUT_ERROR if any(f.result == FAILED for f in findings.values()) else 0
-
-
-def _say(line: str) -> None:
-    """Prints a line, once for all processes, as soon as it is known."""
-    if processes.is_lead():
-        print(line, flush=True)
 
 
 def _judge(check: checks.Check, before: dict[str, Finding], key: str) -> Finding:

@@ -10,8 +10,6 @@ the same command again. A preflight: 0 all is well, 2 something failed.
 
 from __future__ import annotations
 
-import sys
-
 from absl import flags as absl_flags
 
 from launch import assembly, cluster, compilation, evaluation, flags, preflight
@@ -43,7 +41,7 @@ def main(config: RunConfig) -> int:
         scored = evaluation.score_teacher(config)
         evaluation.mark_finished(config, teacher.STEP, teacher.STEP, scored)
         for result in scored:
-            print(
+            cluster.say(
                 f"{result.split} accuracy of the teacher {result.accuracy:.2%} (standard error "
                 f"{result.stderr:.2%}, n {result.n}); predictions are in {config.model_dir}"
             )
@@ -54,8 +52,8 @@ def main(config: RunConfig) -> int:
     compilation.enable_compilation_cache(config.tokens.root())
     mesh = make_mesh(config.mesh)
     evaluator = evaluation.make_evaluator(config, mesh)
-    # Splits are opened before hours are spent, not after.
-    for split in {"validation", *config.eval.splits}:
+    # Splits are opened before hours are spent, not after; by all processes in one order.
+    for split in sorted({"validation", *config.eval.splits}):
         evaluation.open_split(config, split)
     with manager.manager(config.model_dir, keep=config.keep_checkpoints) as checkpoints:
         trainer, state, evals = assembly.make_trainer(
@@ -64,26 +62,30 @@ def main(config: RunConfig) -> int:
         try:
             outcome = trainer.run(state, evals)
         except loop.NonFiniteError as error:
-            print(f"error: {error}", file=sys.stderr)
+            cluster.say(f"error: {error}", error=True)
             return EXIT_NON_FINITE
+        except Exception as error:
+            # Leaving the manager would wait for what the others save.
+            cluster.end_if_lost(error)
+            raise
         finally:
             trainer.log.close()
     if outcome.preempted:
-        print(
+        cluster.say(
             f"preempted: step {outcome.step} is saved in {config.model_dir}; run the same command "
             "again to continue",
-            file=sys.stderr,
+            error=True,
         )
         return EXIT_PREEMPTED
     for result in evaluation.score_best(config, evaluator, outcome.step):
-        print(
+        cluster.say(
             f"{result.split} accuracy {result.accuracy:.2%} (standard error {result.stderr:.2%}, "
             f"n {result.n}) with step {result.step}, the best on validation of {outcome.step} "
             f"steps; checkpoints, metrics and predictions are in {config.model_dir}"
         )
     timer.lap("evaluation")
     trainer.goodput.note(outcome.step, saved=True)
-    print(clock.describe(config.model_dir))
+    cluster.say(clock.describe(config.model_dir))
     return 0
 
 

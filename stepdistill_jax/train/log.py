@@ -13,6 +13,7 @@ from clu import parameter_overview
 from etils import epath
 
 from stepdistill_jax import records
+from stepdistill_jax.parallel import processes
 from stepdistill_jax.spec import EXAMPLE_INDEX
 from stepdistill_jax.train.clock import TRAINING, Clock
 
@@ -38,10 +39,11 @@ PEAK_FLOPS = {
 
 def write_inventory(model_dir: epath.PathLike, params: Any) -> int:
     """Writes every parameter's name, shape and count to ``parameters.txt``; returns the total."""
-    records.write_atomic(
-        epath.Path(model_dir) / PARAMETERS_FILE,
-        parameter_overview.get_parameter_overview(params, include_stats=False) + "\n",
-    )
+    if processes.is_lead():
+        records.write_atomic(
+            epath.Path(model_dir) / PARAMETERS_FILE,
+            parameter_overview.get_parameter_overview(params, include_stats=False) + "\n",
+        )
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
@@ -49,17 +51,19 @@ class MetricLog:
     """Appends one line a logged step to ``metrics.jsonl``, and scalars to TensorBoard.
 
     Lines of steps after `resume_step` are dropped on opening: the run is about to write them
-    again, with the same numbers.
+    again, with the same numbers. Only the lead of several processes writes.
     """
 
     def __init__(self, model_dir: epath.PathLike, resume_step: int, *, tensorboard: bool) -> None:
+        self._file = self._writer = None
+        if not processes.is_lead():
+            return
         folder = epath.Path(model_dir)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS_FILE
         if path.exists():
             records.write_atomic(path, "".join(_lines_up_to(path.read_text(), resume_step)))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # closed in `close`
-        self._writer = None
         if tensorboard:
             # clu's writer imports TensorFlow: seconds of start-up that only TENSORBOARD pays.
             from clu import metric_writers
@@ -68,6 +72,8 @@ class MetricLog:
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
         """Writes one line ``{"step": step, **values}``; a None is written as null."""
+        if self._file is None:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if self._writer is not None:
@@ -76,7 +82,8 @@ class MetricLog:
 
     def close(self) -> None:
         """Flushes and closes both."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
 
@@ -138,11 +145,11 @@ class Throughput:
         """
         spent = self._clock.window()
         seconds = sum(spent[phase] for phase in TRAINING)
-        processes = jax.process_count()
+        several = processes.count()
         flops = self._flops_per_step * self._steps / seconds
         values = {
-            "pairs_per_second": self._pairs * processes / seconds,
-            "tokens_per_second": self._tokens * processes / seconds,
+            "pairs_per_second": self._pairs * several / seconds,
+            "tokens_per_second": self._tokens * several / seconds,
             "fill": self._tokens / self._slots,
             "data_wait": spent["data_wait"] / seconds,
             "mfu": None if self._peak is None else flops / self._peak,

@@ -17,11 +17,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import manager
 from stepdistill_jax.costs import CostMeter
+from stepdistill_jax.parallel import processes
 from stepdistill_jax.spec import EXAMPLE_INDEX, NON_FINITE_FILE, InputError
 from stepdistill_jax.train.clock import TRAINING, Clock, Goodput
 from stepdistill_jax.train.log import MetricLog, Throughput
@@ -93,22 +95,35 @@ class NonFiniteError(RuntimeError):
 
 
 class Preemption:
-    """Notes SIGTERM, which a TPU VM gets before it is taken away; a second one kills at once."""
+    """Notes SIGTERM, which a TPU VM gets before it is taken away; a second one kills at once.
+
+    Of several processes one may be told; JAX, which has taken the signal itself, then finds a step
+    that none of them has reached, at which all stop.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._requested = False
+        self._several = processes.count() > 1
 
     def __enter__(self) -> Preemption:
-        self._previous = signal.signal(signal.SIGTERM, self._note)
+        if not self._several:
+            self._previous = signal.signal(signal.SIGTERM, self._note)
         return self
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop after `step`; to be asked once after every step."""
+        if self._several:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._requested
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        self.requested = True
+        self._requested = True
         signal.signal(signal.SIGTERM, self._previous)
 
     def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+        # Nobody asks any more, so from here on JAX would let the signal go unheard.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._several else self._previous)
 
 
 def _due(step: int, period: int) -> bool:
@@ -198,8 +213,10 @@ class Trainer:
             NonFiniteError: with the step and the batch's example ids in ``non_finite.json``.
         """
         config = self.config
-        (epath.Path(config.model_dir) / NON_FINITE_FILE).unlink(missing_ok=True)
+        if processes.is_lead():
+            (epath.Path(config.model_dir) / NON_FINITE_FILE).unlink(missing_ok=True)
         step = int(state.step)
+        stop = False
         pending: _Step | None = None
         compiled = False
         self.clock.lap("start")
@@ -210,6 +227,7 @@ class Trainer:
                 total=config.train_steps,
                 initial=step,
                 unit="step",
+                disable=not processes.is_lead(),
                 dynamic_ncols=True,
                 # A log file gets a line now and then, a terminal a bar that moves.
                 mininterval=0.1 if sys.stderr.isatty() else 10,
@@ -228,27 +246,29 @@ class Trainer:
                     self._report(pending, bar)
                 pending = _Step(step, metrics, batch)
                 evaluates = step == config.train_steps or _due(step, config.eval_period)
-                saves = evaluates or preemption.requested or _due(step, config.checkpoint_period)
+                stop = preemption.reached(step)
+                saves = evaluates or stop or _due(step, config.checkpoint_period)
                 if saves:
                     # A state is saved or scored only once its own step is known to be finite.
                     self._report(pending, bar)
                     pending = None
-                    if jax.process_index() == 0:
+                    if processes.is_lead():
                         self.costs.note(step, self.clock.sum(TRAINING))
                     accuracy = self.evaluate(state.params, step) if evaluates else None
                     self.clock.lap("evaluation")
                     if accuracy is not None:
                         evals.append((step, accuracy))
-                        bar.write(f"step {step}: validation label accuracy {accuracy:.2%}")
+                        if processes.is_lead():
+                            bar.write(f"step {step}: validation label accuracy {accuracy:.2%}")
                     self._save(state, step, evals, accuracy)
                     self.clock.lap("checkpoint")
                     self.goodput.note(step, saved=True)
-                if preemption.requested and saves:
+                if stop:
                     break
         manager.wait(self.checkpoints)
         self.clock.lap("checkpoint")
         self.goodput.note(step, saved=True)
-        return Outcome(step, preemption.requested and step < config.train_steps, tuple(evals))
+        return Outcome(step, stop and step < config.train_steps, tuple(evals))
 
     def _stop_early(self, evals: list[tuple[int, float]]) -> bool:
         """Whether the last `early_stop_evals` evaluations brought nothing above the best before."""
@@ -289,10 +309,12 @@ class Trainer:
     def _stop_non_finite(
         self, step: int, bad: list[str], values: dict[str, float], index: np.ndarray
     ) -> None:
+        index = multihost_utils.process_allgather(index, tiled=True)
         ids = self.example_ids(index[index > 0])
         path = epath.Path(self.config.model_dir) / NON_FINITE_FILE
         report = {"step": step, "metrics": {k: repr(v) for k, v in values.items()}, "ids": ids}
-        records.write_jsonl(path, [report])
+        if processes.is_lead():
+            records.write_jsonl(path, [report])
         manager.wait(self.checkpoints)
         raise NonFiniteError(
             f"step {step}: {', '.join(f'{name} is {values[name]}' for name in bad)}; the "
