@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from typing import Any, NoReturn
 
 import jax
@@ -109,23 +110,25 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def lost(error: Exception) -> bool:
-    """Whether `error` comes from the end of another process."""
-    several = processes.count() > 1 and isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
-    return several and _LOST.search(str(error)) is not None
+def end(error: Exception) -> None:
+    """Ends this process because of `error`, where it is one of several; else does nothing.
 
-
-def end_if_lost(error: Exception) -> None:
-    """Ends this process where another has ended; to be called before anything waits for that one.
-
-    Exits with `EXIT_PREEMPTED`: nothing is wrong with this one.
+    To be called before anything waits for the others, as the end of a checkpoint manager does.
+    Where another process has ended, the exit code is `EXIT_PREEMPTED`: nothing is wrong with this
+    one.
     """
-    if not lost(error):
+    if processes.count() == 1:
         return
-    reason = str(error).splitlines()[0][:200]
-    _say(f"another process of this run has ended ({reason}); {_CONTINUES}")
-    # Not by sys.exit: JAX's and Orbax's own ends wait for the dead one.
-    os._exit(EXIT_PREEMPTED)
+    if isinstance(error, InputError):
+        print(f"error: {error}", file=sys.stderr)
+        leave(EXIT_INPUT_ERROR)
+    if isinstance(error, (jax.errors.JaxRuntimeError, ValueError)) and _LOST.search(str(error)):
+        reason = str(error).splitlines()[0][:200]
+        _say(f"another process of this run has ended ({reason}); {_CONTINUES}")
+        # Not by `leave`: the dead one does not come.
+        os._exit(EXIT_PREEMPTED)
+    traceback.print_exception(error)
+    leave(1)
 
 
 def _named() -> dict[str, Any] | None:
