@@ -12,6 +12,9 @@ from stepdistill_jax.parallel import processes
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import FINISHED_FILE, InputError
 
+# Hosts may keep their copies of the data in folders of their own.
+_OF_A_HOST = frozenset({"DATA_DIR", "CACHE_DIR"})
+
 
 def claim(config: RunConfig) -> str:
     """Writes ``config.gin``, or checks that the run in MODEL_DIR is this one; returns its text.
@@ -24,12 +27,16 @@ def claim(config: RunConfig) -> str:
             processes were started with different settings.
     """
     text, lead = processes.from_lead(lambda: (_claim(config), config))
-    different = configs.difference(lead, config)
+    of_lead, own = configs.values(lead), configs.values(config)
+    different = [
+        f"{name}={own[name]!r} (process 0: {value!r})"
+        for name, value in of_lead.items()
+        if own[name] != value and name not in _OF_A_HOST
+    ]
     if different:
-        listed = ", ".join(f"{n}={own!r}, not {of!r}" for n, (of, own) in different.items())
         raise InputError(
-            f"process {processes.index()} was started with {listed} as process 0 was; start the "
-            "same command in all processes"
+            f"process {processes.index()} was started with {', '.join(different)}; start the same "
+            "command in all processes"
         )
     return text
 

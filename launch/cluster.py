@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from typing import Any, NoReturn
 
 import jax
@@ -26,8 +27,9 @@ from stepdistill_jax.spec import EXIT_INPUT_ERROR, EXIT_PREEMPTED, InputError
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # How long the first process waits for the last one to come.
 MEETING_SECONDS = 300
-# A process from which nothing was heard for so long is dead to the others. JAX's own default.
-HEARTBEAT_SECONDS = 100
+# A process from which nothing was heard for so long is dead to the others. JAX's own default of
+# 100 would leave a whole pod idle for longer, and to go on from the last checkpoint costs little.
+HEARTBEAT_SECONDS = 30
 # How long a process that stops with an error waits for others that have met the same one.
 _LEAVING_SECONDS = 5
 # JAX's words for a process that is not there any more.
@@ -56,7 +58,7 @@ def start(*, preemptible: bool = False) -> None:
     """
     if jax.distributed.is_initialized():
         return
-    where = _named() or _detected()
+    where = _named() if any(map(os.environ.get, VARIABLES)) else _detected()
     if where is None:
         return
     jax.config.update("jax_enable_preemption_service", preemptible)
@@ -108,31 +110,31 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def lost(error: Exception) -> bool:
-    """Whether `error` comes from the end of another process."""
-    several = processes.count() > 1 and isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
-    return several and _LOST.search(str(error)) is not None
+def end(error: Exception) -> None:
+    """Ends this process because of `error`, where it is one of several; else does nothing.
 
-
-def end_if_lost(error: Exception) -> None:
-    """Ends this process where another has ended; to be called before anything waits for that one.
-
-    Exits with `EXIT_PREEMPTED`: nothing is wrong with this one.
+    To be called before anything waits for the others, as the end of a checkpoint manager does.
+    Where another process has ended, the exit code is `EXIT_PREEMPTED`: nothing is wrong with this
+    one.
     """
-    if not lost(error):
+    if processes.count() == 1:
         return
-    reason = str(error).splitlines()[0][:200]
-    _say(f"another process of this run has ended ({reason}); {_CONTINUES}")
-    # Not by sys.exit: JAX's and Orbax's own ends wait for the dead one.
-    os._exit(EXIT_PREEMPTED)
+    if isinstance(error, InputError):
+        print(f"error: {error}", file=sys.stderr)
+        leave(EXIT_INPUT_ERROR)
+    if isinstance(error, (jax.errors.JaxRuntimeError, ValueError)) and _LOST.search(str(error)):
+        reason = str(error).splitlines()[0][:200]
+        _say(f"another process of this run has ended ({reason}); {_CONTINUES}")
+        # Not by `leave`: the dead one does not come.
+        os._exit(EXIT_PREEMPTED)
+    traceback.print_exception(error)
+    leave(1)
 
 
 def _named() -> dict[str, Any] | None:
-    """What the environment's variables say, as arguments of `jax.distributed.initialize`."""
+    """What `VARIABLES` say, as arguments of `jax.distributed.initialize`; None = it is alone."""
     values = {name: os.environ.get(name, "") for name in VARIABLES}
     lacking = [name for name, value in values.items() if not value]
-    if len(lacking) == len(VARIABLES):
-        return None
     if lacking:
         found = ", ".join(f"{name}={value}" for name, value in values.items() if value)
         raise InputError(
@@ -143,21 +145,23 @@ def _named() -> dict[str, Any] | None:
     for name, value in zip(VARIABLES[1:], numbers, strict=True):
         if not value.isdecimal():
             raise InputError(f"{name}={value!r} in the environment: expected a whole number")
-    processes_, process = map(int, numbers)
-    if process >= processes_:
+    several, process = map(int, numbers)
+    if several < 1:
+        raise InputError(f"JAX_NUM_PROCESSES={several} in the environment: expected 1 or more")
+    if process >= several:
         raise InputError(
-            f"JAX_PROCESS_ID={process} in the environment: expected 0 to "
-            f"{processes_ - 1}, of JAX_NUM_PROCESSES={processes_}"
+            f"JAX_PROCESS_ID={process} in the environment: expected 0 to {several - 1}, of "
+            f"JAX_NUM_PROCESSES={several}"
         )
     if not re.fullmatch(r".+:\d+", address):
         raise InputError(
             f"JAX_COORDINATOR_ADDRESS={address!r} in the environment: expected HOST:PORT"
         )
-    if processes_ == 1:
+    if several == 1:
         return None
     return {
         "coordinator_address": address,
-        "num_processes": processes_,
+        "num_processes": several,
         "process_id": process,
         "cluster_detection_method": "deactivate",
     }
@@ -172,11 +176,19 @@ def _detected() -> dict[str, Any] | None:
         idle = "tpu" in kind.name and platforms is not None and "tpu" not in platforms.split(",")
         # JAX asks Kubernetes itself, which knows nothing of pods that belong to no job.
         alone = kind is clusters.K8sCluster and "JOB_COMPLETION_INDEX" not in os.environ
-        if kind.opt_in_only_method or idle or alone or not kind.is_env_present():
+        if kind.opt_in_only_method or idle or alone:
             continue
-        if kind.get_process_count() == 1:
-            return None
-        return {"cluster_detection_method": kind.name}
+        try:
+            if not kind.is_env_present():
+                continue
+            several = kind.get_process_count() > 1
+        except OSError as error:
+            raise InputError(
+                f"whether this host is one of several cannot be found out ({kind.__name__}: "
+                f"{error}); let it reach the metadata server, or set {', '.join(VARIABLES)}, the "
+                "second to 1 where it is the only one"
+            ) from error
+        return {"cluster_detection_method": kind.name} if several else None
     return None
 
 

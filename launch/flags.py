@@ -109,13 +109,14 @@ def run_with_arguments(
             _stop(str(error))
         except OSError as error:
             if error.errno not in _DISK_ERRORS:
+                cluster.end(error)
                 raise
             _stop(
                 f"{error.filename or 'a file'}: {error.strerror}; free or unlock the disk, or "
                 f"choose other folders with MODEL_DIR and CACHE_DIR"
             )
         except Exception as error:
-            cluster.end_if_lost(error)
+            cluster.end(error)
             raise
 
     app.run(on_flags, argv=rest)

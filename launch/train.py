@@ -66,7 +66,7 @@ def main(config: RunConfig) -> int:
             return EXIT_NON_FINITE
         except Exception as error:
             # Leaving the manager would wait for what the others save.
-            cluster.end_if_lost(error)
+            cluster.end(error)
             raise
         finally:
             trainer.log.close()
