@@ -90,7 +90,10 @@ def run(config: RunConfig) -> int:
 
 
 def _judge(check: checks.Check, before: dict[str, Finding], key: str) -> Finding:
-    """Runs one check on this host and hears what came of it on the others."""
+    """Runs one check on this host and hears what came of it on the others.
+
+    Where one of them has died, JAX ends this process too while it waits (`launch.cluster`).
+    """
     lacking = [need for need in check.needs if before[need].result != OK]
     if lacking:
         return Finding(check.name, NOT_RUN, f"needs {', '.join(lacking)}")
@@ -98,7 +101,6 @@ def _judge(check: checks.Check, before: dict[str, Finding], key: str) -> Finding
     try:
         mine = (OK, check.run(), "")
     except Exception as error:  # whatever it is, the checks after it may still tell something
-        cluster.end_if_lost(error)
         mine = (FAILED, *explain(error))
     everywhere = processes.gather(f"{key}/{check.name}", (hosts.name(), mine))
     result, found, remedy = _joined(dict(everywhere))
