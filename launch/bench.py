@@ -16,7 +16,7 @@ import dataclasses
 import jax
 from absl import flags
 
-from launch import benchmark, paired, trajectories
+from launch import benchmark, cluster, paired, trajectories
 from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax import records
 from stepdistill_jax.bench import machine, report
@@ -66,6 +66,7 @@ def main(arguments: Arguments) -> None:
         if _STARTUP.value:
             benchmark.say("start-up")
             found += benchmark.start_up(arguments, _WINDOWS.value, left_out)
+        cluster.start()
         parts = benchmark.Benchmark(config, _WINDOWS.value)
         if _AGAINST.value:
             found += paired.measure(parts, _STEPS.value)

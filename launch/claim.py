@@ -2,53 +2,83 @@
 
 from __future__ import annotations
 
-import jax
 from etils import epath
 
 from stepdistill_jax import config as configs
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import restore
-from stepdistill_jax.eval import teacher
 from stepdistill_jax.eval.results import read_results
+from stepdistill_jax.parallel import processes
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import FINISHED_FILE, InputError
+
+# Hosts may keep their copies of the data in folders of their own.
+_OF_A_HOST = frozenset({"DATA_DIR", "CACHE_DIR"})
 
 
 def claim(config: RunConfig) -> str:
     """Writes ``config.gin``, or checks that the run in MODEL_DIR is this one; returns its text.
 
+    A run that stopped before its first checkpoint or result holds nothing to spoil. Of several
+    processes the lead claims for all.
+
+    Raises:
+        InputError: MODEL_DIR holds a run with other settings, or cannot be written; or the
+            processes were started with different settings.
+    """
+    text, lead = processes.from_lead(lambda: (_claim(config), config))
+    of_lead, own = configs.values(lead), configs.values(config)
+    different = [
+        f"{name}={own[name]!r} (process 0: {value!r})"
+        for name, value in of_lead.items()
+        if own[name] != value and name not in _OF_A_HOST
+    ]
+    if different:
+        raise InputError(
+            f"process {processes.index()} was started with {', '.join(different)}; start the same "
+            "command in all processes"
+        )
+    return text
+
+
+def _claim(config: RunConfig) -> str:
+    refuse_other(config)
+    text = configs.dump(config)
+    try:
+        records.write_atomic(epath.Path(config.model_dir) / configs.CONFIG_FILE, text)
+    except OSError as error:
+        raise InputError(
+            f"MODEL_DIR={config.model_dir!r} cannot be written: {error.strerror or error}; "
+            "make room or give the right to write, or choose another MODEL_DIR"
+        ) from error
+    return text
+
+
+def refuse_other(config: RunConfig) -> None:
+    """Checks that the run in MODEL_DIR, where there is one, is this one.
+
     A run that stopped before its first checkpoint or result holds nothing to spoil.
 
     Raises:
-        InputError: MODEL_DIR holds a run with other settings, or cannot be written.
+        InputError: it has other settings.
     """
     path = epath.Path(config.model_dir) / configs.CONFIG_FILE
     begun = restore.available_steps(config.model_dir) or read_results(config.model_dir)
+    changed = {}
     if path.exists() and begun:
         changed = configs.difference(configs.read(config.model_dir), config)
-        if changed:
-            remedy = "repeat the settings in its config.gin to continue it"
-            before, now = changed.get("TRAIN_STEPS", (0, 0))
-            if now > before and (epath.Path(config.model_dir) / FINISHED_FILE).exists():
-                remedy = (
-                    "repeat the settings in its config.gin to score it again; its schedule is "
-                    "finished and cannot be lengthened, but "
-                    f"INITIAL_CHECKPOINT={config.model_dir!r} in a new MODEL_DIR starts from its "
-                    "best step"
-                )
-            listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
-            raise InputError(
-                f"{config.model_dir} holds a run with {listed}; choose another MODEL_DIR, or "
-                f"{remedy}"
-            )
-    text = configs.dump(config)
-    # Asking for the process would start the devices, which a teacher's score does not need.
-    if config.method == teacher.METHOD or jax.process_index() == 0:
-        try:
-            records.write_atomic(path, text)
-        except OSError as error:
-            raise InputError(
-                f"MODEL_DIR={config.model_dir!r} cannot be written: {error.strerror or error}; "
-                "make room or give the right to write, or choose another MODEL_DIR"
-            ) from error
-    return text
+    if not changed:
+        return
+    remedy = "repeat the settings in its config.gin to continue it"
+    before, now = changed.get("TRAIN_STEPS", (0, 0))
+    if now > before and (epath.Path(config.model_dir) / FINISHED_FILE).exists():
+        remedy = (
+            "repeat the settings in its config.gin to score it again; its schedule is "
+            "finished and cannot be lengthened, but "
+            f"INITIAL_CHECKPOINT={config.model_dir!r} in a new MODEL_DIR starts from its "
+            "best step"
+        )
+    listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
+    raise InputError(
+        f"{config.model_dir} holds a run with {listed}; choose another MODEL_DIR, or {remedy}"
+    )

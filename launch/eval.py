@@ -13,12 +13,13 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from launch import compilation, evaluation, flags
+from launch import cluster, compilation, evaluation, flags
 from stepdistill_jax import config as configs
 from stepdistill_jax.checkpoint.restore import available_steps, restore_params
 from stepdistill_jax.eval import teacher
 from stepdistill_jax.eval.follow import steps_to_score
 from stepdistill_jax.eval.results import Result
+from stepdistill_jax.parallel import processes
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import InputError
@@ -75,7 +76,9 @@ def score(config: RunConfig) -> Iterator[Result]:
             try:
                 params = restore_params(config.model_dir, step, abstract)
             except InputError:
-                if not config.eval.watch or step in available_steps(config.model_dir):
+                deleted = config.eval.watch and step not in available_steps(config.model_dir)
+                # Of several processes some may have read it, and would score it.
+                if not deleted or processes.count() > 1:
                     raise
                 logging.warning("Step %d was deleted by the run before it was read.", step)
                 continue
@@ -85,13 +88,13 @@ def score(config: RunConfig) -> Iterator[Result]:
 
 def main(arguments: flags.Arguments) -> None:
     """Scores every run that is named and prints one line a result."""
+    cluster.start()
     for config in runs(arguments):
         compilation.enable_compilation_cache(config.tokens.root())
         for result in score(config):
-            print(
+            cluster.say(
                 f"{config.model_dir} step {result.step} {result.split}: accuracy "
-                f"{result.accuracy:.4f} (standard error {result.stderr:.4f}, n {result.n})",
-                flush=True,
+                f"{result.accuracy:.4f} (standard error {result.stderr:.4f}, n {result.n})"
             )
 
 

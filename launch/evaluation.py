@@ -24,6 +24,7 @@ from stepdistill_jax.eval.results import Result, RunFacts
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import abstract_params, logical_axes
+from stepdistill_jax.parallel import processes
 from stepdistill_jax.parallel.rules import param_shardings
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import FINISHED_FILE, RATIONALE_METHODS
@@ -35,11 +36,20 @@ SELECTED_ON = "validation"
 def open_split(config: RunConfig, split: str) -> SplitCache:
     """A split's token cache, built first where there is none, as METHOD reads it.
 
+    Of several processes the lead builds, and the others find its cache where they share CACHE_DIR,
+    else build their own.
+
     Raises:
-        InputError: see `token_cache.open_or_build` and `views.token_view`.
+        InputError: see `token_cache.open_or_build` and `views.token_view`; or the processes have
+            different data.
     """
     vocabulary = load_vocabulary(config.tokens.vocabulary)
-    cache = open_or_build(config.data, config.tokens, split)
+    cache = processes.lead_first(lambda: open_or_build(config.data, config.tokens, split))
+    processes.refuse_difference(
+        f"{split} data and vocabulary",
+        cache.manifest.fingerprint,
+        "give all hosts the same files (DATA_DIR, VOCABULARY and their environment variables)",
+    )
     return token_view(cache, config.method, config.views, vocabulary, config.seed)
 
 
@@ -126,16 +136,19 @@ def score_best(config: RunConfig, evaluator: Evaluator, steps: int) -> list[Resu
         for split in missing:
             results[split] = evaluator.evaluate(params, best, split, selected_on=SELECTED_ON)
     scored = [result for result in results.values() if result is not None]
-    if jax.process_index() == 0:
-        mark_finished(config, steps, best, scored)
+    mark_finished(config, steps, best, scored)
     return scored
 
 
 def score_teacher(config: RunConfig) -> list[Result]:
-    """Scores the teacher's own answers on EVAL_SPLITS, once.
+    """Scores the teacher's own answers on EVAL_SPLITS, once; the lead does, of several processes.
 
     Needs no device. The vocabulary, where it is at hand, only counts tokens.
     """
+    return processes.from_lead(lambda: _score_teacher(config))
+
+
+def _score_teacher(config: RunConfig) -> list[Result]:
     vocabulary = vocabulary_at_hand(config.tokens.vocabulary)
     encode = None if vocabulary is None else vocabulary.encode
     if encode is None:
@@ -148,6 +161,8 @@ def score_teacher(config: RunConfig) -> list[Result]:
 
 def mark_finished(config: RunConfig, steps: int, best: int, scored: list[Result]) -> None:
     """Says that nothing is left to do for a run of so many steps, the best of them `best`."""
+    if not processes.is_lead():
+        return
     accuracy = {result.split: result.accuracy for result in scored}
     text = json.dumps({"step": steps, "best_step": best, "accuracy": accuracy}, indent=1) + "\n"
     records.write_atomic(epath.Path(config.model_dir) / FINISHED_FILE, text)

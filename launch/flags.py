@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from launch import cluster
 from stepdistill_jax import config
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import EXIT_INPUT_ERROR, InputError
@@ -108,11 +109,15 @@ def run_with_arguments(
             _stop(str(error))
         except OSError as error:
             if error.errno not in _DISK_ERRORS:
+                cluster.end(error)
                 raise
             _stop(
                 f"{error.filename or 'a file'}: {error.strerror}; free or unlock the disk, or "
                 f"choose other folders with MODEL_DIR and CACHE_DIR"
             )
+        except Exception as error:
+            cluster.end(error)
+            raise
 
     app.run(on_flags, argv=rest)
 
@@ -128,7 +133,7 @@ def _is_wanted(record: python_logging.LogRecord) -> bool:
 def _stop(message: str) -> NoReturn:
     logging.flush()
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(EXIT_INPUT_ERROR)
+    cluster.leave(EXIT_INPUT_ERROR)
 
 
 def _help(macros: str) -> str:

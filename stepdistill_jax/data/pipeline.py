@@ -31,7 +31,7 @@ processes, and an iterator state written by one number of them restores on anoth
 from __future__ import annotations
 
 import atexit
-import dataclasses
+import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -93,11 +93,14 @@ def train_iterator(
     *,
     process_index: int,
     process_count: int,
+    row_multiple: int = 1,
 ) -> grain.DatasetIterator[Batch]:
     """Iterates over train batches for ever, in an order that is new in every epoch.
 
-    The global batch is its processes' rows one after the other. `get_state` gives a small tree of
-    numbers; `set_state` with it continues with the very batch that would have come next.
+    The global batch is its processes' rows one after the other; where they do not divide, the last
+    rows of all are empty. `get_state` gives a small tree of numbers, the same in every process and
+    for any number of them; `set_state` with it continues with the very batch that would have come
+    next.
 
     Args:
         cache: the pairs.
@@ -106,21 +109,15 @@ def train_iterator(
         streams: those that the method trains.
         process_index: this process, from 0.
         process_count: processes that share a global batch.
+        row_multiple: what the rows of several processes together, the empty ones included, have to
+            be a multiple of: then `place_batch` adds none in between, and the global batch is what
+            one process would place.
 
     Returns:
-        An iterator over `spec.batch_keys(streams)` of `B / process_count` rows, and
+        An iterator over `spec.batch_keys(streams)` of `B / process_count` rows, rounded up, and
         `spec.EXAMPLE_INDEX` int32 [rows, L]: index in the cache plus one of a row's first,
         second, ... pair, then zeros.
-
-    Raises:
-        spec.InputError: the rows do not divide among the processes.
     """
-    if shape.rows % process_count:
-        fitting = _fitting_batch_size(cache.lengths, config, shape, streams, process_count)
-        raise spec.InputError(
-            f"BATCH_SIZE = {config.batch_size} makes {shape.rows} rows a step, which do not divide "
-            f"among {process_count} processes; pass BATCH_SIZE = {fitting}"
-        )
     lengths = {feature: np.asarray(cache.lengths[feature]) for feature in shape.feature_lengths()}
     pairs = grain.MapDataset.range(len(cache)).seed(config.seed).shuffle().repeat()
     # Reading happens in `assemble`; nothing here is worth a thread of its own.
@@ -129,9 +126,15 @@ def train_iterator(
         rows = _pack(pairs.map(_Spans(lengths)).to_iter_dataset(inline), config, shape, len(cache))
     else:
         rows = pairs.map(_OnePairRow(lengths, shape)).to_iter_dataset(inline)
-    share = shape.rows // process_count
-    own = slice(process_index * share, (process_index + 1) * share)
-    batches = rows.batch(shape.rows, batch_fn=lambda batch: assemble(cache, batch[own], streams))
+    multiple = 1 if process_count == 1 else math.lcm(process_count, row_multiple)
+    share = math.ceil(shape.rows / multiple) * multiple // process_count
+
+    def own_rows(batch: Sequence[Batch]) -> Batch:
+        own = [*batch[process_index * share : (process_index + 1) * share]]
+        empty = {key: np.zeros_like(value) for key, value in batch[0].items()}
+        return assemble(cache, own + [empty] * (share - len(own)), streams)
+
+    batches = rows.batch(shape.rows, batch_fn=own_rows)
     iterator = iter(
         experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch)
     )
@@ -161,12 +164,12 @@ def assemble(cache: PairSource, rows: Sequence[Batch], streams: Sequence[str]) -
             # A row's segments lie in its pairs' order from its first slot on, so in reading order
             # the slots of all rows take the tokens of all pairs one after the other.
             batch[f"{feature}_segment_ids"] = segment_ids
-            batch[feature] = _fill_slots(segment_ids, np.concatenate(tokens), np.int32)
+            batch[feature] = _fill_slots(segment_ids, _joined(tokens), np.int32)
         weights = [pair[f"{stream}_weight"] for pair in pairs]
-        if isinstance(weights[0], np.ndarray):
-            token_weights = np.concatenate(weights)
-        else:
+        if weights and not isinstance(weights[0], np.ndarray):
             token_weights = np.repeat(weights, [len(target) for target in tokens])
+        else:
+            token_weights = _joined(weights)
         batch[f"{stream}_weights"] = _fill_slots(segment_ids, token_weights, np.float32)
     return batch
 
@@ -197,7 +200,7 @@ def eval_batches(
         row_lengths = np.where(index < 0, 0, lengths[index])
         segment_ids = (np.arange(length) < row_lengths[:, None]).astype(np.int32)
         tokens = [cache[int(member)][f"{spec.LABEL}_inputs"] for member in members]
-        yield index, _fill_slots(segment_ids, np.concatenate(tokens), np.int32), segment_ids
+        yield index, _fill_slots(segment_ids, _joined(tokens), np.int32), segment_ids
 
 
 def fill(batch: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -214,24 +217,6 @@ def _close(reference: weakref.ref[grain.DatasetIterator[Batch]]) -> None:
     iterator = reference()
     if iterator is not None:
         iterator.close()
-
-
-def _fitting_batch_size(
-    lengths: Mapping[str, np.ndarray],
-    config: PipelineConfig,
-    shape: RowShape,
-    streams: Sequence[str],
-    process_count: int,
-) -> int:
-    """A batch size near the configured one whose rows divide among the processes."""
-    share = max(round(shape.rows / process_count), 1)
-    while True:
-        batch_size = round(share * process_count * shape.pairs_per_row)
-        # Another batch size may choose other row lengths, and so another number of rows.
-        shape = row_shape(lengths, dataclasses.replace(config, batch_size=batch_size), streams)
-        if shape.rows % process_count == 0:
-            return batch_size
-        share += 1
 
 
 def _pack(
@@ -279,6 +264,11 @@ class _OnePairRow:
         row[spec.EXAMPLE_INDEX] = np.zeros(self._inputs, np.int32)
         row[spec.EXAMPLE_INDEX][0] = index + 1
         return row
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """All parts one after the other; a process may hold empty rows alone."""
+    return np.concatenate(parts) if parts else np.zeros(0)
 
 
 def _fill_slots(segment_ids: np.ndarray, values: np.ndarray, dtype: type) -> np.ndarray:

@@ -10,6 +10,7 @@ from etils import epath
 from stepdistill_jax.checkpoint.restore import available_steps, best_step
 from stepdistill_jax.eval.config import EvalConfig
 from stepdistill_jax.eval.results import NOT_SELECTED, VALIDATION
+from stepdistill_jax.parallel import processes
 from stepdistill_jax.spec import FINISHED_FILE, NON_FINITE_FILE, InputError
 
 
@@ -19,11 +20,20 @@ def steps_to_score(
     """Yields (step, selected_on) of every step that EVAL_STEP names, each once, ascending.
 
     With WATCH it looks again every WATCH_PERIOD seconds until the run has finished, and the best
-    step, which may change until then, comes last.
+    step, which may change until then, comes last. Of several processes the lead looks for all: a
+    run that trains on would show each of them another moment.
 
     Raises:
         InputError: there is no such checkpoint (and, with WATCH, none came).
     """
+    steps = _steps_to_score(model_dir, config, sleep)
+    while (step := processes.from_lead(lambda: next(steps, None))) is not None:
+        yield step
+
+
+def _steps_to_score(
+    model_dir: epath.PathLike, config: EvalConfig, sleep: Callable[[float], None]
+) -> Iterator[tuple[int, str]]:
     seen: set[int] = set()
     while True:
         # Asked first: what was saved before the run finished is then seen below.

@@ -41,6 +41,7 @@ from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.flops import serving_flops
 from stepdistill_jax.model.network import abstract_params, logical_axes
 from stepdistill_jax.model.stack import Params
+from stepdistill_jax.parallel import processes
 from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.parallel.rules import activation_rules, fitting_rules
 from stepdistill_jax.spec import EOS_ID, LABEL, PAD_ID, InputError
@@ -139,11 +140,26 @@ class Evaluator:
         known = self.known(step, split, selected_on)
         if known is not None:
             return known
-        folder = self._folder(step, split)
         start = time.perf_counter()
         cache = self._cache(split)
         predictions = self.predict(params, cache)
         seconds = time.perf_counter() - start
+        # They are the same in all processes; one of them writes.
+        return processes.from_lead(
+            lambda: self._write(cache, predictions, step, split, selected_on, seconds)
+        )
+
+    def _write(
+        self,
+        cache: SplitCache,
+        predictions: list[Prediction],
+        step: int,
+        split: str,
+        selected_on: str,
+        seconds: float,
+    ) -> Result:
+        """Scores what the model said and writes all files of it."""
+        folder = self._folder(step, split)
         rows = [cache.row(prediction.row) for prediction in predictions]
         missing = [row["id"] for row in rows if row["gold"] is None]
         if missing:
@@ -161,43 +177,45 @@ class Evaluator:
             selected_on=selected_on,
             **self._cost(step, cache, predictions),
         )
-        if jax.process_index() == 0:
-            lines = [
-                self._line(row, prediction)
-                for row, prediction in zip(rows, predictions, strict=True)
-            ]
-            records.write_jsonl(folder / PREDICTIONS_FILE, lines)
-            about = {
-                "metric": self.metric,
-                "mode": self.config.mode,
-                **self._conditions(split),
-                "unfinished": sum(not prediction.ended for prediction in predictions),
-                "unparsed": sum(not prediction.parsed for prediction in predictions),
-                "seconds": round(seconds, 3),
-                "examples_per_second": round(len(rows) / seconds, 1),
-            }
-            # Which step is selected may change later; results.jsonl keeps that alone.
-            facts = dataclasses.asdict(result)
-            del facts["selected_on"]
-            text = json.dumps({**facts, **about}, indent=1)
-            records.write_atomic(folder / METRICS_FILE, text + "\n")
-            append_result(self.model_dir, result)
+        lines = [
+            self._line(row, prediction) for row, prediction in zip(rows, predictions, strict=True)
+        ]
+        records.write_jsonl(folder / PREDICTIONS_FILE, lines)
+        about = {
+            "metric": self.metric,
+            "mode": self.config.mode,
+            **self._conditions(split),
+            "unfinished": sum(not prediction.ended for prediction in predictions),
+            "unparsed": sum(not prediction.parsed for prediction in predictions),
+            "seconds": round(seconds, 3),
+            "examples_per_second": round(len(rows) / seconds, 1),
+        }
+        # Which step is selected may change later; results.jsonl keeps that alone.
+        facts = dataclasses.asdict(result)
+        del facts["selected_on"]
+        text = json.dumps({**facts, **about}, indent=1)
+        records.write_atomic(folder / METRICS_FILE, text + "\n")
+        append_result(self.model_dir, result)
         return result
 
     def known(self, step: int, split: str, selected_on: str = NOT_SELECTED) -> Result | None:
         """The result of an earlier evaluation of the same step, split and mode.
 
         Where `selected_on` says that the step has been selected since, its line says so from now.
+        Of several processes one looks: they must agree on whether to compute.
 
         Raises:
             InputError: it was scored on other data or with another MAX_DECODE_LENGTH.
         """
+        self._cache(split)  # opened by all, as no process may be alone in that
+        return processes.from_lead(lambda: self._known(step, split, selected_on))
+
+    def _known(self, step: int, split: str, selected_on: str) -> Result | None:
         known = find_result(self.model_dir, step, split)
         if known is not None:
             self._refuse_other_conditions(step, split)
         if known is not None and selected_on == VALIDATION != known.selected_on:
-            if jax.process_index() == 0:
-                mark_selected(self.model_dir, known)
+            mark_selected(self.model_dir, known)
             known = dataclasses.replace(known, selected_on=selected_on)
         folder = self._folder(step, split)
         if known is not None and folder.name == self.config.mode:
@@ -207,11 +225,7 @@ class Evaluator:
                 known,
                 **{name: stored[name] for name in ("n", "accuracy", "stderr", "serving_flops")},
             )
-        if jax.process_count() == 1:
-            return known
-        # The first process decides for all: they must agree on whether to compute.
-        agreed = bool(multihost_utils.broadcast_one_to_all(np.int32(known is not None)))
-        return known if agreed else None
+        return known
 
     def _cost(self, step: int, cache: TextSource, predictions: list[Prediction]) -> dict[str, Any]:
         """What `step` steps took, where the run noted it, and what an answer takes."""

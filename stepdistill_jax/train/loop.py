@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
@@ -17,14 +17,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import manager
 from stepdistill_jax.costs import CostMeter
+from stepdistill_jax.parallel import processes
 from stepdistill_jax.spec import EXAMPLE_INDEX, NON_FINITE_FILE, InputError
+from stepdistill_jax.train.clock import TRAINING, Clock, Goodput
 from stepdistill_jax.train.log import MetricLog, Throughput
 from stepdistill_jax.train.state import TrainState
+from stepdistill_jax.train.trace import StepTrace
 
 Batch = dict[str, np.ndarray]
 Metrics = dict[str, jax.Array]
@@ -72,12 +76,18 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """A step that was dispatched: its metrics on the device, its host batch, seconds waited."""
+    """A step that was dispatched: its metrics on the device and its host batch."""
 
     number: int
     metrics: Metrics
     batch: Batch
-    waiting: float
+
+    def is_running(self) -> bool:
+        """Whether the device is still at it."""
+        return not all(
+            value.is_ready()  # type: ignore[attr-defined]  # of every array; the stubs lack it
+            for value in self.metrics.values()
+        )
 
 
 class NonFiniteError(RuntimeError):
@@ -85,22 +95,35 @@ class NonFiniteError(RuntimeError):
 
 
 class Preemption:
-    """Notes SIGTERM, which a TPU VM gets before it is taken away; a second one kills at once."""
+    """Notes SIGTERM, which a TPU VM gets before it is taken away; a second one kills at once.
+
+    Of several processes one may be told; JAX, which has taken the signal itself, then finds a step
+    that none of them has reached, at which all stop.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._requested = False
+        self._several = processes.count() > 1
 
     def __enter__(self) -> Preemption:
-        self._previous = signal.signal(signal.SIGTERM, self._note)
+        if not self._several:
+            self._previous = signal.signal(signal.SIGTERM, self._note)
         return self
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop after `step`; to be asked once after every step."""
+        if self._several:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._requested
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        self.requested = True
+        self._requested = True
         signal.signal(signal.SIGTERM, self._previous)
 
     def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+        # Nobody asks any more, so from here on JAX would let the signal go unheard.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._several else self._previous)
 
 
 def _due(step: int, period: int) -> bool:
@@ -161,6 +184,9 @@ class Trainer:
         log: where metrics go.
         throughput: counts pairs and tokens.
         costs: notes what the steps take.
+        clock: deals out the process's time.
+        goodput: keeps the run's account of it.
+        trace: runs the steps, and traces some.
         example_ids: values of EXAMPLE_INDEX to the data set's ids, for the non-finite report.
         identity: what run this is; saved with every checkpoint.
     """
@@ -174,6 +200,9 @@ class Trainer:
     log: MetricLog
     throughput: Throughput
     costs: CostMeter
+    clock: Clock
+    goodput: Goodput
+    trace: StepTrace
     example_ids: Callable[[np.ndarray], list[str]]
     identity: Mapping[str, Any]
 
@@ -184,52 +213,62 @@ class Trainer:
             NonFiniteError: with the step and the batch's example ids in ``non_finite.json``.
         """
         config = self.config
-        (epath.Path(config.model_dir) / NON_FINITE_FILE).unlink(missing_ok=True)
+        if processes.is_lead():
+            (epath.Path(config.model_dir) / NON_FINITE_FILE).unlink(missing_ok=True)
         step = int(state.step)
+        stop = False
         pending: _Step | None = None
-        self.costs.start()
+        compiled = False
+        self.clock.lap("start")
         with (
             Preemption() as preemption,
+            contextlib.closing(self.trace),
             tqdm(
                 total=config.train_steps,
                 initial=step,
                 unit="step",
+                disable=not processes.is_lead(),
                 dynamic_ncols=True,
                 # A log file gets a line now and then, a terminal a bar that moves.
                 mininterval=0.1 if sys.stderr.isatty() else 10,
             ) as bar,
         ):
             while step < config.train_steps and not self._stop_early(evals):
-                waiting = time.perf_counter()
                 batch = next(self.batches)
-                waiting = time.perf_counter() - waiting
-                state, metrics = self.train_step(state, self.place(batch))
+                hidden = pending is not None and pending.is_running()
+                self.clock.lap("step" if hidden else "data_wait")
                 step += 1
+                state, metrics = self.trace.run(self.train_step, step, state, self.place(batch))
+                self.clock.lap("step" if compiled else "compile")
+                compiled = True
                 # Reading the metrics of the step before lets the device run on meanwhile.
                 if pending is not None:
                     self._report(pending, bar)
-                pending = _Step(step, metrics, batch, waiting)
+                pending = _Step(step, metrics, batch)
                 evaluates = step == config.train_steps or _due(step, config.eval_period)
-                saves = evaluates or preemption.requested or _due(step, config.checkpoint_period)
+                stop = preemption.reached(step)
+                saves = evaluates or stop or _due(step, config.checkpoint_period)
                 if saves:
                     # A state is saved or scored only once its own step is known to be finite.
                     self._report(pending, bar)
                     pending = None
-                    aside = time.perf_counter()
-                    if jax.process_index() == 0:
-                        self.costs.note(step)
+                    if processes.is_lead():
+                        self.costs.note(step, self.clock.sum(TRAINING))
                     accuracy = self.evaluate(state.params, step) if evaluates else None
+                    self.clock.lap("evaluation")
                     if accuracy is not None:
                         evals.append((step, accuracy))
-                        bar.write(f"step {step}: validation label accuracy {accuracy:.2%}")
+                        if processes.is_lead():
+                            bar.write(f"step {step}: validation label accuracy {accuracy:.2%}")
                     self._save(state, step, evals, accuracy)
-                    aside = time.perf_counter() - aside
-                    self.throughput.leave_out(aside)
-                    self.costs.leave_out(aside)
-                if preemption.requested and saves:
+                    self.clock.lap("checkpoint")
+                    self.goodput.note(step, saved=True)
+                if stop:
                     break
         manager.wait(self.checkpoints)
-        return Outcome(step, preemption.requested and step < config.train_steps, tuple(evals))
+        self.clock.lap("checkpoint")
+        self.goodput.note(step, saved=True)
+        return Outcome(step, stop and step < config.train_steps, tuple(evals))
 
     def _stop_early(self, evals: list[tuple[int, float]]) -> bool:
         """Whether the last `early_stop_evals` evaluations brought nothing above the best before."""
@@ -256,11 +295,13 @@ class Trainer:
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             self._stop_non_finite(step, bad, values, done.batch[EXAMPLE_INDEX])
-        self.throughput.add(done.batch, done.waiting)
+        self.clock.lap("step")
+        self.throughput.add(done.batch)
         bar.update(step - bar.n)
         if step % self.config.log_period == 0 or step == self.config.train_steps:
             rates = self.throughput.read()
             self.log.write(step, {**values, **rates})
+            self.goodput.note(step)
             bar.set_postfix_str(
                 f"loss {values['loss']:.3f}, {rates['pairs_per_second']:.0f} pairs/s"
             )
@@ -268,10 +309,12 @@ class Trainer:
     def _stop_non_finite(
         self, step: int, bad: list[str], values: dict[str, float], index: np.ndarray
     ) -> None:
+        index = multihost_utils.process_allgather(index, tiled=True)
         ids = self.example_ids(index[index > 0])
         path = epath.Path(self.config.model_dir) / NON_FINITE_FILE
         report = {"step": step, "metrics": {k: repr(v) for k, v in values.items()}, "ids": ids}
-        records.write_jsonl(path, [report])
+        if processes.is_lead():
+            records.write_jsonl(path, [report])
         manager.wait(self.checkpoints)
         raise NonFiniteError(
             f"step {step}: {', '.join(f'{name} is {values[name]}' for name in bad)}; the "

@@ -76,10 +76,17 @@ def iterate(
     process_index: int = 0,
     process_count: int = 1,
     shape: RowShape | None = None,
+    row_multiple: int = 1,
 ) -> grain.DatasetIterator[pipeline.Batch]:
     shape = shape or pipeline.row_shape(cache.lengths, config, streams)
     return pipeline.train_iterator(
-        cache, config, shape, streams, process_index=process_index, process_count=process_count
+        cache,
+        config,
+        shape,
+        streams,
+        process_index=process_index,
+        process_count=process_count,
+        row_multiple=row_multiple,
     )
 
 
@@ -217,22 +224,27 @@ def test_batches_are_the_processes_rows_one_after_the_other(pack):
             assert_same(batch, joined)
 
 
-def test_rows_that_do_not_divide_among_processes_are_refused_with_a_batch_size_that_does():
-    cache = random_cache(300)
-    config = PipelineConfig(batch_size=6, pack=False)
-    with pytest.raises(
-        spec.InputError, match=r"BATCH_SIZE = 6 makes 6 rows .* among 4 .* BATCH_SIZE = 8$"
-    ):
-        iterate(cache, config, process_count=4)
-    packed = PipelineConfig(batch_size=60)
-    shape = pipeline.row_shape(cache.lengths, packed, BOTH)
-    for processes in (shape.rows - 1, shape.rows + 3, 3 * shape.rows):
-        with pytest.raises(spec.InputError, match=r"pass BATCH_SIZE = \d+$") as error:
-            iterate(cache, packed, process_count=processes)
-        advised = int(str(error.value).split()[-1])
-        assert (
-            pipeline.row_shape(cache.lengths, PipelineConfig(advised), BOTH).rows % processes == 0
-        )
+@pytest.mark.parametrize(("processes", "multiple", "placed"), [(4, 1, 8), (3, 6, 6), (4, 12, 12)])
+@pytest.mark.parametrize("token_weights", [False, True])
+def test_rows_that_do_not_divide_among_processes_end_in_empty_rows(
+    processes, multiple, placed, token_weights
+):
+    pairs = random_cache(300).pairs
+    if token_weights:
+        pairs = [p | {"label_weight": np.full(len(p["label_targets"]), 0.5)} for p in pairs]
+    cache = MemoryCache(pairs)
+    config = PipelineConfig(batch_size=5, pack=False)
+    whole = next(iterate(cache, config))
+    parts = [
+        next(iterate(cache, config, BOTH, process, processes, row_multiple=multiple))
+        for process in range(processes)
+    ]
+    assert {len(part["label_inputs"]) for part in parts} == {placed // processes}
+    for key, value in whole.items():
+        joined = np.concatenate([part[key] for part in parts])
+        assert joined.dtype == value.dtype
+        np.testing.assert_array_equal(joined[:5], value)
+        assert not joined[5:].any()
 
 
 def test_the_seed_alone_decides_the_order():

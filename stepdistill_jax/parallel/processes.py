@@ -1,0 +1,127 @@
+"""The processes of one run: which is the lead, and what it alone does or decides for all.
+
+Goes through JAX's coordination service, so no device is needed and waiting has no deadline: a
+process that dies ends the others (`launch.cluster`), who then wait no longer. Every process has to
+make the same calls in the same order. In a run of one process all of it is free.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+
+# Orbax reaches the service in the same way; JAX has no public one that does without devices.
+from jax._src import distributed
+
+from stepdistill_jax.spec import InputError
+
+T = TypeVar("T")
+
+# One look at the service; the waiting goes on after it.
+_LOOK_MS = 60_000
+
+_turns = itertools.count()
+
+
+def count() -> int:
+    """Processes of the run; starts no device."""
+    return distributed.global_state.num_processes
+
+
+def index() -> int:
+    """This process, from 0; starts no device."""
+    return distributed.global_state.process_id
+
+
+def is_lead() -> bool:
+    """Whether this process writes what a run writes once, and speaks for all."""
+    return index() == 0
+
+
+def from_lead(do: Callable[[], T]) -> T:
+    """Runs `do` in the lead alone; every process gets what it returned or raised.
+
+    Nobody goes on before the lead is done: what it wrote is there.
+
+    Args:
+        do: returns what can be pickled.
+
+    Raises:
+        InputError, OSError: the lead's own.
+    """
+    if count() == 1:
+        return do()
+    key = f"stepdistill/{next(_turns)}"
+    client: Any = distributed.global_state.client
+    if not is_lead():
+        value, error = pickle.loads(_wait_for(client, key))
+    else:
+        value, error = None, None
+        try:
+            value = do()
+        except (InputError, OSError) as raised:
+            error = raised
+        client.key_value_set_bytes(key, pickle.dumps((value, error)))
+    if error is not None:
+        raise error
+    return value
+
+
+def lead_first(do: Callable[[], T]) -> T:
+    """Runs `do` in the lead, then in every other process: they find what the lead has made.
+
+    Raises:
+        InputError, OSError: the lead's own, in every process; or a process's own.
+    """
+    done: list[T] = []
+    if is_lead():
+        from_lead(lambda: done.append(do()))
+        return done[0]
+    from_lead(lambda: None)
+    return do()
+
+
+def refuse_difference(what: str, value: str, remedy: str) -> None:
+    """Refuses to go on where `value` is not the lead's.
+
+    Raises:
+        InputError: in the processes whose value is another.
+    """
+    lead = from_lead(lambda: value)
+    if lead != value:
+        raise InputError(
+            f"process {index()} of {count()} has the {what} {value}, process 0 has {lead}; {remedy}"
+        )
+
+
+def gather(key: str, value: T) -> list[T]:
+    """What every process has, in their order; nobody goes on before all have come.
+
+    Where a process left something out because it failed, as others did not, they are of one mind
+    again about what comes next.
+
+    Args:
+        key: of this gathering, used once in the life of the processes.
+        value: what this process has; it can be pickled.
+    """
+    global _turns
+    if count() == 1:
+        return [value]
+    client: Any = distributed.global_state.client
+    client.key_value_set_bytes(f"{key}/{index()}", pickle.dumps((value, next(_turns))))
+    found = [pickle.loads(_wait_for(client, f"{key}/{other}")) for other in range(count())]
+    _turns = itertools.count(1 + max(turn for _, turn in found))
+    return [value for value, _ in found]
+
+
+def _wait_for(client: Any, key: str) -> bytes:
+    while True:
+        try:
+            return client.blocking_key_value_get_bytes(key, _LOOK_MS)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise

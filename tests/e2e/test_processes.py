@@ -1,0 +1,245 @@
+"""Several real processes make one run: the same losses, files and ends as one process.
+
+Losses of different topologies are compared to 1e-5: they sum the same numbers in another order.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+
+import jax
+import numpy as np
+import process_group
+import pytest
+
+from launch import eval as eval_binary
+from launch import flags, train
+from stepdistill_jax import config as configs
+from stepdistill_jax.parallel.mesh import make_mesh
+
+STEPS = 12
+# What one wait may take on a busy machine; nothing here depends on how fast it is.
+PATIENCE = 240
+# launch.train, but that silence of a process is noticed sooner.
+TRAIN = """
+from launch import cluster, flags, train
+cluster.HEARTBEAT_SECONDS = 10
+flags.run(train.main)
+"""
+SETTINGS = {
+    "EMB_DIM": 16,
+    "NUM_HEADS": 2,
+    "HEAD_DIM": 8,
+    "MLP_DIM": 32,
+    "NUM_ENCODER_LAYERS": 1,
+    "TRAIN_STEPS": STEPS,
+    "WARMUP_STEPS": 2,
+    "EVAL_PERIOD": 0,
+    "CHECKPOINT_PERIOD": 1,
+    "KEEP_CHECKPOINTS": STEPS,
+    "LOG_PERIOD": 1,
+    "FRACTION": 0.2,
+    "EVAL_SPLITS": ("validation",),
+    # With dropout on, the masks of a row must not depend on the process that has it.
+    "DROPOUT_RATE": 0.1,
+    # Not a multiple of the devices.
+    "BATCH_SIZE": 30,
+}
+
+
+def overrides(model_dir: pathlib.Path, **more) -> list[str]:
+    settings = {**SETTINGS, "MODEL_DIR": str(model_dir), **more}
+    return [f"{name}={value!r}" for name, value in settings.items()]
+
+
+def command(model_dir: pathlib.Path, **more) -> list[str]:
+    given = [f"--gin.{text}" for text in overrides(model_dir, **more)]
+    return ["-c", TRAIN, "--gin_file=demo.gin", *given]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One cache for all: tokens are made once, and each program is compiled once."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    before = os.environ.get("STEPDISTILL_CACHE_DIR")
+    os.environ["STEPDISTILL_CACHE_DIR"] = cache
+    yield {"STEPDISTILL_CACHE_DIR": cache}
+    if before is None:
+        del os.environ["STEPDISTILL_CACHE_DIR"]
+    else:
+        os.environ["STEPDISTILL_CACHE_DIR"] = before
+
+
+def start(count, devices, model_dir, environment, **more):
+    return process_group.ProcessGroup(
+        count, devices, command(model_dir, **more), model_dir.parent, environment
+    )
+
+
+def finish(count, devices, model_dir, environment, **more):
+    with start(count, devices, model_dir, environment, **more) as group:
+        assert group.wait(PATIENCE) == [0] * count, group.output()
+    return model_dir
+
+
+def train_here(model_dir, monkeypatch, devices, **more) -> None:
+    """The run in this process, on so many of its devices."""
+    monkeypatch.setattr(train, "make_mesh", lambda c: make_mesh(c, jax.devices()[:devices]))
+    assert train.main(configs.parse(["demo.gin"], overrides(model_dir, **more), [])) == 0
+
+
+def metrics(model_dir: pathlib.Path) -> list[dict]:
+    path = model_dir / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def assert_same_losses(one: pathlib.Path, other: pathlib.Path, rtol: float = 1e-5) -> None:
+    for name in ("step", "loss", "label_loss", "rationale_loss", "grad_norm", "param_norm"):
+        values = [[row[name] for row in metrics(folder)] for folder in (one, other)]
+        assert len(values[0]) == STEPS
+        np.testing.assert_allclose(*values, rtol=rtol, err_msg=name)
+
+
+def files(model_dir: pathlib.Path) -> set[str]:
+    """The files of a run, but for those in a checkpoint."""
+    found = (path.relative_to(model_dir) for path in model_dir.rglob("*") if path.is_file())
+    return {str(path) for path in found if path.parts[0] != "checkpoints"}
+
+
+def cut(source: pathlib.Path, target: pathlib.Path, step: int) -> pathlib.Path:
+    """A copy of a run that stopped after `step`."""
+    shutil.copytree(source, target)
+    for name in ("eval", "results.jsonl", "finished.json"):
+        path = target / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in (target / "checkpoints").iterdir():
+        if path.name.isdigit() and int(path.name) > step:
+            shutil.rmtree(path)
+    text = (target / "config.gin").read_text()
+    (target / "config.gin").write_text(text.replace(str(source), str(target)))
+    return target
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, environment):
+    """The run of one process on one device."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        train_here(folder, monkeypatch, 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory, environment):
+    """Four processes of one device."""
+    return finish(4, 1, tmp_path_factory.mktemp("four") / "run", environment)
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory, environment):
+    """Two processes of two devices, each with a copy of the model as a slice has."""
+    return finish(2, 2, tmp_path_factory.mktemp("slices") / "run", environment, MESH_REPLICA=2)
+
+
+def test_four_processes_have_the_losses_of_one(one, four):
+    assert_same_losses(one, four)
+
+
+def test_two_slices_have_the_losses_of_one_process(one, slices):
+    assert_same_losses(one, slices)
+
+
+def test_each_file_is_written_once_and_each_word_said_once(one, four):
+    assert files(four) == files(one)
+    lead, *others = [log.read_text() for log in sorted(four.parent.glob("log*"))]
+    assert "on 4 device(s) of 4 processes" in lead
+    assert f"the best on validation of {STEPS} steps" in lead
+    for other in others:
+        assert "training data" not in other
+        assert "step/s" not in other
+        assert "accuracy" not in other
+    steps = {int(path.name) for path in (four / "checkpoints").iterdir() if path.name.isdigit()}
+    assert steps == set(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize(("devices", "replica"), [(1, 1), (2, 1), (8, 2)])
+def test_a_run_of_four_processes_goes_on_elsewhere(four, tmp_path, monkeypatch, devices, replica):
+    model_dir = cut(four, tmp_path / "run", 7)
+    train_here(model_dir, monkeypatch, devices, MESH_REPLICA=replica)
+    assert_same_losses(four, model_dir)
+
+
+def test_a_run_of_one_process_goes_on_in_three(one, four, tmp_path, environment):
+    model_dir = finish(3, 1, cut(one, tmp_path / "run", 7), environment)
+    assert_same_losses(four, model_dir)
+
+
+def test_several_processes_score_as_one_does(four, tmp_path, environment):
+    splits = ("validation", "test")
+    scored = {}
+    for name in ("several", "alone"):
+        model_dir = cut(four, tmp_path / name / "run", STEPS)
+        arguments = [str(model_dir), f"--gin.EVAL_SPLITS={splits!r}", "--gin.EVAL_STEP='latest'"]
+        if name == "alone":
+            given = tuple(text.removeprefix("--gin.") for text in arguments[1:])
+            eval_binary.main(flags.Arguments(overrides=given, positional=(str(model_dir),)))
+        else:
+            group = process_group.ProcessGroup(
+                2, 1, ["-m", "launch.eval", *arguments], model_dir.parent, environment
+            )
+            with group:
+                assert group.wait(PATIENCE) == [0, 0], group.output()
+            assert (model_dir.parent / "log1").read_text().count("accuracy") == 0
+        scored[name] = {
+            split: (model_dir / f"eval/{split}/{STEPS}/predictions.jsonl").read_bytes()
+            for split in splits
+        }
+        results = (model_dir / "results.jsonl").read_text().splitlines()
+        assert [json.loads(line)["split"] for line in results] == list(splits)
+    assert scored["several"] == scored["alone"]
+    while_training = (four / f"eval/validation/{STEPS}/predictions.jsonl").read_bytes()
+    assert scored["alone"]["validation"] == while_training
+
+
+def parameters(model_dir: pathlib.Path) -> dict[str, np.ndarray]:
+    """The whole state of the last checkpoint, read without the project's code."""
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.restore(model_dir / "checkpoints" / str(STEPS) / "state")
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def test_whatever_happens_to_one_process_all_end_and_the_run_goes_on_exactly(
+    slices, environment, tmp_path
+):
+    model_dir = tmp_path / "run"
+    blows = [(1, signal.SIGTERM), (1, signal.SIGKILL), (0, signal.SIGKILL)]
+    for blow, (number, sent) in enumerate(blows):
+        with start(2, 2, model_dir, environment, MESH_REPLICA=2) as group:
+            goal = len(metrics(model_dir)) + 2
+            group.signal_when(
+                lambda goal=goal: len(metrics(model_dir)) >= goal, number, sent, PATIENCE
+            )
+            codes = group.wait(PATIENCE)
+            said = group.logs[1 - number].read_text()
+        assert len(metrics(model_dir)) < STEPS, f"blow {blow} came after the last step"
+        if sent == signal.SIGTERM:
+            assert codes == [75, 75], group.output()
+            assert "is saved" in group.logs[0].read_text()
+        else:
+            assert codes[number] == -signal.SIGKILL
+            assert codes[1 - number] == 75, group.output()
+            assert f"error: process {1 - number} of 2: " in said
+            assert "another process" in said
+            assert "continues from the last checkpoint" in said
+    finish(2, 2, model_dir, environment, MESH_REPLICA=2)
+    assert_same_losses(slices, model_dir, rtol=0)
+    want, got = parameters(slices), parameters(model_dir)
+    assert want.keys() == got.keys()
+    for name, value in want.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
