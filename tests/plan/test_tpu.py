@@ -1,0 +1,205 @@
+"""Programs of XLA's TPU compiler, for TPUs that are not there: what lies and moves where."""
+
+import math
+import os
+
+import jax
+import pytest
+from absl.testing import flagsaver
+
+from launch import plan as plan_binary
+from launch.flags import Arguments
+from launch.tpu_plan import job
+from stepdistill_jax import config as configs
+from stepdistill_jax.data.packing import RowShape
+from stepdistill_jax.model.config import T5Config
+from stepdistill_jax.model.flops import train_flops
+from stepdistill_jax.model.network import abstract_params
+from stepdistill_jax.objective import ObjectiveConfig
+from stepdistill_jax.optim import OptimizerConfig, optimizer
+from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
+from stepdistill_jax.plan.hlo import parse
+from stepdistill_jax.plan.isolated import CrashedError, Isolated
+from stepdistill_jax.plan.program import Job, bytes_per_device, train_program
+from stepdistill_jax.plan.roofline import bound
+from stepdistill_jax.plan.topology import topology
+from stepdistill_jax.spec import EXIT_INCOMPLETE, STREAMS, InputError
+from stepdistill_jax.train.state import abstract_state
+
+MODEL = T5Config(
+    vocab_size=1024,
+    emb_dim=128,
+    num_heads=4,
+    head_dim=32,
+    mlp_dim=256,
+    num_encoder_layers=3,
+    num_decoder_layers=3,
+    dtype="bfloat16",
+    dropout_rate=0.0,
+)
+JOB = Job(
+    model=MODEL,
+    objective=ObjectiveConfig(),
+    optimizer=OptimizerConfig(),
+    train_steps=100,
+    streams=STREAMS,
+    shape=RowShape(64, 128, {"label": 16, "rationale": 64}),
+    microbatches=1,
+    prng_impl="threefry2x32",
+    eval_rows=16,
+    eval_inputs=128,
+    eval_tokens=8,
+)
+
+
+@pytest.fixture(scope="module")
+def on_one_slice():
+    return train_program(JOB, make_mesh(MeshConfig(), topology("v5e:4x4").devices))
+
+
+@pytest.fixture(scope="module")
+def on_two_slices():
+    return train_program(JOB, make_mesh(MeshConfig(2, -1, 1), topology("v5e:2x2*2").devices))
+
+
+def test_flops_of_a_device_are_its_share_of_the_model_s(on_one_slice):
+    """Of the method's own count, but for what the remat policy computes again."""
+    model = train_flops(MODEL, 64, 128, JOB.shape.targets) / 16
+    assert 1.0 <= on_one_slice.work.flops / model < 1.25
+
+
+def test_state_lies_in_sixteen_parts(on_one_slice):
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(MODEL)))
+    # Tables of relative positions, [H, 32], are whole on each device.
+    split = count - 2 * MODEL.num_heads * 32
+    assert on_one_slice.memory.parameters == 4 * (split / 16 + count - split)
+
+
+def test_no_collective_leaves_more_than_one_layer_s_kernel_or_a_table(on_one_slice):
+    table = MODEL.vocab_size * MODEL.emb_dim
+    layer = MODEL.emb_dim * MODEL.mlp_dim
+    for collective in on_one_slice.work.collectives:
+        assert collective.largest <= 4 * table, collective
+        if collective.kind == "all-reduce":
+            # Gradients are never summed whole in float32.
+            assert collective.largest <= 2 * max(table, layer), collective
+
+
+def test_logits_and_stacked_kernels_are_nowhere_whole(on_one_slice):
+    """On a device with 4 of 64 rows, nothing has the size of all rows' logits or of all layers."""
+    logits = 64 * 64 * MODEL.vocab_size
+    stacked = MODEL.num_encoder_layers * MODEL.emb_dim * MODEL.mlp_dim
+    largest = max(
+        array.elements
+        for computation in parse(on_one_slice.text).computations.values()
+        for instruction in computation.instructions.values()
+        for array in instruction.arrays
+        if array.dtype in ("f32", "bf16")
+    )
+    assert largest < logits / 8
+    gathers = [
+        array.elements
+        for computation in parse(on_one_slice.text).computations.values()
+        for instruction in computation.instructions.values()
+        if instruction.opcode.startswith("all-gather")
+        for array in instruction.arrays
+    ]
+    assert gathers
+    assert max(gathers) < stacked + MODEL.vocab_size * MODEL.emb_dim
+
+
+def test_a_bias_gradient_is_not_summed_over_devices_for_every_layer(on_one_slice):
+    """Only the tables' gradients [H, 32] are; [H, Q, K] stays where its rows are."""
+    pairs = {(MODEL.num_heads, n, n) for n in (128, 64, 16)}
+    summed = {
+        array.dims[-3:]
+        for computation in parse(on_one_slice.text).computations.values()
+        for instruction in computation.instructions.values()
+        if instruction.opcode.startswith("all-reduce")
+        for array in instruction.arrays
+    }
+    assert not summed & pairs
+
+
+def test_between_slices_only_gradients_and_sums_travel(on_two_slices):
+    between = [c for c in on_two_slices.work.collectives if "replica" in c.axis.split("+")]
+    assert {c.kind for c in between} <= {"all-reduce", "reduce-scatter"}
+    # Of a device's own part of the parameters, float32 at the most, there and back.
+    own = on_two_slices.memory.parameters
+    assert 0 < sum(c.sent for c in between) <= 2.5 * own
+    assert bound(on_two_slices.work, topology("v5e:2x2*2").chip, 2).dcn > 0
+
+
+def test_slices_want_a_replica_each():
+    with pytest.raises(InputError, match=r"MESH_REPLICA=1, but the 8 devices lie in 2 slices"):
+        make_mesh(MeshConfig(), topology("v5e:2x2*2").devices)
+    mesh = make_mesh(MeshConfig(4, -1, 1), topology("v5e:2x2*2").devices)
+    for replica, devices in enumerate(mesh.devices):
+        assert {d.slice_index for d in devices.flat} == {replica // 2}
+
+
+@pytest.mark.parametrize(
+    ("size", "name", "mesh"),
+    [
+        ("t5_1_1_base", "v5e:2x2", MeshConfig()),
+        ("t5_1_1_large", "v5e:2x4", MeshConfig()),
+        ("t5_1_1_xxl", "v5e:8x8", MeshConfig()),
+        ("t5_1_1_xxl", "v5p:2x2x4", MeshConfig(1, -1, 4)),
+    ],
+)
+def test_state_of_every_size_is_split_over_its_slice(size, name, mesh):
+    """Parameters and both of AdamW's moments: what no remat policy can save."""
+    config = configs.parse(
+        ("demo.gin", f"models/{size}.gin"), ("MODEL_DIR='x'", "VOCABULARY='bytes'")
+    )
+    target = topology(name)
+    state = abstract_state(
+        config.model, optimizer(config.optimizer, 100), make_mesh(mesh, target.devices)
+    )
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config.model)))
+    held = bytes_per_device(state)
+    assert 12 * count / len(target.devices) <= held < 12.5 * count / len(target.devices)
+    assert held < target.chip.hbm_bytes / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5litepod-16", r"--topology=v5litepod-16: .*expected GENERATION:SHAPE"),
+        ("v6:2x2", r"did you mean v6e\? expected"),
+        ("v5e:3x5", r"--topology=v5e:3x5: the TPU compiler knows no such slice"),
+    ],
+)
+def test_a_topology_that_is_none(name, message):
+    with pytest.raises(InputError, match=message):
+        topology(name)
+
+
+def test_a_shape_that_is_none():
+    config = configs.parse(("demo.gin",), ())
+    with pytest.raises(InputError, match=r"--shape=64x512: expected ROWSxINPUTSxLABELxRATIONALE"):
+        job(config, "64x512")
+    assert job(config, "8x16x4x6").shape == RowShape(8, 16, {"label": 4, "rationale": 6})
+
+
+def _die():
+    os._exit(11)
+
+
+def test_a_crash_is_told_and_the_next_call_answered():
+    with Isolated() as process:
+        with pytest.raises(CrashedError):
+            process.call(_die)
+        assert process.call(abs, -3) == 3
+
+
+def test_what_does_not_fit_says_by_how_much(capsys):
+    """Rows far beyond a chip's memory: exit code 4, and the compiler's own figure."""
+    tiny = [f"{name.upper()}={getattr(MODEL, name)}" for name in ("vocab_size", "emb_dim")]
+    tiny += ["NUM_ENCODER_LAYERS=1", "NUM_DECODER_LAYERS=1", "MLP_DIM=256", "DROPOUT_RATE=0.0"]
+    arguments = Arguments(("demo.gin",), (*tiny, "REMAT='none'", "LOGITS_CHUNK=1000000"))
+    with flagsaver.flagsaver(topology=["v5e:2x2"], shape="65536x512x128x512"):
+        assert plan_binary.main(arguments) == EXIT_INCOMPLETE
+    out = capsys.readouterr().out
+    assert "DOES NOT FIT" in out
+    assert "of 16.00 GiB" in out
