@@ -134,7 +134,11 @@ def _rounds(module: Module, loop_rounds: int) -> tuple[Counter[str], int]:
 
 
 def _trip_count(module: Module, loop: Instruction) -> int | None:
-    """Rounds of a loop that counts from 0 up to a constant, as a scan does; None of others."""
+    """Rounds of a loop that counts up to a constant by a constant; None of others.
+
+    A scan counts by one; the compiler's own loops, which send parts of an operand while they
+    multiply others, may do two rounds in one and count by two.
+    """
     known = re.search(r'known_trip_count[^}]*"n":"?(\d+)', loop.attributes)
     if known:
         return int(known[1])
@@ -142,11 +146,33 @@ def _trip_count(module: Module, loop: Instruction) -> int | None:
     root = condition.root
     if root.opcode != "compare" or root.attribute("direction") != "LT":
         return None
-    for operand in module.operands(condition, root):
-        value = re.match(r"(\d+)\)", operand.attributes)
-        if operand.opcode == "constant" and value:
-            return int(value[1])
+    counter, end = (condition.instructions[name] for name in root.operands)
+    body = module.computations[loop.attribute("body")]
+    index = counter.attribute("index")
+    if counter.opcode != "get-tuple-element" or body.root.opcode != "tuple":
+        return None
+    last, step = _constant(end), _step(body, index)
+    if last is None or not step:
+        return None
+    return -(-last // step)
+
+
+def _step(body: Computation, index: str) -> int | None:
+    """What the body of a loop adds to entry `index` of its state; None where it is no constant."""
+    added = body.instructions[body.root.operands[int(index)]]
+    if added.opcode != "add":
+        return None
+    before, constant = (body.instructions[name] for name in added.operands)
+    if before.opcode == "constant":
+        before, constant = constant, before
+    if before.opcode == "get-tuple-element" and before.attribute("index") == index:
+        return _constant(constant)
     return None
+
+
+def _constant(instruction: Instruction) -> int | None:
+    value = re.match(r"(\d+)\)", instruction.attributes)
+    return int(value[1]) if instruction.opcode == "constant" and value else None
 
 
 def _fused_names(module: Module) -> frozenset[str]:

@@ -57,6 +57,11 @@ def test_a_loop_counts_as_often_as_it_runs():
     assert found.open_loops == 0
 
 
+def test_a_loop_may_count_by_two():
+    by_two = PROGRAM.replace("%one = s32[] constant(1)", "%one = s32[] constant(2)")
+    assert work(by_two, MESH).flops == 3 * 2 * 8 * 16 * 32 + 2 * 8 * 16 * 64
+
+
 def test_traffic_leaves_out_what_stays_on_chip():
     round_bytes = 4 * ((8 * 16 + 16 * 32 + 8 * 32) + 2 * 8 * 32 + 3)
     gather = 4 * (16 * 32 + 16 * 64)
