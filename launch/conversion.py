@@ -16,7 +16,7 @@ from etils import epath
 
 from launch import evaluation
 from stepdistill_jax import config as configs
-from stepdistill_jax import hub, records
+from stepdistill_jax import hub, records, storage
 from stepdistill_jax.checkpoint import fill, hf, hf_export, manager, restore, sizes, t5x_native
 from stepdistill_jax.checkpoint.names import Form
 from stepdistill_jax.checkpoint.run_arrays import RunArrays
@@ -174,9 +174,10 @@ def _staged(out: epath.Path) -> Iterator[epath.Path]:
     Raises:
         InputError: `out` holds something.
     """
+    storage.check("--out", out, write=True)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out={out} is not empty; name a new folder, or empty this one")
-    if "://" in os.fspath(out):
+    if storage.is_remote(out):
         yield out  # object stores cannot rename a folder
         return
     out = epath.Path(os.path.abspath(out))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from launch import assembly, compilation, evaluation, flags
-from launch.claim import claim
+from launch.claim import claim, reach
 from stepdistill_jax.checkpoint import initial, manager, restore
 from stepdistill_jax.eval import teacher
 from stepdistill_jax.parallel.mesh import make_mesh
@@ -22,6 +22,7 @@ from stepdistill_jax.train import loop
 
 def main(config: RunConfig) -> int:
     """Trains, scores and says where everything lies; returns the exit code."""
+    reach(config)
     if config.method == teacher.METHOD:
         claim(config)
         scored = evaluation.score_teacher(config)
