@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -154,7 +155,7 @@ def convert(source: Source, form: str, out: str) -> str:
     Raises:
         InputError: the form cannot hold it, or the folder is taken or cannot be written.
     """
-    with _staged(epath.Path(out)) as folder:
+    with _staged(epath.Path(out), form) as folder:
         if form == "hf":
             return _to_hf(source, folder)
         if form == "orbax":
@@ -168,8 +169,8 @@ def convert(source: Source, form: str, out: str) -> str:
 
 
 @contextlib.contextmanager
-def _staged(out: epath.Path) -> Iterator[epath.Path]:
-    """A folder to write into, which becomes `out` in the end.
+def _staged(out: epath.Path, form: str) -> Iterator[epath.Path]:
+    """A folder to write `form` into, which becomes `out` in the end.
 
     Raises:
         InputError: `out` holds something.
@@ -178,7 +179,13 @@ def _staged(out: epath.Path) -> Iterator[epath.Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out={out} is not empty; name a new folder, or empty this one")
     if storage.is_remote(out):
-        yield out  # object stores cannot rename a folder
+        if form == "hf":  # whose libraries know disks alone
+            with tempfile.TemporaryDirectory() as disk:
+                yield epath.Path(disk)
+                for path in epath.Path(disk).iterdir():
+                    path.copy(out / path.name)
+        else:
+            yield out  # object stores cannot rename a folder
         return
     out = epath.Path(os.path.abspath(out))
     stage = out.parent / f".{out.name}.{os.getpid()}.{uuid.uuid4().hex}"

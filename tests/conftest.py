@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 # Nearly all of the suite's time is compilation of programs that run once: the cheap machine code
 # halves it. Tests in a process of their own (the binaries) compile as users do.
@@ -18,6 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import pytest
+from storage_server import StorageServer
 
 # A silent change of rank is a shape bug that numpy hides.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -47,3 +49,21 @@ def shared() -> pathlib.Path:
 def spiece(shared: pathlib.Path) -> pathlib.Path:
     """T5's public SentencePiece model."""
     return shared / "tokenizer" / "spiece.model"
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[StorageServer]:
+    """A server of Google Cloud Storage's protocol with a bucket ``bucket``.
+
+    All clients of this process and its children are sent to it. They keep their connection, so
+    there is one server for all tests, each of which writes to a folder of its own.
+    """
+    with StorageServer("bucket") as server:
+        os.environ.update(server.environment())
+        yield server
+
+
+@pytest.fixture
+def gs_folder(store, request) -> str:
+    """``gs://bucket/...`` of one test's own."""
+    return f"gs://bucket/{request.module.__name__}/{request.node.name}"

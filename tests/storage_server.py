@@ -55,6 +55,8 @@ class StorageServer:
         refused: objects ``BUCKET/OBJECT`` of whose writing it is answered 503, as when it is busy.
     """
 
+    Error = RefusedError
+
     def __init__(self, *buckets: str) -> None:
         self.buckets: dict[str, dict[str, Stored]] = {name: {} for name in buckets}
         self.permissions: dict[str, tuple[str, ...]] = {}
