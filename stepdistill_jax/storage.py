@@ -122,9 +122,13 @@ def _problem(bucket: str, permissions: tuple[str, ...]) -> str:
         return f"there are no credentials for Google Cloud here; {login}"
     except exceptions.NotFound:
         return f"there is no bucket {bucket!r}; create it, or correct the name"
-    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
+    except (
+        exceptions.Forbidden,
+        exceptions.Unauthorized,
+        auth_exceptions.RefreshError,  # expired or revoked
+    ) as error:
         return f"these credentials may not use bucket {bucket!r} ({in_line(error)}); {login}"
-    except Exception as error:  # no network, a proxy, a token that cannot be renewed
+    except Exception as error:  # no network, a proxy
         return (
             f"Google Cloud Storage gave no answer within {PATIENCE_SECONDS:.0f} s "
             f"({in_line(error)}); check the network and the credentials, and run again"

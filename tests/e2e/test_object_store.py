@@ -11,7 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from launch import compilation, conversion
+from launch import compilation, conversion, report
+from launch.flags import Arguments
 from stepdistill_jax import config as configs
 from stepdistill_jax.checkpoint import initial, restore
 from stepdistill_jax.eval.config import EvalConfig
@@ -176,10 +177,11 @@ def test_eval_and_report_read_it_where_it_lies(store, local, remote):
     name = f"eval/test/{STEPS}/predictions.jsonl"
     assert store.read("bucket", f"runs/one/{name}") == (local / "run" / name).read_bytes()
     assert f"{RUN} step {STEPS} test: accuracy" in said
-    finish(program("report", "gs://bucket/runs", "--out=gs://bucket/report"), env)
-    finish(program("report", str(local / "run"), f"--out={local / 'report'}"), env)
+    report.main(Arguments(positional=("gs://bucket/runs",)), "gs://bucket/report")
+    report.main(Arguments(positional=(str(local / "run"),)), str(local / "report"))
     want = (local / "report" / "results.csv").read_text().splitlines()
     got = store.read("bucket", "report/results.csv").decode().splitlines()
+    # But for the run's name, and seconds at the end.
     assert [line.split(",")[1:9] for line in got] == [line.split(",")[1:9] for line in want]
     assert b"<html" in store.read("bucket", "report/index.html")
 
