@@ -3,6 +3,7 @@
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 # Nearly all of the suite's time is compilation of programs that run once: the cheap machine code
 # halves it. Tests in a process of their own (the binaries) compile as users do.
@@ -19,7 +20,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import pytest
-from storage_server import StorageServer
 
 # A silent change of rank is a shape bug that numpy hides.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -52,12 +52,14 @@ def spiece(shared: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def store() -> Iterator[StorageServer]:
+def store() -> Iterator[Any]:
     """A server of Google Cloud Storage's protocol with a bucket ``bucket``.
 
     All clients of this process and its children are sent to it. They keep their connection, so
     there is one server for all tests, each of which writes to a folder of its own.
     """
+    from storage_server import StorageServer  # whose checksums are of the extra `gcs`
+
     with StorageServer("bucket") as server:
         os.environ.update(server.environment())
         yield server
