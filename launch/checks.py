@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from launch import assembly, claim, evaluation, hosts
 from stepdistill_jax import config as configs
-from stepdistill_jax import records
+from stepdistill_jax import records, storage
 from stepdistill_jax.bench.windows import Sample
 from stepdistill_jax.checkpoint import initial, manager, restore
 from stepdistill_jax.data.pipeline import SplitCache
@@ -184,7 +184,7 @@ class Checks:
         there = len(restore.available_steps(self.config.model_dir))
         need = size * max(count - there, 1)
         what = f"{count} checkpoints of {_size(size)}"
-        if "://" in self.config.model_dir:
+        if storage.is_remote(self.config.model_dir):
             return f"{what}; a store has no end that could be measured"
         free = shutil.disk_usage(self.scratch).free
         if free < need:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from etils import epath
 
 from stepdistill_jax import config as configs
-from stepdistill_jax import records
+from stepdistill_jax import records, storage
 from stepdistill_jax.checkpoint import restore
 from stepdistill_jax.eval.results import read_results
 from stepdistill_jax.parallel import processes
@@ -14,6 +14,17 @@ from stepdistill_jax.spec import FINISHED_FILE, InputError
 
 # Hosts may keep their copies of the data in folders of their own.
 _OF_A_HOST = frozenset({"DATA_DIR", "CACHE_DIR"})
+
+
+def reach(config: RunConfig) -> None:
+    """Asks the stores that a run's folders lie on whether they can be used.
+
+    Raises:
+        InputError: one cannot, saying why.
+    """
+    storage.check("MODEL_DIR", config.model_dir, write=True)
+    storage.check("CACHE_DIR", config.tokens.root(), write=True)
+    storage.check("INITIAL_CHECKPOINT", config.initial_checkpoint or "")
 
 
 def claim(config: RunConfig) -> str:

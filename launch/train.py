@@ -13,7 +13,7 @@ from __future__ import annotations
 from absl import flags as absl_flags
 
 from launch import assembly, cluster, compilation, evaluation, flags, preflight
-from launch.claim import claim
+from launch.claim import claim, reach
 from stepdistill_jax.checkpoint import initial, manager, restore
 from stepdistill_jax.eval import teacher
 from stepdistill_jax.parallel.mesh import make_mesh
@@ -36,6 +36,7 @@ def main(config: RunConfig) -> int:
     """Trains, scores and says where everything lies; returns the exit code."""
     timer = clock.Clock()
     cluster.start(preemptible=True)
+    reach(config)
     if config.method == teacher.METHOD:
         claim(config)
         scored = evaluation.score_teacher(config)

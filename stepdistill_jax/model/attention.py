@@ -73,10 +73,22 @@ class Attention(nn.Module):
         for bias in biases:
             scores = _add(scores, bias)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        weights = self.dropout(weights, deterministic=deterministic)
-        heads = jnp.einsum("bhqs,bshk->bqhk", weights, value)
+        heads = jnp.einsum("bhqs,bshk->bqhk", weights, self._dropped(value, deterministic))
         heads = with_logical_constraint(heads, HEAD_AXES)
         return self.out(heads.reshape(*heads.shape[:2], -1))
+
+    def _dropped(self, value: jax.Array, deterministic: bool) -> jax.Array:
+        """Values [B, S, H, K] without the positions that T5's dropout of the weights takes out.
+
+        It takes a position out for all queries of a row and head at once, so the weights' factor
+        [B, H, 1, S] may as well scale the values: fewer products, and the TPU's compiler crashes
+        on many programs that have the factor in the weights.
+        """
+        if deterministic or not self.config.dropout_rate:
+            return value
+        B, S, H, _ = value.shape
+        factor = self.dropout(jnp.ones((B, H, 1, S), jnp.float32), deterministic=False)
+        return (value * factor.transpose(0, 3, 1, 2)).astype(value.dtype)
 
     def __call__(
         self, x: jax.Array, memory: jax.Array, biases: tuple[jax.Array, ...], deterministic: bool

@@ -27,7 +27,7 @@ RULES: Rules = (
     ("heads", ("tensor",)),
     ("mlp", ("tensor",)),
     ("vocab", ("tensor",)),
-    ("relpos_buckets", None),
+    ("relpos_buckets", ("fsdp",)),
     ("length", None),
     ("kv", None),
     ("layers", None),

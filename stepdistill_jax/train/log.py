@@ -61,9 +61,8 @@ class MetricLog:
         folder = epath.Path(model_dir)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS_FILE
-        if path.exists():
-            records.write_atomic(path, "".join(_lines_up_to(path.read_text(), resume_step)))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # closed in `close`
+        kept = _lines_up_to(path.read_text(), resume_step) if path.exists() else []
+        self._file = records.LineWriter(path, kept)
         if tensorboard:
             # clu's writer imports TensorFlow: seconds of start-up that only TENSORBOARD pays.
             from clu import metric_writers
@@ -75,10 +74,14 @@ class MetricLog:
         if self._file is None:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
         if self._writer is not None:
             scalars = {name: value for name, value in values.items() if value is not None}
             self._writer.write_scalars(step, scalars)
+
+    def flush(self) -> None:
+        """Has every line on disk: those up to a checkpoint are not written again after it."""
+        if self._file is not None:
+            self._file.flush()
 
     def close(self) -> None:
         """Flushes and closes both."""

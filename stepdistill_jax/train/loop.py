@@ -285,6 +285,7 @@ class Trainer:
         evals: list[tuple[int, float]],
         accuracy: float | None,
     ) -> None:
+        self.log.flush()
         data = {"iterator": self.batches.get_state(), "evals": evals}
         manager.save(self.checkpoints, step, state, data, dict(self.identity), accuracy)
 

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 
 from stepdistill_jax.spec import EXAMPLE_INDEX
 from stepdistill_jax.train import log
@@ -26,6 +27,23 @@ def test_resuming_drops_later_lines_and_a_torn_last_one(tmp_path):
         {"step": 1, "loss": 1.0, "mfu": None},
         {"step": 2, "loss": 2.0, "mfu": None},
         {"step": 3, "loss": 30.0, "mfu": None},
+    ]
+
+
+def test_on_a_store_resuming_finds_every_line_up_to_the_checkpoint(store, gs_folder):
+    first = log.MetricLog(gs_folder, 0, tensorboard=False)
+    for step in (1, 2, 3, 4):
+        if step == 4:
+            first.flush()  # as before a checkpoint of step 3
+        first.write(step, {"loss": float(step)})
+    # Killed here: the line of step 4 was never sent.
+    second = log.MetricLog(gs_folder, 2, tensorboard=False)
+    second.write(3, {"loss": 30.0})
+    second.close()
+    assert lines(epath.Path(gs_folder)) == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 2.0},
+        {"step": 3, "loss": 30.0},
     ]
 
 
