@@ -77,6 +77,8 @@ setup(
         "local": ["torch>=2.6"],
         "test": [
             *GCS,
+            # The TPU compiler, which needs no TPU: launch.plan.
+            "jax[tpu]",
             "build>=1.2",
             "hypothesis>=6.100",
             "import-linter>=2.1",

@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +136,8 @@ def train_program(job: Job, mesh: Mesh, effort: str = "quick") -> Program:
     batch = abstract_batch(job, mesh)
     return _program(
         TRAIN,
-        lambda: step.lower(state, batch),
+        # Jitted, though its type says no more than that it can be called.
+        lambda: cast(Any, step).lower(state, batch),
         state.params,
         state.opt_state,
         mesh,
@@ -218,7 +219,7 @@ def _program(
         seconds = time.perf_counter() - started
         return Program(name, False, memory, None, lower_seconds, seconds)
     compile_seconds = time.perf_counter() - started
-    text = compiled.as_text()
+    text = compiled.as_text() or ""
     return Program(
         name,
         True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 from stepdistill_jax.model.config import REMAT_POLICIES, T5Config
@@ -62,7 +63,7 @@ def search(plan: Plan, choices: Iterator[Candidate], rows: int) -> Iterator[Plan
                 best[candidate.remat] = limit.seconds, candidate
     for remat, candidate in smallest.items():
         chosen = best[remat][1] if remat in best else candidate
-        yield from _largest(lambda size, chosen=chosen: plan(chosen, size), rows, remat in best)
+        yield from _largest(functools.partial(plan, chosen), rows, remat in best)
 
 
 def _largest(plan: Callable[[int], Planned], rows: int, fits: bool) -> Iterator[Planned]:

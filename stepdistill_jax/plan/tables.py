@@ -53,7 +53,8 @@ class Planned:
     @property
     def bound(self) -> Bound | None:
         """The roofline's; None where the program does not fit."""
-        return self.program.work and bound(self.program.work, self.chip, self.slices)
+        work = self.program.work
+        return None if work is None else bound(work, self.chip, self.slices)
 
 
 def text(planned: Planned) -> str:
