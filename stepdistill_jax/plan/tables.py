@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepdistill_jax.plan.chips import GIB, Chip
-from stepdistill_jax.plan.program import Program
+from stepdistill_jax.plan.program import TRAIN, Program
 from stepdistill_jax.plan.roofline import Bound, bound
 
 
@@ -101,6 +101,11 @@ def _work_lines(planned: Planned, limit: Bound) -> list[str]:
     if planned.model_flops is not None:
         share = planned.model_flops / planned.devices / work.flops
         lines.append(f"  of it the model's   {share:.1%} (the rest is recomputed)")
+    if work.open_loops and planned.program.name == TRAIN:
+        lines.append(
+            f"  {work.open_loops} loops whose rounds the program does not tell are counted once: "
+            f"the figures are too low"
+        )
     for collective in work.collectives:
         lines.append(
             f"  {collective.kind:<19} {collective.axis}: {collective.count:,} times, "

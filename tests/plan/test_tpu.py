@@ -70,9 +70,7 @@ def test_flops_of_a_device_are_its_share_of_the_model_s(on_one_slice):
 
 def test_state_lies_in_sixteen_parts(on_one_slice):
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(MODEL)))
-    # Tables of relative positions, [H, 32], are whole on each device.
-    split = count - 2 * MODEL.num_heads * 32
-    assert on_one_slice.memory.parameters == 4 * (split / 16 + count - split)
+    assert on_one_slice.memory.parameters == 4 * count / 16
 
 
 def test_no_collective_leaves_more_than_one_layer_s_kernel_or_a_table(on_one_slice):
