@@ -69,6 +69,7 @@ def score(config: RunConfig) -> Iterator[Result]:
         yield from evaluation.score_teacher(config)
         return
     mesh = make_mesh(config.mesh)
+    processes.connect(mesh)
     evaluator = evaluation.make_evaluator(config, mesh)
     abstract = evaluation.abstract_sharded_params(config, mesh)
     for step, selected_on in steps_to_score(config.model_dir, config.eval):
