@@ -25,6 +25,9 @@ _SENT = {
     "all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1.0,
 }
+# Between slices the host sends, as the runtime is told beside the instruction.
+_BETWEEN_SLICES = r'_xla_megascale_transfer_type="(\w+)"'
+_SLICES = r'_xla_megascale_target="\{([\d,:]+)\}'
 # The compiler's own fusion of an all-reduce and the cutting of its result.
 _SCATTERING = "all-reduce-scatter"
 # Instructions that move nothing, or whose parts are counted where they stand.
@@ -290,6 +293,9 @@ def _hbm(arrays: Sequence[Array]) -> float:
 
 def _kind(computation: Computation, instruction: Instruction) -> str:
     """The collective that an instruction is, "" for all others."""
+    if instruction.opcode == "send":
+        between = re.search(_BETWEEN_SLICES, instruction.attributes)
+        return between[1].lower().replace("_", "-") if between else ""
     kind = instruction.opcode.removesuffix("-start")
     if kind == "all-reduce" and computation.name.startswith(_SCATTERING):
         return "reduce-scatter"
@@ -319,7 +325,13 @@ def _left(computation: Computation, instruction: Instruction, kind: str, size: i
 
 
 def _axes(instruction: Instruction, mesh_shape: dict[str, int]) -> tuple[str, int]:
-    """The mesh axes that a collective crosses, and the devices of one of its groups."""
+    """The mesh axes that a collective crosses, and the devices of one of its groups.
+
+    Slices differ in the first axis alone; of a collective between them a group has one device each.
+    """
+    if instruction.opcode == "send":
+        slices = re.search(_SLICES, instruction.attributes)
+        return next(iter(mesh_shape)), _count(slices[1]) if slices else 1
     devices = math.prod(mesh_shape.values())
     groups = [group for group in _groups(instruction.attributes, devices) if len(group) > 1]
     if not groups:
@@ -333,6 +345,12 @@ def _axes(instruction: Instruction, mesh_shape: dict[str, int]) -> tuple[str, in
         }
     axes = "+".join(axis for axis in mesh_shape if axis in crossed)
     return axes, max(map(len, groups))
+
+
+def _count(ranges: str) -> int:
+    """How many numbers ``1,2`` or ``0:3`` name, whose ends both count."""
+    ends = [part.split(":") for part in ranges.split(",")]
+    return sum(1 + int(part[-1]) - int(part[0]) for part in ends)
 
 
 def _groups(attributes: str, devices: int) -> Iterator[tuple[int, ...]]:

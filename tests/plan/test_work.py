@@ -131,3 +131,15 @@ def test_a_compiled_scan_has_the_flops_of_its_rounds():
     # Each layer's [32, 32] in turn, of which a device has an eighth.
     assert gather.sent == 6 * 4 * 32 * 32 / 8 * 7
     assert gather.largest == 4 * 32 * 32
+
+
+def test_between_slices_the_host_sends():
+    """As the TPU compiler writes an all-reduce of f32[16,32] over two slices."""
+    sent = (
+        "  %gone = (f32[16,32]{1,0}, u32[], token[]) send(%w.2, %token), is_host_transfer=true, "
+        'frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",'
+        '_xla_megascale_transfer_type="ALL_REDUCE"}\n  ROOT %product'
+    )
+    program = PROGRAM.replace("  ROOT %product", "  %token = token[] after-all()\n" + sent)
+    (found,) = (c for c in work(program, MESH).collectives if c.axis == "replica")
+    assert (found.kind, found.count, found.sent) == ("all-reduce", 1, 4 * 16 * 32)
