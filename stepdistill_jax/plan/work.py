@@ -149,7 +149,7 @@ def _trip_count(module: Module, loop: Instruction) -> int | None:
     root = condition.root
     if root.opcode != "compare" or root.attribute("direction") != "LT":
         return None
-    counter, end = (condition.instructions[name] for name in root.operands)
+    counter, end = (_original(condition, name) for name in root.operands)
     body = module.computations[loop.attribute("body")]
     index = counter.attribute("index")
     if counter.opcode != "get-tuple-element" or body.root.opcode != "tuple":
@@ -162,15 +162,23 @@ def _trip_count(module: Module, loop: Instruction) -> int | None:
 
 def _step(body: Computation, index: str) -> int | None:
     """What the body of a loop adds to entry `index` of its state; None where it is no constant."""
-    added = body.instructions[body.root.operands[int(index)]]
+    added = _original(body, body.root.operands[int(index)])
     if added.opcode != "add":
         return None
-    before, constant = (body.instructions[name] for name in added.operands)
+    before, constant = (_original(body, name) for name in added.operands)
     if before.opcode == "constant":
         before, constant = constant, before
     if before.opcode == "get-tuple-element" and before.attribute("index") == index:
         return _constant(constant)
     return None
+
+
+def _original(computation: Computation, name: str) -> Instruction:
+    """The instruction whose result `name` is, or is a copy of."""
+    found = computation.instructions[name]
+    while found.opcode in ("copy", "bitcast"):
+        found = computation.instructions[found.operands[0]]
+    return found
 
 
 def _constant(instruction: Instruction) -> int | None:

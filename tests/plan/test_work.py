@@ -57,8 +57,11 @@ def test_a_loop_counts_as_often_as_it_runs():
     assert found.open_loops == 0
 
 
-def test_a_loop_may_count_by_two():
+def test_a_loop_may_count_by_two_and_through_a_copy():
     by_two = PROGRAM.replace("%one = s32[] constant(1)", "%one = s32[] constant(2)")
+    by_two = by_two.replace("add(%i, %one)", "add(%again, %one)").replace(
+        "  %one =", "  %again = s32[] copy(%i)\n  %one ="
+    )
     assert work(by_two, MESH).flops == 3 * 2 * 8 * 16 * 32 + 2 * 8 * 16 * 64
 
 
