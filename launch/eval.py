@@ -26,11 +26,7 @@ from stepdistill_jax.spec import InputError
 
 
 def runs(arguments: flags.Arguments) -> list[RunConfig]:
-    """The configuration of every run that the command line names.
-
-    Raises:
-        InputError: none is named, or both a gin file and folders are.
-    """
+    """The configuration of every run that the command line names; else an InputError."""
     folders = list(arguments.positional)
     if arguments.gin_files and folders:
         raise InputError(
@@ -67,6 +63,7 @@ def score(config: RunConfig) -> Iterator[Result]:
         yield from evaluation.score_teacher(config)
         return
     mesh = make_mesh(config.mesh)
+    processes.connect(mesh)
     evaluator = evaluation.make_evaluator(config, mesh)
     abstract = evaluation.abstract_sharded_params(config, mesh)
     for step, selected_on in steps_to_score(config.model_dir, config.eval):
@@ -77,8 +74,7 @@ def score(config: RunConfig) -> Iterator[Result]:
                 params = restore_params(config.model_dir, step, abstract)
             except InputError:
                 deleted = config.eval.watch and step not in available_steps(config.model_dir)
-                # Of several processes some may have read it, and would score it.
-                if not deleted or processes.count() > 1:
+                if not deleted or processes.count() > 1:  # others may have read it, and score it
                     raise
                 logging.warning("Step %d was deleted by the run before it was read.", step)
                 continue

@@ -13,6 +13,7 @@ from launch import assembly, cluster, compilation, evaluation, flags
 from launch.claim import claim
 from stepdistill_jax.checkpoint import initial, manager, restore
 from stepdistill_jax.eval import teacher
+from stepdistill_jax.parallel import processes
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import EXIT_NON_FINITE, EXIT_PREEMPTED
@@ -37,6 +38,7 @@ def main(config: RunConfig) -> int:
     text = claim(config)
     compilation.enable_compilation_cache(config.tokens.root())
     mesh = make_mesh(config.mesh)
+    processes.connect(mesh)
     evaluator = evaluation.make_evaluator(config, mesh)
     # Splits are opened before hours are spent, not after; by all processes in one order.
     for split in sorted({"validation", *config.eval.splits}):

@@ -8,19 +8,25 @@ make the same calls in the same order. In a run of one process all of it is free
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 # Orbax reaches the service in the same way; JAX has no public one that does without devices.
 from jax._src import distributed
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stepdistill_jax.spec import InputError
 
 T = TypeVar("T")
 
+# How long a process waits for the slowest at a place that all pass.
+_PASSING_MS = 1_800_000
 # One look at the service; the waiting goes on after it.
 _LOOK_MS = 60_000
 
@@ -96,6 +102,26 @@ def refuse_difference(what: str, value: str, remedy: str) -> None:
         raise InputError(
             f"process {index()} of {count()} has the {what} {value}, process 0 has {lead}; {remedy}"
         )
+
+
+def connect(mesh: Mesh) -> None:
+    """Lets the devices of every group along axes of the mesh make their first sum together.
+
+    Gloo, by which CPUs of several processes add, gives a group 30 s to come together at its first
+    sum: that of the train step would be missed by a process that compiles so much longer.
+    """
+    if count() == 1 or jax.default_backend() != "cpu":
+        return
+    client: Any = distributed.global_state.client
+    client.wait_at_barrier(f"stepdistill/connect/{next(_turns)}", _PASSING_MS)
+    total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    axes = [axis for axis, size in mesh.shape.items() if size > 1]
+    for length in range(1, len(axes) + 1):
+        for chosen in itertools.combinations(axes, length):
+            # One dimension: a sum over two would be made of one over each axis.
+            ones = np.ones(math.prod(mesh.shape[axis] for axis in chosen), np.float32)
+            sharding = NamedSharding(mesh, PartitionSpec(chosen))
+            total(jax.make_array_from_callback(ones.shape, sharding, ones.__getitem__))
 
 
 def _wait_for(client: Any, key: str) -> bytes:
