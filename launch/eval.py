@@ -27,11 +27,7 @@ from stepdistill_jax.spec import InputError
 
 
 def runs(arguments: flags.Arguments) -> list[RunConfig]:
-    """The configuration of every run that the command line names.
-
-    Raises:
-        InputError: none is named, or both a gin file and folders are.
-    """
+    """The configuration of every run that the command line names; else an InputError."""
     folders = list(arguments.positional)
     if arguments.gin_files and folders:
         raise InputError(
@@ -80,8 +76,7 @@ def score(config: RunConfig) -> Iterator[Result]:
                 params = restore_params(config.model_dir, step, abstract)
             except InputError:
                 deleted = config.eval.watch and step not in available_steps(config.model_dir)
-                # Of several processes some may have read it, and would score it.
-                if not deleted or processes.count() > 1:
+                if not deleted or processes.count() > 1:  # others may have read it, and score it
                     raise
                 logging.warning("Step %d was deleted by the run before it was read.", step)
                 continue

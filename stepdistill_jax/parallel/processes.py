@@ -8,6 +8,7 @@ make the same calls in the same order. In a run of one process all of it is free
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -137,8 +138,9 @@ def connect(mesh: Mesh) -> None:
     axes = [axis for axis, size in mesh.shape.items() if size > 1]
     for length in range(1, len(axes) + 1):
         for chosen in itertools.combinations(axes, length):
-            ones = np.ones([mesh.shape[axis] for axis in chosen], np.float32)
-            sharding = NamedSharding(mesh, PartitionSpec(*chosen))
+            # One dimension: a sum over two would be made of one over each axis.
+            ones = np.ones(math.prod(mesh.shape[axis] for axis in chosen), np.float32)
+            sharding = NamedSharding(mesh, PartitionSpec(chosen))
             total(jax.make_array_from_callback(ones.shape, sharding, ones.__getitem__))
 
 
