@@ -251,5 +251,6 @@ def _exceeded(message: str) -> float | None:
     """Bytes that a program would need, of the compiler's words that it does not fit."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
-    used = re.search(r"Used ([\d.]+)([KMGT])", message)
+    # It has two ways of saying so, before and after it has placed every array.
+    used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", message)
     return float(used[1]) * _UNITS[used[2]] if used else math.inf

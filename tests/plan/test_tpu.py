@@ -2,13 +2,13 @@
 
 import math
 import os
+import re
+import subprocess
+import sys
 
 import jax
 import pytest
-from absl.testing import flagsaver
 
-from launch import plan as plan_binary
-from launch.flags import Arguments
 from launch.tpu_plan import job
 from stepdistill_jax import config as configs
 from stepdistill_jax.data.packing import RowShape
@@ -187,13 +187,20 @@ def test_a_crash_is_told_and_the_next_call_answered():
         assert process.call(abs, -3) == 3
 
 
-def test_what_does_not_fit_says_by_how_much(capsys):
+def test_what_does_not_fit_says_by_how_much():
     """Rows far beyond a chip's memory: exit code 4, and the compiler's own figure."""
-    tiny = [f"{name.upper()}={getattr(MODEL, name)}" for name in ("vocab_size", "emb_dim")]
-    tiny += ["NUM_ENCODER_LAYERS=1", "NUM_DECODER_LAYERS=1", "MLP_DIM=256", "DROPOUT_RATE=0.0"]
-    arguments = Arguments(("demo.gin",), (*tiny, "REMAT='none'", "LOGITS_CHUNK=1000000"))
-    with flagsaver.flagsaver(topology=["v5e:2x2"], shape="65536x512x128x512"):
-        assert plan_binary.main(arguments) == EXIT_INCOMPLETE
-    out = capsys.readouterr().out
-    assert "DOES NOT FIT" in out
-    assert "of 16.00 GiB" in out
+    sizes = {"VOCAB_SIZE": 1024, "EMB_DIM": 128, "MLP_DIM": 256, "DROPOUT_RATE": 0.0}
+    sizes |= {"NUM_ENCODER_LAYERS": 1, "NUM_DECODER_LAYERS": 1, "LOGITS_CHUNK": 1_000_000}
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.plan", "--gin_file=demo.gin", "--gin.REMAT=none"]
+        + [f"--gin.{name}={value}" for name, value in sizes.items()]
+        + ["--topology=v5e:2x2", "--shape=65536x512x128x512"],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == EXIT_INCOMPLETE, done.stderr[-3000:]
+    used = re.search(r"HBM a device +([\d.]+) GiB of 16.00 GiB: DOES NOT FIT", done.stdout)
+    assert used, done.stdout
+    assert float(used[1]) > 16
