@@ -19,6 +19,7 @@ from stepdistill_jax.eval.config import EvalConfig
 from stepdistill_jax.eval.follow import steps_to_score
 from stepdistill_jax.model.network import abstract_params
 from stepdistill_jax.spec import InputError
+from stepdistill_jax.train.clock import PHASES
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS, PERIOD = 24, 8
@@ -150,7 +151,8 @@ def test_the_final_parameters_are_those_of_the_run_on_a_disk(store, local, remot
 
 
 def test_metrics_predictions_and_results_are_those_of_the_run_on_a_disk(store, local, remote):
-    clock = ("pairs_per_second", "tokens_per_second", "data_wait", "mfu", "device_seconds")
+    clock = ["pairs_per_second", "tokens_per_second", "data_wait", "mfu", "device_seconds"]
+    clock += [f"{phase}_seconds" for phase in PHASES]
     for name in ("metrics.jsonl", "results.jsonl", "costs.jsonl"):
         want = rows((local / "run" / name).read_text(), *clock)
         got = rows(store.read("bucket", f"runs/one/{name}").decode(), *clock)
