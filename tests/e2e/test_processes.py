@@ -209,7 +209,11 @@ def parameters(model_dir: pathlib.Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.restore(model_dir / "checkpoints" / str(STEPS) / "state")
+        folder = model_dir / "checkpoints" / str(STEPS) / "state"
+        stored = reader.metadata(folder).item_metadata.tree
+        # On the host: the devices that it was saved from are not here.
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+        tree = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=plain))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
