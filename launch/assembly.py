@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from typing import Any
 
+import grain
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
@@ -13,8 +15,8 @@ from launch import cluster, evaluation
 from stepdistill_jax.checkpoint.initial import initial_params
 from stepdistill_jax.costs import CostMeter
 from stepdistill_jax.data import triage
-from stepdistill_jax.data.packing import row_shape
-from stepdistill_jax.data.pipeline import train_iterator
+from stepdistill_jax.data.packing import RowShape, row_shape
+from stepdistill_jax.data.pipeline import SplitCache, train_iterator
 from stepdistill_jax.data.token_shards import Manifest
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.flops import train_flops
@@ -26,28 +28,39 @@ from stepdistill_jax.parallel.mesh import batch_shards
 from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.train import log, loop
+from stepdistill_jax.train.clock import Clock, Goodput
 from stepdistill_jax.train.state import TrainState, abstract_state, create_state, state_shardings
-from stepdistill_jax.train.step import make_train_step
+from stepdistill_jax.train.step import TrainStep, make_train_step
+from stepdistill_jax.train.trace import StepTrace
 
-PyTree = Any
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What the steps of a run are made of, before any state is.
+
+    Attributes:
+        cache: the training data as METHOD reads it.
+        shape: of a batch.
+        batches: this process's part of them, from the first on.
+        optimizer: the update rule.
+        abstract: shapes and shardings of a state.
+        train_step: compiles when it is first called.
+    """
+
+    cache: SplitCache
+    shape: RowShape
+    batches: grain.DatasetIterator[loop.Batch]
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    train_step: TrainStep
 
 
-def make_trainer(
-    config: RunConfig,
-    mesh: Mesh,
-    evaluator: Evaluator,
-    checkpoints: ocp.CheckpointManager,
-    text: str,
-) -> tuple[loop.Trainer, TrainState, list[tuple[int, float]]]:
-    """Builds the run, continued from its latest checkpoint where there is one.
-
-    Returns:
-        The trainer, the state to start from, and the validation accuracies so far.
+def make_parts(config: RunConfig, mesh: Mesh) -> Parts:
+    """Opens the training data and makes the step.
 
     Raises:
-        InputError: data, vocabulary, mesh or checkpoint do not fit the configuration.
+        InputError: data, vocabulary or mesh do not fit the configuration.
     """
-    started = time.perf_counter()
     cache = evaluation.open_split(config, "train")
     shape = row_shape(
         cache.lengths,
@@ -65,23 +78,12 @@ def make_trainer(
         process_count=shards,
         row_multiple=batch_shards(mesh) * config.microbatches,
     )
-    schedule = make_schedule(config.optimizer, config.train_steps)
     optimizer = make_optimizer(config.optimizer, config.train_steps)
-
-    def fresh() -> TrainState:
-        shardings = evaluation.abstract_sharded_params(config, mesh)
-        params = initial_params(config.initial_checkpoint, shardings)
-        return create_state(config.model, optimizer, mesh, config.seed, params)
-
-    # The fingerprint covers the data's bytes, the vocabulary and all that makes tokens of text.
-    identity = {"config": text, "training data": cache.manifest.fingerprint}
-    abstract = abstract_state(config.model, optimizer, mesh)
-    state, evals = loop.resume(checkpoints, batches, fresh, abstract, identity)
     train_step = make_train_step(
         config.model,
         config.objective,
         optimizer,
-        schedule,
+        make_schedule(config.optimizer, config.train_steps),
         config.streams,
         config.microbatches,
         config.seed,
@@ -90,6 +92,38 @@ def make_trainer(
         state_shardings(config.model, optimizer, mesh),
         alpha_schedule(config.objective, config.train_steps) if len(config.streams) > 1 else None,
     )
+    abstract = abstract_state(config.model, optimizer, mesh)
+    return Parts(cache, shape, batches, optimizer, abstract, train_step)
+
+
+def make_trainer(
+    config: RunConfig,
+    mesh: Mesh,
+    evaluator: Evaluator,
+    checkpoints: ocp.CheckpointManager,
+    text: str,
+    clock: Clock,
+) -> tuple[loop.Trainer, TrainState, list[tuple[int, float]]]:
+    """Builds the run, continued from its latest checkpoint where there is one.
+
+    Returns:
+        The trainer, the state to start from, and the validation accuracies so far.
+
+    Raises:
+        InputError: data, vocabulary, mesh or checkpoint do not fit the configuration.
+    """
+    started = time.perf_counter()
+    parts = make_parts(config, mesh)
+    cache, shape = parts.cache, parts.shape
+
+    def fresh() -> TrainState:
+        shardings = evaluation.abstract_sharded_params(config, mesh)
+        params = initial_params(config.initial_checkpoint, shardings)
+        return create_state(config.model, parts.optimizer, mesh, config.seed, params)
+
+    # The fingerprint covers the data's bytes, the vocabulary and all that makes tokens of text.
+    identity = {"config": text, "training data": cache.manifest.fingerprint}
+    state, evals = loop.resume(checkpoints, parts.batches, fresh, parts.abstract, identity)
     count = log.write_inventory(config.model_dir, state.params)
     cluster.say(_training_data(cache.manifest))
     cluster.say(
@@ -111,13 +145,13 @@ def make_trainer(
             checkpoint_period=config.checkpoint_period,
             early_stop_evals=config.early_stop_evals,
         ),
-        train_step=train_step,
-        batches=batches,
+        train_step=parts.train_step,
+        batches=parts.batches,
         place=lambda batch: place_batch(batch, mesh, config.microbatches),
         evaluate=lambda params, step: evaluator.evaluate(params, step, "validation").accuracy,
         checkpoints=checkpoints,
         log=log.MetricLog(config.model_dir, int(state.step), tensorboard=config.tensorboard),
-        throughput=log.Throughput(flops),
+        throughput=log.Throughput(flops, clock),
         costs=CostMeter(
             config.model_dir,
             int(state.step),
@@ -125,6 +159,9 @@ def make_trainer(
             flops_per_step=flops,
             devices=mesh.size,
         ),
+        clock=clock,
+        goodput=Goodput(config.model_dir, clock, int(state.step), writes=processes.is_lead()),
+        trace=StepTrace(config.model_dir, config.profile_steps, clock),
         example_ids=lambda index: [cache.row(int(i) - 1)["id"] for i in np.unique(index)],
         identity=identity,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from etils import epath
 
 from stepdistill_jax import config as configs
-from stepdistill_jax import records
+from stepdistill_jax import records, storage
 from stepdistill_jax.checkpoint import restore
 from stepdistill_jax.eval.results import read_results
 from stepdistill_jax.parallel import processes
@@ -14,6 +14,17 @@ from stepdistill_jax.spec import FINISHED_FILE, InputError
 
 # Hosts may keep their copies of the data in folders of their own.
 _OF_A_HOST = frozenset({"DATA_DIR", "CACHE_DIR"})
+
+
+def reach(config: RunConfig) -> None:
+    """Asks the stores that a run's folders lie on whether they can be used.
+
+    Raises:
+        InputError: one cannot, saying why.
+    """
+    storage.check("MODEL_DIR", config.model_dir, write=True)
+    storage.check("CACHE_DIR", config.tokens.root(), write=True)
+    storage.check("INITIAL_CHECKPOINT", config.initial_checkpoint or "")
 
 
 def claim(config: RunConfig) -> str:
@@ -42,31 +53,43 @@ def claim(config: RunConfig) -> str:
 
 
 def _claim(config: RunConfig) -> str:
-    path = epath.Path(config.model_dir) / configs.CONFIG_FILE
-    begun = restore.available_steps(config.model_dir) or read_results(config.model_dir)
-    if path.exists() and begun:
-        changed = configs.difference(configs.read(config.model_dir), config)
-        if changed:
-            remedy = "repeat the settings in its config.gin to continue it"
-            before, now = changed.get("TRAIN_STEPS", (0, 0))
-            if now > before and (epath.Path(config.model_dir) / FINISHED_FILE).exists():
-                remedy = (
-                    "repeat the settings in its config.gin to score it again; its schedule is "
-                    "finished and cannot be lengthened, but "
-                    f"INITIAL_CHECKPOINT={config.model_dir!r} in a new MODEL_DIR starts from its "
-                    "best step"
-                )
-            listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
-            raise InputError(
-                f"{config.model_dir} holds a run with {listed}; choose another MODEL_DIR, or "
-                f"{remedy}"
-            )
+    refuse_other(config)
     text = configs.dump(config)
     try:
-        records.write_atomic(path, text)
+        records.write_atomic(epath.Path(config.model_dir) / configs.CONFIG_FILE, text)
     except OSError as error:
         raise InputError(
             f"MODEL_DIR={config.model_dir!r} cannot be written: {error.strerror or error}; "
             "make room or give the right to write, or choose another MODEL_DIR"
         ) from error
     return text
+
+
+def refuse_other(config: RunConfig) -> None:
+    """Checks that the run in MODEL_DIR, where there is one, is this one.
+
+    A run that stopped before its first checkpoint or result holds nothing to spoil.
+
+    Raises:
+        InputError: it has other settings.
+    """
+    path = epath.Path(config.model_dir) / configs.CONFIG_FILE
+    begun = restore.available_steps(config.model_dir) or read_results(config.model_dir)
+    changed = {}
+    if path.exists() and begun:
+        changed = configs.difference(configs.read(config.model_dir), config)
+    if not changed:
+        return
+    remedy = "repeat the settings in its config.gin to continue it"
+    before, now = changed.get("TRAIN_STEPS", (0, 0))
+    if now > before and (epath.Path(config.model_dir) / FINISHED_FILE).exists():
+        remedy = (
+            "repeat the settings in its config.gin to score it again; its schedule is "
+            "finished and cannot be lengthened, but "
+            f"INITIAL_CHECKPOINT={config.model_dir!r} in a new MODEL_DIR starts from its "
+            "best step"
+        )
+    listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
+    raise InputError(
+        f"{config.model_dir} holds a run with {listed}; choose another MODEL_DIR, or {remedy}"
+    )

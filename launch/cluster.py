@@ -209,7 +209,8 @@ def _nobody_came() -> None:
             "the address (JAX_COORDINATOR_ADDRESS)"
         )
     _say(f"the processes have not met at {address} within {MEETING_SECONDS} s; {what}")
-    os._exit(EXIT_INPUT_ERROR)
+    # A host may only have been slow: what supervises the run may start it again.
+    os._exit(EXIT_PREEMPTED)
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)

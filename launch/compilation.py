@@ -8,6 +8,7 @@ import pathlib
 import platform
 
 import jax
+from etils import epath
 
 # JAX's own variable for the folder; it goes before ours.
 ENVIRONMENT = "JAX_COMPILATION_CACHE_DIR"
@@ -18,17 +19,18 @@ _CPU_INFO = pathlib.Path("/proc/cpuinfo")
 _CPU_TRAITS = ("model name", "flags", "Features")
 
 
-def enable_compilation_cache(root: pathlib.Path) -> None:
+def enable_compilation_cache(root: epath.PathLike) -> None:
     """Keeps XLA's programs below ``root/xla``, or where JAX_COMPILATION_CACHE_DIR says.
 
     A folder that cannot be written costs a warning of JAX's and no more.
 
     Args:
-        root: folder of the caches, `TokenConfig.root`.
+        root: folder of the caches, `TokenConfig.root`, on a disk or a store: a machine that was
+            taken away leaves its programs to the next.
     """
     if os.environ.get(ENVIRONMENT):
         return
-    jax.config.update("jax_compilation_cache_dir", str(root / FOLDER / host()))
+    jax.config.update("jax_compilation_cache_dir", str(epath.Path(root) / FOLDER / host()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_SECONDS)
 
 

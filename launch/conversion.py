@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from etils import epath
 
 from launch import evaluation
 from stepdistill_jax import config as configs
-from stepdistill_jax import hub, records
+from stepdistill_jax import hub, records, storage
 from stepdistill_jax.checkpoint import fill, hf, hf_export, manager, restore, sizes, t5x_native
 from stepdistill_jax.checkpoint.names import Form
 from stepdistill_jax.checkpoint.run_arrays import RunArrays
@@ -154,7 +155,7 @@ def convert(source: Source, form: str, out: str) -> str:
     Raises:
         InputError: the form cannot hold it, or the folder is taken or cannot be written.
     """
-    with _staged(epath.Path(out)) as folder:
+    with _staged(epath.Path(out), form) as folder:
         if form == "hf":
             return _to_hf(source, folder)
         if form == "orbax":
@@ -168,16 +169,23 @@ def convert(source: Source, form: str, out: str) -> str:
 
 
 @contextlib.contextmanager
-def _staged(out: epath.Path) -> Iterator[epath.Path]:
-    """A folder to write into, which becomes `out` in the end.
+def _staged(out: epath.Path, form: str) -> Iterator[epath.Path]:
+    """A folder to write `form` into, which becomes `out` in the end.
 
     Raises:
         InputError: `out` holds something.
     """
+    storage.check("--out", out, write=True)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out={out} is not empty; name a new folder, or empty this one")
-    if "://" in os.fspath(out):
-        yield out  # object stores cannot rename a folder
+    if storage.is_remote(out):
+        if form == "hf":  # whose libraries know disks alone
+            with tempfile.TemporaryDirectory() as disk:
+                yield epath.Path(disk)
+                for path in epath.Path(disk).iterdir():
+                    path.copy(out / path.name)
+        else:
+            yield out  # object stores cannot rename a folder
         return
     out = epath.Path(os.path.abspath(out))
     stage = out.parent / f".{out.name}.{os.getpid()}.{uuid.uuid4().hex}"

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from absl import logging
 
 from launch import cluster, compilation, evaluation, flags
+from launch.claim import reach
 from stepdistill_jax import config as configs
 from stepdistill_jax.checkpoint.restore import available_steps, restore_params
 from stepdistill_jax.eval import teacher
@@ -46,6 +47,7 @@ def _same_run(config: RunConfig) -> RunConfig:
     Raises:
         InputError: its folder holds a run of another configuration.
     """
+    reach(config)
     trained = dataclasses.replace(configs.read(config.model_dir), eval=config.eval)
     different = configs.difference(trained, config)
     if different:

@@ -264,7 +264,7 @@ def _cache(extraction: Extraction) -> Answers:
     given = extraction.extract.answer_cache
     if given == NONE or extraction.extract.client == "replay":
         return Answers(None, "")
-    default = extraction.run.tokens.root() / DEFAULT_FOLDER
+    default = extraction.run.tokens.local_root() / DEFAULT_FOLDER
     folder = pathlib.Path(given).expanduser() if given else default
     return Answers(folder, clients.source(extraction.extract))
 

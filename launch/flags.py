@@ -13,7 +13,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from launch import cluster
-from stepdistill_jax import config
+from stepdistill_jax import config, storage
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import EXIT_INPUT_ERROR, InputError
 
@@ -104,10 +104,13 @@ def run_with_arguments(
             tuple(_GIN_FILE.value), overrides, tuple(_SEARCH_PATHS.value), tuple(left[1:])
         )
         try:
+            for folder in arguments.positional:
+                storage.check("folder", folder)
             sys.exit(main(arguments))
         except InputError as error:
             _stop(str(error))
         except OSError as error:
+            _stop_for_store(error)
             if error.errno not in _DISK_ERRORS:
                 cluster.end(error)
                 raise
@@ -116,6 +119,7 @@ def run_with_arguments(
                 f"choose other folders with MODEL_DIR and CACHE_DIR"
             )
         except Exception as error:
+            _stop_for_store(error)
             cluster.end(error)
             raise
 
@@ -128,6 +132,13 @@ def _is_wanted(record: python_logging.LogRecord) -> bool:
         return True
     loud = python_logging.ERROR if "/orbax/" in record.pathname else python_logging.WARNING
     return record.levelno >= loud
+
+
+def _stop_for_store(error: Exception) -> None:
+    """Stops where a store failed, which has been tried again for a while by then."""
+    failure = storage.failure(error)
+    if failure:
+        _stop(f"{failure}; once it answers, the same command continues")
 
 
 def _stop(message: str) -> NoReturn:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch.flags import Arguments, run_with_arguments
+from stepdistill_jax import storage
 from stepdistill_jax.report import build
 from stepdistill_jax.spec import InputError
 
@@ -33,6 +34,7 @@ def main(
             "no runs are named: python -m launch.report MODEL_DIRS... [--extraction=EXTRACT_DIR] "
             "[--out=report]"
         )
+    storage.check("--out", out, write=True)
     if not out:
         raise InputError("--out is empty; name the report's folder, as in --out=report")
     if "" in extractions:

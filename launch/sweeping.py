@@ -351,11 +351,15 @@ def describe_failure(folder: pathlib.Path, offset: int, code: int) -> str:
         offset: bytes of its log that are of attempts before.
         code: that it exited with.
     """
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
     with (folder / state.LOG_FILE).open("rb") as log:
         log.seek(offset)
-        text = log.read().decode("utf-8", "replace")
+        return failure(log.read().decode("utf-8", "replace"), code)
+
+
+def failure(text: str, code: int) -> str:
+    """What a failed process said last, of all that it said, and how it ended."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
     named = [line for line in lines if line.startswith("error: ")]
     said = (named or lines or ["it said nothing"])[-1].removeprefix("error: ")

@@ -1,28 +1,43 @@
 """Trains one run and scores it: python -m launch.train --gin_file=demo.gin [--gin.NAME=value]
 
-METHOD "teacher" trains nothing and scores the teacher's own answers.
+METHOD "teacher" trains nothing and scores the teacher's own answers. With --preflight it trains
+nothing either: it tries everything once, prints a table, and leaves the run alone.
 
 The same command again continues a run that was stopped. Exit codes: 0 finished, 2 wrong input,
 3 a loss that is not finite, 75 preempted (SIGTERM), or another process of the run has ended: run
-the same command again.
+the same command again. A preflight: 0 all is well, 2 something failed.
 """
 
 from __future__ import annotations
 
-from launch import assembly, cluster, compilation, evaluation, flags
-from launch.claim import claim
+from absl import flags as absl_flags
+
+from launch import assembly, cluster, compilation, evaluation, flags, preflight
+from launch.claim import claim, reach
 from stepdistill_jax.checkpoint import initial, manager, restore
 from stepdistill_jax.eval import teacher
 from stepdistill_jax.parallel import processes
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import EXIT_NON_FINITE, EXIT_PREEMPTED
-from stepdistill_jax.train import loop
+from stepdistill_jax.train import clock, loop
+
+_PREFLIGHT = absl_flags.DEFINE_bool("preflight", False, "Try everything once, and stop.")
+
+
+def run(config: RunConfig) -> int:
+    """What the command line asks for; returns the exit code."""
+    if not _PREFLIGHT.value:
+        return main(config)
+    cluster.start()
+    return preflight.run(config)
 
 
 def main(config: RunConfig) -> int:
     """Trains, scores and says where everything lies; returns the exit code."""
+    timer = clock.Clock()
     cluster.start(preemptible=True)
+    reach(config)
     if config.method == teacher.METHOD:
         claim(config)
         scored = evaluation.score_teacher(config)
@@ -44,7 +59,9 @@ def main(config: RunConfig) -> int:
     for split in sorted({"validation", *config.eval.splits}):
         evaluation.open_split(config, split)
     with manager.manager(config.model_dir, keep=config.keep_checkpoints) as checkpoints:
-        trainer, state, evals = assembly.make_trainer(config, mesh, evaluator, checkpoints, text)
+        trainer, state, evals = assembly.make_trainer(
+            config, mesh, evaluator, checkpoints, text, timer
+        )
         try:
             outcome = trainer.run(state, evals)
         except loop.NonFiniteError as error:
@@ -69,8 +86,11 @@ def main(config: RunConfig) -> int:
             f"n {result.n}) with step {result.step}, the best on validation of {outcome.step} "
             f"steps; checkpoints, metrics and predictions are in {config.model_dir}"
         )
+    timer.lap("evaluation")
+    trainer.goodput.note(outcome.step, saved=True)
+    cluster.say(clock.describe(config.model_dir))
     return 0
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    flags.run(run)

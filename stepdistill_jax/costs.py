@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 from etils import epath
 
@@ -70,19 +69,9 @@ class CostMeter:
         self._flops_per_step = flops_per_step
         self._devices = devices
         self._before = self._noted[step].device_seconds if step in self._noted else 0.0
-        self.start()
 
-    def start(self) -> None:
-        """The clock starts at the making of the meter, or here."""
-        self._start = time.perf_counter()
-
-    def leave_out(self, seconds: float) -> None:
-        """Takes time that was spent on something else out of the count."""
-        self._start += seconds
-
-    def note(self, step: int) -> None:
-        """Writes down what `step` steps have taken."""
-        seconds = (time.perf_counter() - self._start) * self._devices
-        flops = self._flops_per_step * step
-        self._noted[step] = Cost(step, self._train_pairs, flops, round(self._before + seconds, 3))
+    def note(self, step: int, seconds: float) -> None:
+        """Writes down what `step` steps have taken, of which `seconds` since the meter was made."""
+        spent = round(self._before + seconds * self._devices, 3)
+        self._noted[step] = Cost(step, self._train_pairs, self._flops_per_step * step, spent)
         records.write_jsonl(self._path, map(dataclasses.asdict, self._noted.values()))

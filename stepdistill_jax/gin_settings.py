@@ -172,8 +172,10 @@ def find(name: str, folders: Iterable[epath.PathLike], where: str) -> epath.Path
     """
     searched = list(dict.fromkeys(epath.Path(folder) for folder in (*folders, gin_folder())))
     for folder in searched:
-        if (folder / name).is_file():
-            return folder / name
+        # As a path, which may be absolute or gs://: that is then the place, whatever the folder.
+        path = folder / epath.Path(name)
+        if path.is_file():
+            return path
     # Only the shipped folder is known to be small enough to be walked.
     there = [str(p.relative_to(gin_folder())) for p in gin_folder().rglob("*.gin")]
     subfolder = epath.Path(name).parent

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from etils import epath
 
+from stepdistill_jax import storage
 from stepdistill_jax.spec import InputError
 
 
@@ -171,12 +173,60 @@ def refuse_surrogates(value: Any, where: str) -> None:
 def write_atomic(path: epath.PathLike, text: str | bytes) -> None:
     """Writes `text` under a temporary name and renames: readers see all of it or nothing."""
     path = epath.Path(path)
+    data = text.encode() if isinstance(text, str) else text
+    if storage.is_remote(path):
+        # A store shows an object when all of it has arrived, and renames by copying.
+        path.write_bytes(data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}"
-    temporary.write_bytes(text.encode() if isinstance(text, str) else text)
+    temporary.write_bytes(data)
     temporary.replace(path)
 
 
 def write_jsonl(path: epath.PathLike, rows: Iterable[dict[str, Any]]) -> None:
     """Writes one JSON object a line, atomically."""
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+class LineWriter:
+    """A text file that grows by lines; on a disk each is there once it is written.
+
+    A store cannot append: there the whole file is written anew, every `REWRITE_SECONDS` at most
+    and at `flush`. What a killed process had not written is lost.
+    """
+
+    REWRITE_SECONDS = 30.0
+
+    def __init__(self, path: epath.PathLike, lines: Iterable[str] = ()) -> None:
+        """Begins the file anew with `lines`, each with its line end."""
+        self._path = epath.Path(path)
+        self._lines = list(lines)
+        write_atomic(self._path, "".join(self._lines))
+        self._written, self._count = time.monotonic(), len(self._lines)
+        self._file = None
+        if not storage.is_remote(self._path):
+            self._lines.clear()
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - see `close`
+
+    def write(self, line: str) -> None:
+        """Appends a line; `line` has its line end."""
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+            return
+        self._lines.append(line)
+        if time.monotonic() - self._written >= self.REWRITE_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Has every line where another process can read it."""
+        if self._file is None and len(self._lines) > self._count:
+            write_atomic(self._path, "".join(self._lines))
+            self._written, self._count = time.monotonic(), len(self._lines)
+
+    def close(self) -> None:
+        """Flushes; nothing can be written any more."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()

@@ -31,6 +31,7 @@ FREE_MACROS = frozenset(
         "CHECKPOINT_PERIOD",
         "KEEP_CHECKPOINTS",
         "TENSORBOARD",
+        "PROFILE_STEPS",
         "DATA_DIR",
         "CACHE_DIR",
         "PREFETCH",
@@ -75,6 +76,7 @@ class RunConfig:
     initial_checkpoint: str | None = None
     prng_impl: str = "threefry2x32"
     tensorboard: bool = False
+    profile_steps: tuple[int, ...] = ()
     teacher: TeacherEvalConfig = dataclasses.field(default_factory=TeacherEvalConfig)
 
     def __post_init__(self) -> None:
@@ -143,6 +145,12 @@ class RunConfig:
             raise InputError(
                 f"WARMUP_STEPS={self.optimizer.warmup_steps} is more than "
                 f"TRAIN_STEPS={self.train_steps}; lower it"
+            )
+        traced = self.profile_steps
+        if traced and not (len(traced) == 2 and 1 <= traced[0] <= traced[1] <= self.train_steps):
+            raise InputError(
+                f"PROFILE_STEPS={traced}: expected the first and the last step to trace, between 1 "
+                f"and TRAIN_STEPS={self.train_steps}, as (10, 12), or () for none"
             )
         if self.early_stop_evals and not self.eval_period:
             raise InputError(

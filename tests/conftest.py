@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 # Nearly all of the suite's time is compilation of programs that run once: the cheap machine code
 # halves it. Tests in a process of their own (the binaries) compile as users do.
@@ -47,3 +49,23 @@ def shared() -> pathlib.Path:
 def spiece(shared: pathlib.Path) -> pathlib.Path:
     """T5's public SentencePiece model."""
     return shared / "tokenizer" / "spiece.model"
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[Any]:
+    """A server of Google Cloud Storage's protocol with a bucket ``bucket``.
+
+    All clients of this process and its children are sent to it. They keep their connection, so
+    there is one server for all tests, each of which writes to a folder of its own.
+    """
+    from storage_server import StorageServer  # whose checksums are of the extra `gcs`
+
+    with StorageServer("bucket") as server:
+        os.environ.update(server.environment())
+        yield server
+
+
+@pytest.fixture
+def gs_folder(store, request) -> str:
+    """``gs://bucket/...`` of one test's own."""
+    return f"gs://bucket/{request.module.__name__}/{request.node.name}"

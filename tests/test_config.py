@@ -207,6 +207,8 @@ def test_a_lone_text_is_a_tuple_of_one():
         ("RATIONALES=none", r"METHOD='step_by_step' trains on rationales, but RATIONALES='none'"),
         ("ANSWER_MARKER=''", r"ANSWER_MARKER='': expected some words"),
         ("ALPHA_END=2.0", r"ALPHA_END=2\.0: .*\(ALPHA_END from --gin\.ALPHA_END\)"),
+        ("PROFILE_STEPS=(9, 8)", r"PROFILE_STEPS=\(9, 8\): expected the first and the last step"),
+        ("PROFILE_STEPS=(9, 1501)", r"between 1 and TRAIN_STEPS=1500"),
         ("WARMUP_STEPS=2000", r"WARMUP_STEPS=2000 is more than TRAIN_STEPS=1500"),
         ("INPUT_ROW_LENGTH=8", r"INPUT_ROW_LENGTH=8 cannot hold .* MAX_INPUT_LENGTH=18"),
         ("HF_NAME=glue", r"HF_NAME has no effect with DATASET='demo'"),

@@ -128,12 +128,13 @@ def one_core() -> Iterator[bool]:
         os.sched_setaffinity(0, allowed)
 
 
-class EvenSample:
-    """`rows` rows of a token cache, spread evenly over it; itself read like a token cache."""
+class Sample:
+    """Some rows of a token cache, itself read like one."""
 
-    def __init__(self, cache: Any, rows: int) -> None:
+    def __init__(self, cache: Any, index: np.ndarray) -> None:
+        """Takes the rows `index` [rows], in that order."""
         self._cache = cache
-        self._index = np.linspace(0, len(cache) - 1, min(rows, len(cache))).astype(int)
+        self._index = index
 
     @property
     def lengths(self) -> Mapping[str, np.ndarray]:
@@ -152,6 +153,13 @@ class EvenSample:
         """One pair with its texts."""
         row: Mapping[str, Any] = self._cache.row(int(self._index[index]))
         return row
+
+
+class EvenSample(Sample):
+    """`rows` rows of a token cache, spread evenly over it."""
+
+    def __init__(self, cache: Any, rows: int) -> None:
+        super().__init__(cache, np.linspace(0, len(cache) - 1, min(rows, len(cache))).astype(int))
 
 
 def _count_fill(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from stepdistill_jax import hub
+from stepdistill_jax import hub, storage
 from stepdistill_jax.checkpoint.names import HF_ALIASES, HF_IGNORED, HF_TIED_ALIASES
 from stepdistill_jax.checkpoint.weight_files import (
     PytorchFile,
@@ -260,12 +260,14 @@ class _Place:
         path = self.find((*SAFETENSORS, *PYTORCH))
         kind = SafetensorsFile if path.name in SAFETENSORS else PytorchFile
         if not path.name.endswith(INDEX):
-            file: WeightFile = kind(path)
+            file: WeightFile = kind(storage.on_disk(path))
             return dict.fromkeys(file.shapes(), file)
         index = _read_json(path).get("weight_map")
         if not isinstance(index, dict):
             raise damaged(path, "it has no weight_map")
-        shards: dict[str, WeightFile] = {n: kind(self.find((n,))) for n in set(index.values())}
+        shards: dict[str, WeightFile] = {
+            name: kind(storage.on_disk(self.find((name,)))) for name in set(index.values())
+        }
         lost = [key for key, shard in index.items() if key not in shards[shard].shapes()]
         if lost:
             raise damaged(path, f"{lost[0]} is not in {index[lost[0]]}, {len(lost)} such keys")

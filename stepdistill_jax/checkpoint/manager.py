@@ -13,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from stepdistill_jax import storage
 from stepdistill_jax.checkpoint.zarr_arrays import in_short
 from stepdistill_jax.spec import InputError
 
@@ -38,7 +39,7 @@ def best_key(metrics: dict[str, float]) -> tuple[float, float]:
 def checkpoints_folder(model_dir: epath.PathLike) -> epath.Path:
     """``MODEL_DIR/checkpoints``, absolute, as Orbax wants it."""
     path = os.fspath(model_dir)
-    return epath.Path(path if "://" in path else os.path.abspath(path)) / CHECKPOINTS
+    return epath.Path(path if storage.is_remote(path) else os.path.abspath(path)) / CHECKPOINTS
 
 
 @contextlib.contextmanager
@@ -191,8 +192,11 @@ def _writable(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
         ) from error
 
 
-# tensorstore's words for a disk that is full, read-only or forbidden.
-_DISK_ERROR = re.compile("RESOURCE_EXHAUSTED|PERMISSION_DENIED|No space left|Read-only")
+# tensorstore's words for a disk that is full, read-only or forbidden, or a store out of reach.
+_DISK_ERROR = re.compile(
+    "RESOURCE_EXHAUSTED|PERMISSION_DENIED|No space left|Read-only"
+    "|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED"
+)
 
 
 @contextlib.contextmanager

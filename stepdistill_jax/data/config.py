@@ -7,6 +7,9 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from etils import epath
+
+from stepdistill_jax import storage
 from stepdistill_jax.data.sources import SOURCES
 from stepdistill_jax.data.sources.base import SPLITS, ColumnConfig
 from stepdistill_jax.data.triage import FILTERS, WRONG
@@ -198,8 +201,8 @@ class TokenConfig:
         prefixes: a key of `spec.PREFIXES`.
         max_input_length: tokens of an input, prefix and EOS included.
         max_label_length, max_rationale_length: tokens of a target, EOS included.
-        cache_dir: a local or shared folder; "" = $STEPDISTILL_CACHE_DIR, else
-            ~/.cache/stepdistill_jax.
+        cache_dir: a local or shared folder, or ``gs://BUCKET/FOLDER``; "" =
+            $STEPDISTILL_CACHE_DIR, else ~/.cache/stepdistill_jax.
     """
 
     vocabulary: str = ""
@@ -234,7 +237,13 @@ class TokenConfig:
             "rationale_targets": self.max_rationale_length,
         }
 
-    def root(self) -> pathlib.Path:
+    def root(self) -> epath.Path:
         """The folder of all caches."""
         chosen = self.cache_dir or os.environ.get(CACHE_DIR_VARIABLE, "") or DEFAULT_CACHE_DIR
+        return epath.Path(chosen).expanduser()
+
+    def local_root(self) -> pathlib.Path:
+        """`root`; where that is on a store, the folder on this machine for copies of it."""
+        named = (self.cache_dir, os.environ.get(CACHE_DIR_VARIABLE, ""), DEFAULT_CACHE_DIR)
+        chosen = next(name for name in named if name and not storage.is_remote(name))
         return pathlib.Path(chosen).expanduser()

@@ -4,7 +4,8 @@ A cache is a folder ``<cache_dir>/<dataset>-<split>-<fingerprint>`` (`token_shar
 in it). The fingerprint covers the source's bytes, the data configuration, vocabulary, prefixes
 and lengths: a changed ingredient is another folder, and nothing is ever overwritten. A build works
 in a temporary folder beside it and renames: readers see all of a cache or nothing of it, and of
-two builders the slower one discards its copy.
+two builders the slower one discards its copy. Rows are read in random order, thousands a second, so
+a cache on an object store is copied to a disk of this machine first.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from etils import epath
 
+from stepdistill_jax import storage
 from stepdistill_jax.data import token_shards
 from stepdistill_jax.data.config import CACHE_DIR_VARIABLE, DataConfig, TokenConfig
 from stepdistill_jax.data.join import JoinReport, load_pairs, source_fingerprint
@@ -140,9 +143,14 @@ def open_or_build(data: DataConfig, tokens: TokenConfig, split: str) -> TokenCac
             where TensorFlow is not installed.
     """
     fingerprint = cache_fingerprint(data, tokens, split)
-    folder = tokens.root() / f"{data.dataset}-{split}-{fingerprint[:16]}"
+    name = f"{data.dataset}-{split}-{fingerprint[:16]}"
+    folder = tokens.local_root() / name
+    store = tokens.root() / name if storage.is_remote(tokens.root()) else None
     if not folder.exists():
-        _build(folder, fingerprint, data, tokens, split)
+        if store is not None and (store / MANIFEST).exists():
+            _copy_from(store, folder)
+        else:
+            _build(folder, fingerprint, data, tokens, split)
     cache = TokenCache(folder)
     if cache.manifest.fingerprint != fingerprint:
         raise InputError(
@@ -150,6 +158,8 @@ def open_or_build(data: DataConfig, tokens: TokenConfig, split: str) -> TokenCac
             f"{cache.manifest.fingerprint[:16]}, expected {fingerprint[:16]}); delete the folder "
             "and run again"
         )
+    if store is not None and not (store / MANIFEST).exists():
+        _copy_to(store, cache)
     return cache
 
 
@@ -173,11 +183,7 @@ def _build(
     """Writes a cache under a temporary name and moves it to `folder`."""
     pairs, report = load_pairs(data, split)
     examples = _tokenised(data, tokens, split, pairs, report)
-    # Matches _TEMPORARY, by which leftovers are known.
-    temporary = folder.parent / f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex}"
-    try:
-        temporary.mkdir(parents=True)
-        _remove_abandoned(folder.parent)
+    with _published(folder) as temporary:
         writer = token_shards.Writer(temporary)
         for example in examples:
             writer.add(example)
@@ -193,6 +199,49 @@ def _build(
         )
         if manifest.rows != len(pairs):
             raise RuntimeError(f"{len(pairs)} pairs became {manifest.rows} rows")
+    _warn_of_unknown(manifest)
+
+
+def _copy_from(store: epath.Path, folder: pathlib.Path) -> None:
+    """Copies a cache from a store, and looks at what came before anybody reads it.
+
+    Raises:
+        InputError: it is damaged there, or cannot be written here.
+    """
+    with _published(folder) as temporary:
+        try:
+            manifest = Manifest.from_json((store / MANIFEST).read_text())
+            for name in (LENGTHS, *(shard.name for shard in manifest.shards), MANIFEST):
+                (store / name).copy(temporary / name)
+            _ = TokenCache(temporary).lengths
+        except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
+            reason = str(error).replace(str(temporary), str(store))
+            if not isinstance(error, InputError):
+                reason = (
+                    f"token cache {store} is damaged: {reason}; delete the folder and run again"
+                )
+            raise InputError(reason) from error
+
+
+def _copy_to(store: epath.Path, cache: TokenCache) -> None:
+    """Copies a cache to a store, the manifest last: what has none there is not looked at."""
+    for name in (LENGTHS, *(shard.name for shard in cache.manifest.shards), MANIFEST):
+        epath.Path(cache.folder / name).copy(store / name, overwrite=True)
+
+
+@contextlib.contextmanager
+def _published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary folder to write a cache into, which is moved to `folder` in the end.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    # Matches _TEMPORARY, by which leftovers are known.
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex}"
+    try:
+        temporary.mkdir(parents=True)
+        _remove_abandoned(folder.parent)
+        yield temporary
         _publish(temporary, folder)
     except OSError as error:
         raise InputError(
@@ -201,7 +250,6 @@ def _build(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _warn_of_unknown(manifest)
 
 
 def _publish(temporary: pathlib.Path, folder: pathlib.Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from stepdistill_jax import records
+from stepdistill_jax import records, storage
 from stepdistill_jax.spec import InputError
 
 RESULTS_FILE = "results.jsonl"
@@ -170,7 +170,7 @@ def _write(folder: epath.Path, results: list[Result], new: Result) -> None:
 @contextlib.contextmanager
 def _locked(folder: epath.Path) -> Iterator[None]:
     """Holds the folder's lock, which its holder's death releases."""
-    if "://" in os.fspath(folder):
+    if storage.is_remote(folder):
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -60,8 +60,9 @@ class Attention(nn.Module):
             key: [B, S, H, K].
             value: [B, S, H, K].
             biases: float32 terms of the scores, each broadcast over axes of size 1 to
-                [B, H, Q, S]. Kept apart (relative positions have no rows, masks no heads): their
-                sum would be the largest array of the stack.
+                [B, H, Q, S], or [C, H, Q, S] with one entry for each B / C successive rows. Kept
+                apart (relative positions have no rows, masks no heads): their sum would be the
+                largest array of the stack.
             deterministic: no dropout.
 
         Returns:
@@ -70,12 +71,24 @@ class Attention(nn.Module):
         query = self._split_heads(self.query(x))
         scores = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32)
         for bias in biases:
-            scores = scores + bias
+            scores = _add(scores, bias)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        weights = self.dropout(weights, deterministic=deterministic)
-        heads = jnp.einsum("bhqs,bshk->bqhk", weights, value)
+        heads = jnp.einsum("bhqs,bshk->bqhk", weights, self._dropped(value, deterministic))
         heads = with_logical_constraint(heads, HEAD_AXES)
         return self.out(heads.reshape(*heads.shape[:2], -1))
+
+    def _dropped(self, value: jax.Array, deterministic: bool) -> jax.Array:
+        """Values [B, S, H, K] without the positions that T5's dropout of the weights takes out.
+
+        It takes a position out for all queries of a row and head at once, so the weights' factor
+        [B, H, 1, S] may as well scale the values: fewer products, and the TPU's compiler crashes
+        on many programs that have the factor in the weights.
+        """
+        if deterministic or not self.config.dropout_rate:
+            return value
+        B, S, H, _ = value.shape
+        factor = self.dropout(jnp.ones((B, H, 1, S), jnp.float32), deterministic=False)
+        return (value * factor.transpose(0, 3, 1, 2)).astype(value.dtype)
 
     def __call__(
         self, x: jax.Array, memory: jax.Array, biases: tuple[jax.Array, ...], deterministic: bool
@@ -86,3 +99,12 @@ class Attention(nn.Module):
     def _split_heads(self, x: jax.Array) -> jax.Array:
         x = x.reshape(*x.shape[:2], self.config.num_heads, self.config.head_dim)
         return with_logical_constraint(x, HEAD_AXES)
+
+
+def _add(scores: jax.Array, bias: jax.Array) -> jax.Array:
+    """Scores [B, H, Q, S] plus a bias of `Attention.attend`."""
+    copies = bias.shape[0]
+    if copies in (1, scores.shape[0]):
+        return scores + bias
+    grouped = scores.reshape(copies, -1, *scores.shape[1:])
+    return (grouped + bias[:, None]).reshape(scores.shape)

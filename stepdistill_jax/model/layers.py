@@ -34,9 +34,32 @@ truncated_normal_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncat
 def parameter(
     module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]
 ) -> jax.Array:
-    """A float32 parameter of `module` that carries its logical axes."""
+    """A float32 parameter of `module` that carries its logical axes, as its gradient does."""
     array: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    return _gradient_in_parts(array, axes)
+
+
+# Said at every use: where a gradient's place is left open, the partial gradients of the devices
+# that share a batch are summed whole on each of them, and only then cut into parts.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gradient_in_parts(array: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """`array`; its gradient lies where logical `axes` say."""
+    del axes
     return array
+
+
+def _gradient_in_parts_forward(array: jax.Array, axes: tuple[str, ...]) -> tuple[jax.Array, None]:
+    del axes
+    return array, None
+
+
+def _gradient_in_parts_backward(
+    axes: tuple[str, ...], _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    return (with_logical_constraint(gradient, axes),)
+
+
+_gradient_in_parts.defvjp(_gradient_in_parts_forward, _gradient_in_parts_backward)
 
 
 def dropout(config: T5Config, name: str | None = None) -> nn.Dropout:
@@ -91,6 +114,39 @@ def _product_backward(residuals: Any, gradient: jax.Array) -> tuple[jax.Array, j
 _product.defvjp(_product_forward, _product_backward)
 
 
+@jax.custom_vjp
+def _float32_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[..., in] times [in, out], accumulated and returned in float32."""
+    return jnp.einsum("...i,io->...o", x, kernel, preferred_element_type=jnp.float32)
+
+
+def _float32_product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
+    return _float32_product(x, kernel), (x, kernel)
+
+
+def _float32_product_backward(residuals: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A TPU rounds the factors of a product to bfloat16 in any case.
+
+    Said outright, the kernel's gradient is summed over devices into their parts of it; with a
+    conversion behind the sum, XLA sums it whole on each of them.
+    """
+    x, kernel = residuals
+
+    def rounded(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jnp.einsum("...i,...o->io", x, gradient.astype(x.dtype))
+
+    def unrounded(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jnp.einsum("...i,...o->io", x, gradient).astype(x.dtype)
+
+    return (
+        jnp.einsum("...o,io->...i", gradient, kernel).astype(x.dtype),
+        jax.lax.platform_dependent(x, gradient, tpu=rounded, default=unrounded),
+    )
+
+
+_float32_product.defvjp(_float32_product_forward, _float32_product_backward)
+
+
 class Dense(nn.Module):
     """A product with a 2-D kernel, without bias.
 
@@ -99,14 +155,14 @@ class Dense(nn.Module):
         axes: logical axes of the kernel.
         dtype: the product is computed in it; the kernel is stored in float32.
         kernel_init: initialiser of the kernel.
-        output_dtype: what the product is accumulated and returned in; None = `dtype`.
+        float32_output: the product is accumulated and returned in float32, not in `dtype`.
     """
 
     features: int
     axes: tuple[str, str]
     dtype: jnp.dtype
     kernel_init: Initializer = truncated_normal_init
-    output_dtype: jnp.dtype | None = None
+    float32_output: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -115,9 +171,29 @@ class Dense(nn.Module):
             self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.axes
         )
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if self.output_dtype is None:
-            return checkpoint_name(_product(x, kernel), DENSE_OUTPUT)
-        return jnp.einsum("...i,io->...o", x, kernel, preferred_element_type=self.output_dtype)
+        if self.float32_output:
+            return _float32_product(x, kernel)
+        return checkpoint_name(_product(x, kernel), DENSE_OUTPUT)
+
+
+@jax.custom_vjp
+def _whole_rows(table: jax.Array) -> jax.Array:
+    """An embedding table with its rows whole on each device, its gradient in parts.
+
+    The plain constraint holds for the gradient too, which would be summed whole on every device.
+    """
+    return with_logical_constraint(table, ("vocab", None))
+
+
+def _whole_rows_forward(table: jax.Array) -> tuple[jax.Array, None]:
+    return _whole_rows(table), None
+
+
+def _whole_rows_backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (with_logical_constraint(gradient, ("vocab", "embed")),)
+
+
+_whole_rows.defvjp(_whole_rows_forward, _whole_rows_backward)
 
 
 class RMSNorm(nn.Module):
@@ -194,7 +270,7 @@ class Embed(nn.Module):
             # start), so no pass over the result fills in for those that are not.
             # Whole rows on each device: looking tokens up across split rows would send the tokens
             # of every device to all others.
-            table = with_logical_constraint(self.embedding, ("vocab", None))
+            table = _whole_rows(self.embedding)
             x = jnp.take(table, tokens, axis=0, mode="clip").astype(dtype)
         return with_logical_constraint(x, RESIDUAL_AXES)
 

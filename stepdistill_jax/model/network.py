@@ -49,6 +49,7 @@ class Encoder(nn.Module):
     """The encoder's stack, from embedded tokens to normalised output."""
 
     config: T5Config
+    row_shards: int = 1
 
     def setup(self) -> None:
         """Declares the submodules."""
@@ -63,7 +64,7 @@ class Encoder(nn.Module):
         config = self.config
         length = x.shape[1]
         biases = (
-            self.relpos_bias(length, length),
+            self.relpos_bias(length, length, self.row_shards),
             masks.mask_bias(masks.segment_mask(segment_ids, segment_ids)),
         )
 
@@ -79,6 +80,7 @@ class Decoder(nn.Module):
     """The decoder's stack, and the output matrix where it is not tied."""
 
     config: T5Config
+    row_shards: int = 1
 
     def setup(self) -> None:
         """Declares the submodules."""
@@ -92,7 +94,7 @@ class Decoder(nn.Module):
                 config.vocab_size,
                 ("embed", "vocab"),
                 config.activation_dtype,
-                output_dtype=jnp.dtype(jnp.float32),
+                float32_output=True,
             )
 
     def __call__(
@@ -108,7 +110,7 @@ class Decoder(nn.Module):
         length = x.shape[1]
         shared = (
             encoded,
-            (self.relpos_bias(length, length), masks.mask_bias(self_mask)),
+            (self.relpos_bias(length, length, self.row_shards), masks.mask_bias(self_mask)),
             (masks.mask_bias(cross_mask),),
         )
 
@@ -173,15 +175,22 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """T5: encode, decode, logits as separate methods, so that a step can share the encoder."""
+    """T5: encode, decode, logits as separate methods, so that a step can share the encoder.
+
+    Attributes:
+        config: the model.
+        row_shards: parts that the rows are split into over devices; B is a multiple of it. Results
+            do not depend on it.
+    """
 
     config: T5Config
+    row_shards: int = 1
 
     def setup(self) -> None:
         """Declares the submodules."""
         self.token_embedder = Embed(self.config)
-        self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
+        self.encoder = Encoder(self.config, self.row_shards)
+        self.decoder = Decoder(self.config, self.row_shards)
 
     def encode(
         self, inputs: jax.Array, segment_ids: jax.Array, deterministic: bool = True

@@ -7,10 +7,14 @@ in a row of its own; between segments the mask leaves nothing to bias.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.linen.spmd import with_logical_constraint
 
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.layers import parameter
@@ -67,22 +71,84 @@ class RelativePositionBias(nn.Module):
 
     def by_distance(self, query_length: int, key_length: int) -> jax.Array:
         """Bias of every distance from ``-(Q - 1)`` to ``K - 1``: float32 [H, Q + K - 1]."""
-        config = self.config
-        buckets = relative_position_bucket(
+        return _by_distance(self.rel_embedding, self._buckets(query_length, key_length))
+
+    def __call__(self, query_length: int, key_length: int, copies: int = 1) -> jax.Array:
+        """Bias of every pair of positions: float32 [C, H, Q, K], the same C times.
+
+        A copy for each part that the rows are split into keeps the gradient [H, Q, K] of every
+        layer on the device that made it; only the table's own, [H, R], is summed over devices.
+        """
+        buckets = tuple(self._buckets(query_length, key_length).tolist())
+        if copies == 1:
+            return _spread(self.rel_embedding, buckets, query_length)[None]
+        tables = jnp.broadcast_to(self.rel_embedding, (copies, *self.rel_embedding.shape))
+        tables = with_logical_constraint(tables, ("batch", "heads", None))
+        bias = jax.vmap(lambda table: _spread(table, buckets, query_length))(tables)
+        return with_logical_constraint(bias, ("batch", "heads", None, None))
+
+    def _buckets(self, query_length: int, key_length: int) -> np.ndarray:
+        """Bucket of every distance, int32 [Q + K - 1]."""
+        return relative_position_bucket(
             np.arange(-(query_length - 1), key_length),
             self.bidirectional,
-            config.relpos_buckets,
-            config.relpos_max_distance,
-        )
-        # A one-hot product over Q + K - 1 distances costs nothing and has no scatter behind it.
-        one_hot = jax.nn.one_hot(buckets, config.relpos_buckets, axis=0, dtype=jnp.float32)
-        return jnp.einsum(
-            "hr,rd->hd", self.rel_embedding, one_hot, precision=jax.lax.Precision.HIGHEST
+            self.config.relpos_buckets,
+            self.config.relpos_max_distance,
         )
 
-    def __call__(self, query_length: int, key_length: int) -> jax.Array:
-        """Bias of every pair of positions: float32 [1, H, Q, K]."""
-        return toeplitz(self.by_distance(query_length, key_length), query_length)[None]
+
+# The same values by two ways, because neither suits every device. A TPU keeps arrays in tiles of
+# 8 x 128: shearing by reshapes takes its compiler minutes and moves every element. A CPU would
+# compute H * R * Q * K products where copies do.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _spread(table: jax.Array, buckets: tuple[int, ...], query_length: int) -> jax.Array:
+    """Bias of every pair, [H, Q, K], of a table [H, R] by the buckets of Q + K - 1 distances."""
+    return jax.lax.platform_dependent(table, **_ways(buckets, query_length))
+
+
+def _spread_forward(
+    table: jax.Array, buckets: tuple[int, ...], query_length: int
+) -> tuple[jax.Array, jax.Array]:
+    return _spread(table, buckets, query_length), table
+
+
+def _spread_backward(
+    buckets: tuple[int, ...], query_length: int, table: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array]:
+    transposed = {
+        platform: lambda g, way=way: jax.linear_transpose(way, table)(g)[0]
+        for platform, way in _ways(buckets, query_length).items()
+    }
+    return (jax.lax.platform_dependent(gradient, **transposed),)
+
+
+_spread.defvjp(_spread_forward, _spread_backward)
+
+
+def _ways(
+    buckets: tuple[int, ...], query_length: int
+) -> dict[str, Callable[[jax.Array], jax.Array]]:
+    """Platform -> function of `_spread`; each is linear."""
+    distances = np.array(buckets, np.int32)
+
+    def by_product(table: jax.Array) -> jax.Array:
+        rows = np.arange(query_length)[:, None]
+        keys = np.arange(len(distances) - query_length + 1)
+        pairs = jnp.asarray(distances[keys - rows + query_length - 1])
+        one_hot = jax.nn.one_hot(pairs, table.shape[1], axis=0, dtype=jnp.float32)
+        return jnp.einsum("hr,rqk->hqk", table, one_hot, precision=jax.lax.Precision.HIGHEST)
+
+    def by_shear(table: jax.Array) -> jax.Array:
+        return toeplitz(_by_distance(table, distances), query_length)
+
+    return {"tpu": by_product, "default": by_shear}
+
+
+def _by_distance(table: jax.Array, buckets: np.ndarray) -> jax.Array:
+    """Values [H, D] of D distances, given a table [H, R] and each one's bucket."""
+    # A one-hot product over the distances costs nothing and has no scatter behind it.
+    one_hot = jax.nn.one_hot(buckets, table.shape[1], axis=0, dtype=jnp.float32)
+    return jnp.einsum("hr,rd->hd", table, one_hot, precision=jax.lax.Precision.HIGHEST)
 
 
 def toeplitz(by_distance: jax.Array, query_length: int) -> jax.Array:

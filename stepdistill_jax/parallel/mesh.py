@@ -7,10 +7,12 @@ import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 
 from stepdistill_jax.spec import BATCH_AXES, MESH_AXES, InputError
 
 REMAINING = -1
+_AXIS_TYPES = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The mesh over all devices (or those given), laid out to suit the interconnect.
 
     Raises:
-        InputError: the sizes do not multiply to the number of devices.
+        InputError: the sizes do not multiply to the number of devices, or do not fit the slices
+            that they lie in.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
@@ -61,12 +64,31 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"{asked} needs {multiple}{fixed} devices, and there are {len(devices)}; set one of "
             f"the three to -1 and the others to numbers whose product divides {len(devices)}"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()),
-        MESH_AXES,
-        axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES),
-        devices=devices,
+    # Only devices of several slices say which is theirs; the hosts of a CPU mesh are no slices.
+    slices = {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}
+    if len(slices) > 1:
+        return _mesh_over_slices(sizes, len(slices), devices)
+    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=_AXIS_TYPES, devices=devices)
+
+
+def _mesh_over_slices(
+    sizes: dict[str, int], slices: int, devices: Sequence[jax.Device]
+) -> jax.sharding.Mesh:
+    """A mesh whose replica axis alone leaves a slice: between slices the network is slow.
+
+    Raises:
+        InputError: the replicas do not divide among the slices.
+    """
+    replicas, *within = sizes.values()
+    if replicas % slices:
+        raise InputError(
+            f"MESH_REPLICA={replicas}, but the {len(devices)} devices lie in {slices} slices, and "
+            f"parameters are not split between slices; set MESH_REPLICA to a multiple of {slices}"
+        )
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (replicas // slices, *within), (slices, 1, 1), devices
     )
+    return jax.sharding.Mesh(grid, MESH_AXES, axis_types=_AXIS_TYPES)
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:

@@ -104,6 +104,26 @@ def refuse_difference(what: str, value: str, remedy: str) -> None:
         )
 
 
+def gather(key: str, value: T) -> list[T]:
+    """What every process has, in their order; nobody goes on before all have come.
+
+    Where a process left something out because it failed, as others did not, they are of one mind
+    again about what comes next.
+
+    Args:
+        key: of this gathering, used once in the life of the processes.
+        value: what this process has; it can be pickled.
+    """
+    global _turns
+    if count() == 1:
+        return [value]
+    client: Any = distributed.global_state.client
+    client.key_value_set_bytes(f"{key}/{index()}", pickle.dumps((value, next(_turns))))
+    found = [pickle.loads(_wait_for(client, f"{key}/{other}")) for other in range(count())]
+    _turns = itertools.count(1 + max(turn for _, turn in found))
+    return [value for value, _ in found]
+
+
 def connect(mesh: Mesh) -> None:
     """Lets the devices of every group along axes of the mesh make their first sum together.
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
+from stepdistill_jax import storage
 from stepdistill_jax.eval.results import RESULTS_FILE, Result, read_results
 from stepdistill_jax.spec import InputError
 
@@ -75,7 +76,7 @@ def read_runs(folders: Sequence[epath.PathLike]) -> Runs:
                 f"{_CONFIG_FILE})"
             )
         for folder in below:
-            found.setdefault(os.path.realpath(folder), _names(root, folder))
+            found.setdefault(storage.absolute(folder), _names(root, folder))
     names = _distinct(found)
     lines: list[Line] = []
     empty: list[str] = []
@@ -112,8 +113,8 @@ def _names(root: epath.Path, run: epath.Path) -> tuple[str, ...]:
 
     The first do not depend on where `root` lies, so that a copy elsewhere gives the same report.
     """
-    inside = os.path.relpath(os.path.realpath(run), os.path.realpath(root)).split(os.sep)
-    parts = os.path.realpath(run).split(os.sep)
+    inside = os.path.relpath(storage.absolute(run), storage.absolute(root)).split(os.sep)
+    parts = storage.absolute(run).split(os.sep)
     return tuple(os.sep.join(parts[-n:]) for n in range(len(inside), len(parts) + 1))
 
 

@@ -1,4 +1,4 @@
-"""Which worker of several trains which runs of a sweep."""
+"""Which worker of several does what: a sweep's runs, or anything of known sizes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from stepdistill_jax.sweep.matrix import PlannedRun
 
 
 def deal(runs: Sequence[PlannedRun], worker: int, workers: int) -> list[PlannedRun]:
-    """The runs of one worker of several: every run is in exactly one share.
+    """The runs of one worker of several, as `share` deals them.
 
-    The largest runs are dealt out first, each to the worker that has least so far. Their sizes are
-    taken from the configurations alone, so that machines agree on them whatever data they hold.
+    Their sizes are taken from the configurations alone, so that machines agree on them whatever
+    data they hold.
 
     Args:
         runs: the whole matrix's.
@@ -24,21 +24,38 @@ def deal(runs: Sequence[PlannedRun], worker: int, workers: int) -> list[PlannedR
     Raises:
         InputError: there is no such worker.
     """
+    mine = share([nominal_flops(run.config) for run in runs], worker, workers, "SWEEP")
+    return [run for index, run in enumerate(runs) if index in mine]
+
+
+def share(sizes: Sequence[float], worker: int, workers: int, prefix: str) -> set[int]:
+    """Positions of one worker of several: every position is in exactly one share.
+
+    The largest are dealt out first, each to the worker that has least so far.
+
+    Args:
+        sizes: of what is dealt out, none negative.
+        worker: 0 to workers - 1.
+        workers: how many.
+        prefix: of the variables that may name them, for the error.
+
+    Raises:
+        InputError: there is no such worker.
+    """
     if not 0 <= worker < workers:
         raise InputError(
             f"worker {worker} of {workers}: expected 0 to {workers - 1}; set --worker and "
-            "--workers, or SWEEP_WORKER and SWEEP_WORKERS in the environment"
+            f"--workers, or {prefix}_WORKER and {prefix}_WORKERS in the environment"
         )
     loads = [0.0] * workers
     mine = set()
-    # Equal runs too are spread evenly: none counts as nothing.
-    sizes = [1.0 + nominal_flops(run.config) for run in runs]
-    for index in sorted(range(len(runs)), key=lambda i: (-sizes[i], i)):
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
         chosen = min(range(workers), key=lambda w: (loads[w], w))
-        loads[chosen] += sizes[index]
+        # Equal ones too are spread evenly: none counts as nothing.
+        loads[chosen] += 1.0 + sizes[index]
         if chosen == worker:
             mine.add(index)
-    return [run for index, run in enumerate(runs) if index in mine]
+    return mine
 
 
 def nominal_flops(config: RunConfig) -> float:

@@ -15,7 +15,7 @@ _PLAN_HEADINGS = (
     *("tokens", "FLOPs", "time left", "state"),
 )
 # Their columns hold words.
-_WORDS = {*_HEADINGS, "start", "state"}
+_WORDS = {*_HEADINGS, "start", "state", "folder", "split"}
 
 
 def quantity(number: float) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import urllib.parse
 
+from stepdistill_jax import storage
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher.requests import Decoding
 
@@ -49,6 +50,11 @@ class ExtractConfig:
     answer_cache: str = ""
 
     def __post_init__(self) -> None:
+        if storage.is_remote(self.extract_dir):
+            raise InputError(
+                f"EXTRACT_DIR={self.extract_dir!r}: name a folder on a disk; every answer is "
+                "appended the moment it is there, which an object store cannot do"
+            )
         if not self.extract_dir:
             raise InputError(
                 "EXTRACT_DIR is empty: name the extraction's folder, as in "

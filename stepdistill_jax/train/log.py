@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from etils import epath
 from stepdistill_jax import records
 from stepdistill_jax.parallel import processes
 from stepdistill_jax.spec import EXAMPLE_INDEX
+from stepdistill_jax.train.clock import TRAINING, Clock
 
 METRICS_FILE = "metrics.jsonl"
 PARAMETERS_FILE = "parameters.txt"
@@ -61,9 +61,8 @@ class MetricLog:
         folder = epath.Path(model_dir)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS_FILE
-        if path.exists():
-            records.write_atomic(path, "".join(_lines_up_to(path.read_text(), resume_step)))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # closed in `close`
+        kept = _lines_up_to(path.read_text(), resume_step) if path.exists() else []
+        self._file = records.LineWriter(path, kept)
         if tensorboard:
             # clu's writer imports TensorFlow: seconds of start-up that only TENSORBOARD pays.
             from clu import metric_writers
@@ -75,10 +74,14 @@ class MetricLog:
         if self._file is None:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
         if self._writer is not None:
             scalars = {name: value for name, value in values.items() if value is not None}
             self._writer.write_scalars(step, scalars)
+
+    def flush(self) -> None:
+        """Has every line on disk: those up to a checkpoint are not written again after it."""
+        if self._file is not None:
+            self._file.flush()
 
     def close(self) -> None:
         """Flushes and closes both."""
@@ -94,55 +97,67 @@ def _lines_up_to(text: str, step: int) -> list[str]:
     return [line for line in lines if json.loads(line)["step"] <= step]
 
 
+def device_memory() -> dict[str, int | None]:
+    """Bytes in use now and at most so far, of the local device with the most of them.
+
+    None where devices do not say, as CPUs do not.
+    """
+    found = [device.memory_stats() for device in jax.local_devices()]
+    named = {"hbm_in_use": "bytes_in_use", "hbm_peak": "peak_bytes_in_use"}
+    if any(stats is None for stats in found):
+        return dict.fromkeys(named)
+    return {name: max(stats.get(key, 0) for stats in found if stats) for name, key in named.items()}
+
+
 class Throughput:
-    """Pairs, tokens and waiting time since the last `read`, over all processes.
+    """Pairs, tokens and where the time went since the last `read`, over all processes.
 
     Args:
         flops_per_step: model FLOPs of one optimizer step, forward and backward.
+        clock: the run's.
     """
 
-    def __init__(self, flops_per_step: float) -> None:
+    def __init__(self, flops_per_step: float, clock: Clock) -> None:
         device = jax.devices()[0]
         peak = PEAK_FLOPS.get(device.device_kind)
         self._peak = None if peak is None else peak * jax.device_count()
         self._flops_per_step = flops_per_step
+        self._clock = clock
         self._reset()
 
     def _reset(self) -> None:
-        self._start = time.perf_counter()
         self._steps = self._pairs = self._tokens = self._slots = 0
-        self._wait = 0.0
 
-    def add(self, batch: Mapping[str, np.ndarray], wait: float) -> None:
-        """Counts one local batch that took `wait` seconds to arrive."""
+    def add(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Counts one local batch."""
         self._steps += 1
-        self._wait += wait
         self._pairs += int(np.count_nonzero(batch[EXAMPLE_INDEX]))
         for name, values in batch.items():
             if name.endswith("_segment_ids"):
                 self._tokens += int(np.count_nonzero(values))
                 self._slots += values.size
 
-    def leave_out(self, seconds: float) -> None:
-        """Takes time that was spent on something else (evaluation, saving) out of the rates."""
-        self._start += seconds
-
     def read(self) -> dict[str, float | None]:
         """Rates a second since the last call; every process is taken to feed as much as this one.
 
-        ``fill`` is the share of input and target positions that hold a token, ``data_wait`` the
-        share of time spent waiting for a batch, ``mfu`` the model FLOPs utilisation (None where
-        the device's peak is not known).
+        The seconds are those of training (`clock.TRAINING`): evaluation, saving and tracing are
+        left out. ``fill`` is the share of input and target positions that hold a token,
+        ``data_wait`` the share of time in which the device waited for a batch, ``mfu`` the model
+        FLOPs utilisation (None where the device's peak is not known). ``<phase>_seconds`` are all
+        the seconds since the last call, by `clock.PHASES`.
         """
-        seconds = time.perf_counter() - self._start
+        spent = self._clock.window()
+        seconds = sum(spent[phase] for phase in TRAINING)
         several = processes.count()
         flops = self._flops_per_step * self._steps / seconds
         values = {
             "pairs_per_second": self._pairs * several / seconds,
             "tokens_per_second": self._tokens * several / seconds,
             "fill": self._tokens / self._slots,
-            "data_wait": self._wait / seconds,
+            "data_wait": spent["data_wait"] / seconds,
             "mfu": None if self._peak is None else flops / self._peak,
+            **{f"{phase}_seconds": round(value, 6) for phase, value in spent.items()},
+            **device_memory(),
         }
         self._reset()
         return values

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
@@ -25,8 +25,10 @@ from stepdistill_jax.checkpoint import manager
 from stepdistill_jax.costs import CostMeter
 from stepdistill_jax.parallel import processes
 from stepdistill_jax.spec import EXAMPLE_INDEX, NON_FINITE_FILE, InputError
+from stepdistill_jax.train.clock import TRAINING, Clock, Goodput
 from stepdistill_jax.train.log import MetricLog, Throughput
 from stepdistill_jax.train.state import TrainState
+from stepdistill_jax.train.trace import StepTrace
 
 Batch = dict[str, np.ndarray]
 Metrics = dict[str, jax.Array]
@@ -74,12 +76,18 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """A step that was dispatched: its metrics on the device, its host batch, seconds waited."""
+    """A step that was dispatched: its metrics on the device and its host batch."""
 
     number: int
     metrics: Metrics
     batch: Batch
-    waiting: float
+
+    def is_running(self) -> bool:
+        """Whether the device is still at it."""
+        return not all(
+            value.is_ready()  # type: ignore[attr-defined]  # of every array; the stubs lack it
+            for value in self.metrics.values()
+        )
 
 
 class NonFiniteError(RuntimeError):
@@ -176,6 +184,9 @@ class Trainer:
         log: where metrics go.
         throughput: counts pairs and tokens.
         costs: notes what the steps take.
+        clock: deals out the process's time.
+        goodput: keeps the run's account of it.
+        trace: runs the steps, and traces some.
         example_ids: values of EXAMPLE_INDEX to the data set's ids, for the non-finite report.
         identity: what run this is; saved with every checkpoint.
     """
@@ -189,6 +200,9 @@ class Trainer:
     log: MetricLog
     throughput: Throughput
     costs: CostMeter
+    clock: Clock
+    goodput: Goodput
+    trace: StepTrace
     example_ids: Callable[[np.ndarray], list[str]]
     identity: Mapping[str, Any]
 
@@ -204,9 +218,11 @@ class Trainer:
         step = int(state.step)
         stop = False
         pending: _Step | None = None
-        self.costs.start()
+        compiled = False
+        self.clock.lap("start")
         with (
             Preemption() as preemption,
+            contextlib.closing(self.trace),
             tqdm(
                 total=config.train_steps,
                 initial=step,
@@ -218,15 +234,17 @@ class Trainer:
             ) as bar,
         ):
             while step < config.train_steps and not self._stop_early(evals):
-                waiting = time.perf_counter()
                 batch = next(self.batches)
-                waiting = time.perf_counter() - waiting
-                state, metrics = self.train_step(state, self.place(batch))
+                hidden = pending is not None and pending.is_running()
+                self.clock.lap("step" if hidden else "data_wait")
                 step += 1
+                state, metrics = self.trace.run(self.train_step, step, state, self.place(batch))
+                self.clock.lap("step" if compiled else "compile")
+                compiled = True
                 # Reading the metrics of the step before lets the device run on meanwhile.
                 if pending is not None:
                     self._report(pending, bar)
-                pending = _Step(step, metrics, batch, waiting)
+                pending = _Step(step, metrics, batch)
                 evaluates = step == config.train_steps or _due(step, config.eval_period)
                 stop = preemption.reached(step)
                 saves = evaluates or stop or _due(step, config.checkpoint_period)
@@ -234,21 +252,22 @@ class Trainer:
                     # A state is saved or scored only once its own step is known to be finite.
                     self._report(pending, bar)
                     pending = None
-                    aside = time.perf_counter()
                     if processes.is_lead():
-                        self.costs.note(step)
+                        self.costs.note(step, self.clock.sum(TRAINING))
                     accuracy = self.evaluate(state.params, step) if evaluates else None
+                    self.clock.lap("evaluation")
                     if accuracy is not None:
                         evals.append((step, accuracy))
                         if processes.is_lead():
                             bar.write(f"step {step}: validation label accuracy {accuracy:.2%}")
                     self._save(state, step, evals, accuracy)
-                    aside = time.perf_counter() - aside
-                    self.throughput.leave_out(aside)
-                    self.costs.leave_out(aside)
+                    self.clock.lap("checkpoint")
+                    self.goodput.note(step, saved=True)
                 if stop:
                     break
         manager.wait(self.checkpoints)
+        self.clock.lap("checkpoint")
+        self.goodput.note(step, saved=True)
         return Outcome(step, stop and step < config.train_steps, tuple(evals))
 
     def _stop_early(self, evals: list[tuple[int, float]]) -> bool:
@@ -266,6 +285,7 @@ class Trainer:
         evals: list[tuple[int, float]],
         accuracy: float | None,
     ) -> None:
+        self.log.flush()
         data = {"iterator": self.batches.get_state(), "evals": evals}
         manager.save(self.checkpoints, step, state, data, dict(self.identity), accuracy)
 
@@ -276,11 +296,13 @@ class Trainer:
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             self._stop_non_finite(step, bad, values, done.batch[EXAMPLE_INDEX])
-        self.throughput.add(done.batch, done.waiting)
+        self.clock.lap("step")
+        self.throughput.add(done.batch)
         bar.update(step - bar.n)
         if step % self.config.log_period == 0 or step == self.config.train_steps:
             rates = self.throughput.read()
             self.log.write(step, {**values, **rates})
+            self.goodput.note(step)
             bar.set_postfix_str(
                 f"loss {values['loss']:.3f}, {rates['pairs_per_second']:.0f} pairs/s"
             )

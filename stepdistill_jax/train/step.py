@@ -132,7 +132,7 @@ def batch_sums(
         dropout_key: None = no dropout.
         row_shards: devices that the rows are split over.
     """
-    module = Transformer(model)
+    module = Transformer(model, row_shards)
     deterministic = dropout_key is None
 
     def run(method: str, use: int, *args: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from stepdistill_jax import config
 from stepdistill_jax.checkpoint import manager
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.spec import InputError
+from stepdistill_jax.train.clock import Clock
 
 
 def run(folder, *overrides):
@@ -25,7 +26,9 @@ def test_a_run_says_what_it_starts_from_and_that_it_compiles(caches, tmp_path, c
 
     def said(saved):
         with manager.manager(made.model_dir, keep=1) as checkpoints:
-            trainer, state, _ = assembly.make_trainer(made, mesh, evaluator, checkpoints, text)
+            trainer, state, _ = assembly.make_trainer(
+                made, mesh, evaluator, checkpoints, text, Clock()
+            )
             trainer._save(state, saved, [], None)
             manager.wait(checkpoints)
             trainer.log.close()

@@ -3,10 +3,12 @@ import pathlib
 import subprocess
 import sys
 
+from launch import compilation
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 PROGRAM = """
-import pathlib, sys
+import sys
 import jax
 from jax import monitoring
 from launch import compilation
@@ -14,7 +16,7 @@ from launch import compilation
 hits = []
 monitoring.register_event_listener(lambda event, **_: hits.append(event))
 compilation._WORTH_SECONDS = 0.0
-compilation.enable_compilation_cache(pathlib.Path(sys.argv[1]))
+compilation.enable_compilation_cache(sys.argv[1])
 print(float(jax.jit(lambda x: x * 3)(2.0)), hits.count("/jax/compilation_cache/cache_hits"))
 """
 
@@ -40,6 +42,17 @@ def test_a_second_process_finds_the_first_one_s_programs(tmp_path):
     # One folder for each kind of host, since a CPU's machine code runs on its like alone.
     (host,) = (tmp_path / "xla").iterdir()
     assert list(host.iterdir())
+
+
+def test_so_does_one_on_another_machine_where_they_lie_on_a_store(store, gs_folder):
+    first, second = run(gs_folder), run(gs_folder)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert first.stdout.split() == ["6.0", "0"]
+    value, hits = second.stdout.split()
+    assert value == "6.0"
+    assert int(hits) > 0
+    inside = gs_folder.removeprefix("gs://bucket/")
+    assert store.names("bucket", f"{inside}/xla/{compilation.host()}/.*-cache")
 
 
 def test_jax_s_own_variable_goes_first(tmp_path):

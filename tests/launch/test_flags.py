@@ -21,6 +21,10 @@ def main(config):
     print(config.model_dir, config.seed)
     if config.seed == 99:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/demo/config.gin")
+    if config.seed == 97:
+        from gcsfs.retry import HttpError
+
+        raise HttpError({"code": 503, "message": "Service Unavailable"})
     if config.seed == 98:
         raise KeyError("a defect")
     return 75 if config.seed == 75 else None
@@ -70,6 +74,10 @@ def test_exit_code_of_the_binary(tmp_path):
         (
             ["--gin_file=demo.gin", "--gin.SEED=99"],
             "error: runs/demo/config.gin: No space left on device; free or unlock the disk",
+        ),
+        (
+            ["--gin_file=demo.gin", "--gin.SEED=97"],
+            "error: Google Cloud Storage: Service Unavailable, 503; once it answers, the same",
         ),
     ],
 )

@@ -2,9 +2,11 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 
 from stepdistill_jax.spec import EXAMPLE_INDEX
 from stepdistill_jax.train import log
+from stepdistill_jax.train.clock import Clock
 
 
 def lines(folder):
@@ -25,6 +27,23 @@ def test_resuming_drops_later_lines_and_a_torn_last_one(tmp_path):
         {"step": 1, "loss": 1.0, "mfu": None},
         {"step": 2, "loss": 2.0, "mfu": None},
         {"step": 3, "loss": 30.0, "mfu": None},
+    ]
+
+
+def test_on_a_store_resuming_finds_every_line_up_to_the_checkpoint(store, gs_folder):
+    first = log.MetricLog(gs_folder, 0, tensorboard=False)
+    for step in (1, 2, 3, 4):
+        if step == 4:
+            first.flush()  # as before a checkpoint of step 3
+        first.write(step, {"loss": float(step)})
+    # Killed here: the line of step 4 was never sent.
+    second = log.MetricLog(gs_folder, 2, tensorboard=False)
+    second.write(3, {"loss": 30.0})
+    second.close()
+    assert lines(epath.Path(gs_folder)) == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 2.0},
+        {"step": 3, "loss": 30.0},
     ]
 
 
@@ -52,18 +71,19 @@ def test_tensorboard_scalars_can_be_read_back(tmp_path):
     assert "mfu" not in events.Tags()["tensors"]
 
 
-def test_throughput_counts_pairs_tokens_and_fill(monkeypatch):
-    clock = iter([10.0, 16.0, 16.0])
-    monkeypatch.setattr(log.time, "perf_counter", lambda: next(clock))
-    meter = log.Throughput(flops_per_step=1e9)
+def test_throughput_counts_pairs_tokens_and_fill_over_the_seconds_of_training():
+    time = iter([10.0, 11.0, 14.0, 16.0, 16.5])
+    clock = Clock(lambda: next(time))
+    meter = log.Throughput(1e9, clock)
     batch = {
         "label_inputs": np.ones((2, 4), np.int32),
         "label_inputs_segment_ids": np.array([[1, 1, 2, 2], [1, 1, 0, 0]]),
         "label_targets_segment_ids": np.array([[1, 2], [1, 0]]),
         EXAMPLE_INDEX: np.array([[5, 9, 0, 0], [3, 0, 0, 0]]),
     }
-    meter.add(batch, wait=1.0)
-    meter.leave_out(2.0)  # an evaluation
+    meter.add(batch)
+    for phase in ("data_wait", "step", "evaluation", "checkpoint"):
+        clock.lap(phase)
     assert meter.read() == {
         "pairs_per_second": 3 / 4,
         "tokens_per_second": 9 / 4,
@@ -71,7 +91,26 @@ def test_throughput_counts_pairs_tokens_and_fill(monkeypatch):
         "data_wait": 1 / 4,
         # No public peak for a CPU: no figure rather than a made-up one.
         "mfu": None,
+        "start_seconds": 0.0,
+        "compile_seconds": 0.0,
+        "step_seconds": 3.0,
+        "data_wait_seconds": 1.0,
+        "checkpoint_seconds": 0.5,
+        "evaluation_seconds": 2.0,
+        "profile_seconds": 0.0,
+        # Nor does a CPU tell its memory.
+        "hbm_in_use": None,
+        "hbm_peak": None,
     }
+
+
+def test_device_memory_is_that_of_the_fullest_device(monkeypatch):
+    class Device:
+        def __init__(self, now, peak):
+            self.memory_stats = lambda: {"bytes_in_use": now, "peak_bytes_in_use": peak}
+
+    monkeypatch.setattr(log.jax, "local_devices", lambda: [Device(3, 9), Device(5, 7)])
+    assert log.device_memory() == {"hbm_in_use": 5, "hbm_peak": 9}
 
 
 def test_inventory_lists_every_parameter_and_counts_them(tmp_path):

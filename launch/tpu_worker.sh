@@ -1,0 +1,143 @@
+#!/usr/bin/env bash
+# The part of tpu_vm.sh that runs on every worker of a TPU VM, out of the code that it sent.
+#
+#   tpu_worker.sh setup             ~/stepdistill/venv with the package and its extra tpu
+#   tpu_worker.sh start [NAME=VALUE...] COMMAND...   begin COMMAND; it goes on when ssh ends
+#   tpu_worker.sh status            one line: bare | idle | running PID | exit CODE, last line said
+#   tpu_worker.sh stop SECONDS      SIGTERM, at which a run saves; SIGKILL after SECONDS
+#   tpu_worker.sh log LINES [-F]    the end of the log; -F follows it
+#   tpu_worker.sh pack FOLDER       FOLDER without checkpoints, as ~/stepdistill/results.tar.gz
+#
+# In ~/stepdistill: code, venv, ready (it is set up), run.log, run.command, run.pid (the
+# supervisor's), run.exit (its code).
+set -euo pipefail
+
+root=$HOME/stepdistill
+
+fail() {
+  printf 'error: %s: %s\n' "$(hostname)" "$1" >&2
+  exit "${2:-2}"
+}
+
+# uv brings a Python where the image's is too old (Ubuntu 22.04 has 3.10), without root and apt.
+setup() {
+  cd "$root/code" || fail "no code in $root; run 'tpu_vm.sh sync' first"
+  export PATH="$HOME/.local/bin:$PATH"
+  if ! command -v uv >/dev/null; then
+    curl --fail --silent --show-error --location --retry 5 https://astral.sh/uv/install.sh | sh
+  fi
+  rm -f "$root/ready"
+  uv venv --quiet --allow-existing --python "${PYTHON_VERSION:-3.11}" "$root/venv"
+  uv pip install --quiet --python "$root/venv/bin/python" -c constraints.txt -e '.[tpu]'
+  "$root/venv/bin/python" -c 'import platform, jax, libtpu, stepdistill_jax
+versions = platform.python_version(), "jax", jax.__version__, "libtpu", libtpu.__version__
+print(platform.node(), "Python", *versions)'
+  touch "$root/ready"
+}
+
+# Prints the supervisor's pid while there is one; a number that another program has since is none.
+running() {
+  local pid
+  pid=$(cat "$root/run.pid" 2>/dev/null) || return 1
+  grep -qs tpu_worker.sh "/proc/$pid/cmdline" || return 1
+  printf '%s' "$pid"
+}
+
+start() {
+  local pid
+  [ -f "$root/ready" ] || fail "this worker is not set up; run 'tpu_vm.sh setup' first"
+  if pid=$(running); then
+    fail "a run is at work (pid $pid): $(cat "$root/run.command"); stop it first"
+  fi
+  # Not a part of the command, which is shown: a value may be a key.
+  while [[ ${1:-} == [A-Za-z_]*=* ]]; do
+    export "${1?}"
+    shift
+  done
+  [ "$#" -gt 0 ] || fail "start: no command given"
+  rm -f "$root/run.exit" "$root/run.pid"
+  printf '%q ' "$@" >"$root/run.command"
+  # A session of its own: neither the end of ssh nor its Ctrl-C reaches it.
+  setsid nohup bash "$0" supervise "$@" >>"$root/run.log" 2>&1 </dev/null &
+  for _ in $(seq 100); do
+    if [ -s "$root/run.pid" ]; then
+      printf '%s started, pid %s\n' "$(hostname)" "$(cat "$root/run.pid")"
+      return
+    fi
+    sleep 0.1
+  done
+  fail "the run did not start; see $root/run.log" 1
+}
+
+# Runs a command to its end, passes SIGTERM on to it, and leaves its exit code.
+supervise() {
+  local child code again signalled
+  cd "$root/code"
+  export PATH="$root/venv/bin:$PATH" PYTHONUNBUFFERED=1
+  printf '== %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$(cat "$root/run.command")"
+  "$@" &
+  child=$!
+  signalled=0
+  trap 'signalled=1; kill -TERM "$child" 2>/dev/null || true' TERM INT
+  echo "$$" >"$root/run.pid"
+  code=0
+  wait "$child" || code=$?
+  # A signal ends `wait` and not the child. 127: the child had ended, and `code` is its own.
+  while [ "$signalled" = 1 ]; do
+    signalled=0
+    again=0
+    wait "$child" 2>/dev/null || again=$?
+    [ "$again" = 127 ] || code=$again
+  done
+  printf '== %s: exit code %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$code"
+  echo "$code" >"$root/run.exit.new"
+  mv "$root/run.exit.new" "$root/run.exit"
+}
+
+status() {
+  local pid what last
+  if [ ! -f "$root/ready" ]; then
+    what="bare -"
+  elif [ -f "$root/run.exit" ]; then
+    what="exit $(cat "$root/run.exit")"
+  elif pid=$(running); then
+    what="running $pid"
+  elif [ -f "$root/run.command" ]; then
+    what="exit 137" # Killed with its supervisor, or the machine was restarted.
+  else
+    what="idle -"
+  fi
+  last=$(tail -c 4096 "$root/run.log" 2>/dev/null | tr '\r' '\n' | grep -v '^== \|^$' | tail -n 1 || true)
+  printf 'worker %s %s %s\n' "$(hostname)" "$what" "${last:0:300}"
+}
+
+stop() {
+  local pid
+  pid=$(running) || { printf '%s: nothing is running\n' "$(hostname)"; return; }
+  kill -TERM "$pid"
+  for _ in $(seq $((${1:-120} * 5))); do
+    if ! running >/dev/null; then
+      printf '%s: stopped, exit code %s\n' "$(hostname)" "$(cat "$root/run.exit" 2>/dev/null || echo 137)"
+      return
+    fi
+    sleep 0.2
+  done
+  kill -KILL -- "-$pid"
+  printf '%s: killed, as it did not stop within %s s\n' "$(hostname)" "${1:-120}"
+}
+
+log() {
+  [ -f "$root/run.log" ] || fail "no log: nothing was started here yet"
+  exec tail -n "$1" ${2:+"$2"} "$root/run.log"
+}
+
+pack() {
+  cd "$root/code"
+  [ -d "$1" ] || fail "$1: no such folder in $root/code; name the run's MODEL_DIR"
+  tar -czf "$root/results.tar.gz" --exclude=checkpoints -C "$1" .
+}
+
+case "${1:-}" in
+  setup | start | supervise | status | stop | log | pack) "$@" ;;
+  *) fail "${1:-}: expected setup, start, status, stop, log or pack" ;;
+esac

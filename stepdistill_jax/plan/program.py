@@ -1,0 +1,256 @@
+"""Compiles the real train step and label decode for devices that need not be there."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from stepdistill_jax import optim
+from stepdistill_jax.data.packing import RowShape
+from stepdistill_jax.decode.greedy import greedy
+from stepdistill_jax.model.config import T5Config
+from stepdistill_jax.model.network import abstract_params, logical_axes
+from stepdistill_jax.objective import ObjectiveConfig
+from stepdistill_jax.optim import OptimizerConfig
+from stepdistill_jax.parallel.mesh import batch_shards
+from stepdistill_jax.parallel.place import batch_sharding
+from stepdistill_jax.parallel.rules import activation_rules, fitting_rules
+from stepdistill_jax.plan.work import Work, work
+from stepdistill_jax.spec import batch_keys
+from stepdistill_jax.train.state import abstract_state, state_shardings
+from stepdistill_jax.train.step import make_train_step
+
+PyTree = Any
+
+TRAIN, DECODE = "train step", "label decode"
+
+# Quick: the compiler looks less long for the fastest code; what it partitions, computes and
+# stores is decided before that. Full: as on a TPU.
+EFFORTS: dict[str, dict[str, Any] | None] = {
+    "quick": {"exec_time_optimization_effort": -1.0},
+    "full": None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is compiled, whatever the devices.
+
+    Attributes:
+        model: the model.
+        objective: the loss.
+        optimizer: the update rule.
+        train_steps: of the schedule.
+        streams: that are trained.
+        shape: of a train batch, over all devices.
+        microbatches: parts of a step.
+        prng_impl: dropout's generator.
+        eval_rows: rows decoded at once, over all devices.
+        eval_inputs: input tokens of such a row.
+        eval_tokens: most tokens written for one.
+    """
+
+    model: T5Config
+    objective: ObjectiveConfig
+    optimizer: OptimizerConfig
+    train_steps: int
+    streams: tuple[str, ...]
+    shape: RowShape
+    microbatches: int
+    prng_impl: str
+    eval_rows: int
+    eval_inputs: int
+    eval_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of HBM on each device.
+
+    Attributes:
+        parameters: float32.
+        optimizer: its moments; 0 in decoding.
+        activations: all else that the program allocates: activations, gradients, gathered
+            parameters, buffers.
+        total: these, the batch and the program itself.
+        told: False where the program does not fit: then only `total`, which the compiler names.
+    """
+
+    parameters: float
+    optimizer: float
+    activations: float
+    total: float
+    told: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program, or one that did not fit.
+
+    Attributes:
+        name: ``train step`` or ``label decode``.
+        fits: it compiled within the device's HBM.
+        memory: see `Memory`.
+        work: None where it does not fit.
+        lower_seconds: from Python to StableHLO.
+        compile_seconds: from there to the program.
+        text: the compiled program.
+        crashed: the compiler did; nothing else is known.
+    """
+
+    name: str
+    fits: bool
+    memory: Memory
+    work: Work | None
+    lower_seconds: float
+    compile_seconds: float
+    text: str = dataclasses.field(repr=False, default="")
+    crashed: bool = False
+
+
+def train_program(job: Job, mesh: Mesh, effort: str = "quick") -> Program:
+    """The train step of `job` on `mesh`, state and batch as `launch.train` lays them out."""
+    optimizer = optim.optimizer(job.optimizer, job.train_steps)
+    step = make_train_step(
+        job.model,
+        job.objective,
+        optimizer,
+        optim.schedule(job.optimizer, job.train_steps),
+        job.streams,
+        job.microbatches,
+        seed=0,
+        prng_impl=job.prng_impl,
+        mesh=mesh,
+        state_shardings=state_shardings(job.model, optimizer, mesh),
+    )
+    state = abstract_state(job.model, optimizer, mesh)
+    batch = abstract_batch(job, mesh)
+    return _program(
+        TRAIN,
+        # Jitted, though its type says no more than that it can be called.
+        lambda: cast(Any, step).lower(state, batch),
+        state.params,
+        state.opt_state,
+        mesh,
+        effort,
+    )
+
+
+def decode_program(job: Job, mesh: Mesh, effort: str = "quick") -> Program:
+    """Greedy decoding of the label stream, as an evaluation runs it."""
+    rows = _padded(job.eval_rows, batch_shards(mesh))
+    tokens = jax.ShapeDtypeStruct((rows, job.eval_inputs), jnp.int32, sharding=batch_sharding(mesh))
+    optimizer = optax.identity()
+    params = abstract_state(job.model, optimizer, mesh).params
+    rules = fitting_rules(logical_axes(job.model), abstract_params(job.model), mesh)
+
+    def lower() -> jax.stages.Lowered:
+        with activation_rules(rules, mesh):
+            return greedy.lower(job.model, params, tokens, tokens, job.eval_tokens)
+
+    return _program(DECODE, lower, params, (), mesh, effort, job.eval_tokens)
+
+
+def abstract_batch(job: Job, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a train batch on the mesh, rows padded as `parallel.place.place_batch` pads."""
+    rows = _padded(job.shape.rows, batch_shards(mesh) * job.microbatches)
+    sharding = batch_sharding(mesh)
+    batch = {}
+    for key in batch_keys(job.streams):
+        stream = key.partition("_")[0]
+        length = job.shape.inputs if "_inputs" in key else job.shape.targets[stream]
+        dtype = jnp.float32 if key.endswith("_weights") else jnp.int32
+        batch[key] = jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding)
+    return batch
+
+
+def bytes_per_device(tree: PyTree) -> int:
+    """Bytes that one device holds of a tree of shapes with shardings."""
+
+    def size(leaf: Any) -> int:
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    return sum(map(size, jax.tree.leaves(tree)))
+
+
+def crashed_program(name: str, job: Job, mesh: Mesh) -> Program:
+    """What is known of a program whose compiler crashed: its state."""
+    optimizer = optim.optimizer(job.optimizer, job.train_steps)
+    state = abstract_state(job.model, optimizer, mesh)
+    moments = bytes_per_device(state.opt_state) if name == TRAIN else 0
+    memory = Memory(bytes_per_device(state.params), moments, 0.0, math.inf, told=False)
+    return Program(name, False, memory, None, 0.0, 0.0, crashed=True)
+
+
+def _padded(rows: int, parts: int) -> int:
+    return -(-rows // parts) * parts
+
+
+def _program(
+    name: str,
+    lower: Callable[[], jax.stages.Lowered],
+    params: PyTree,
+    opt_state: PyTree,
+    mesh: Mesh,
+    effort: str,
+    loop_rounds: int = 1,
+) -> Program:
+    started = time.perf_counter()
+    lowered = lower()
+    lower_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    parameters, moments = bytes_per_device(params), bytes_per_device(opt_state)
+    try:
+        compiled = lowered.compile(compiler_options=EFFORTS[effort])
+    except jax.errors.JaxRuntimeError as error:
+        total = _exceeded(str(error))
+        if total is None:
+            raise
+        memory = Memory(parameters, moments, 0.0, total, told=False)
+        seconds = time.perf_counter() - started
+        return Program(name, False, memory, None, lower_seconds, seconds)
+    compile_seconds = time.perf_counter() - started
+    text = compiled.as_text() or ""
+    return Program(
+        name,
+        True,
+        _memory(compiled.memory_analysis(), parameters, moments),
+        work(text, dict(mesh.shape), loop_rounds),
+        lower_seconds,
+        compile_seconds,
+        text,
+    )
+
+
+def _memory(found: Any, parameters: int, moments: int) -> Memory:
+    written = found.output_size_in_bytes - found.alias_size_in_bytes
+    return Memory(
+        parameters=parameters,
+        optimizer=moments,
+        activations=found.temp_size_in_bytes + written,
+        total=found.argument_size_in_bytes
+        + written
+        + found.temp_size_in_bytes
+        + found.generated_code_size_in_bytes,
+    )
+
+
+_UNITS: Mapping[str, int] = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _exceeded(message: str) -> float | None:
+    """Bytes that a program would need, of the compiler's words that it does not fit."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    # It has two ways of saying so, before and after it has placed every array.
+    used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", message)
+    return float(used[1]) * _UNITS[used[2]] if used else math.inf

@@ -1,0 +1,206 @@
+"""Programs of XLA's TPU compiler, for TPUs that are not there: what lies and moves where."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from launch.tpu_plan import job
+from stepdistill_jax import config as configs
+from stepdistill_jax.data.packing import RowShape
+from stepdistill_jax.model.config import T5Config
+from stepdistill_jax.model.flops import train_flops
+from stepdistill_jax.model.network import abstract_params
+from stepdistill_jax.objective import ObjectiveConfig
+from stepdistill_jax.optim import OptimizerConfig, optimizer
+from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
+from stepdistill_jax.plan.hlo import parse
+from stepdistill_jax.plan.isolated import CrashedError, Isolated
+from stepdistill_jax.plan.program import Job, bytes_per_device, train_program
+from stepdistill_jax.plan.roofline import bound
+from stepdistill_jax.plan.topology import topology
+from stepdistill_jax.spec import EXIT_INCOMPLETE, STREAMS, InputError
+from stepdistill_jax.train.state import abstract_state
+
+MODEL = T5Config(
+    vocab_size=1024,
+    emb_dim=128,
+    num_heads=4,
+    head_dim=32,
+    mlp_dim=256,
+    num_encoder_layers=3,
+    num_decoder_layers=3,
+    dtype="bfloat16",
+    dropout_rate=0.0,
+)
+JOB = Job(
+    model=MODEL,
+    objective=ObjectiveConfig(),
+    optimizer=OptimizerConfig(),
+    train_steps=100,
+    streams=STREAMS,
+    shape=RowShape(64, 128, {"label": 16, "rationale": 64}),
+    microbatches=1,
+    prng_impl="threefry2x32",
+    eval_rows=16,
+    eval_inputs=128,
+    eval_tokens=8,
+)
+
+
+@pytest.fixture(scope="module")
+def on_one_slice():
+    return train_program(JOB, make_mesh(MeshConfig(), topology("v5e:4x4").devices))
+
+
+@pytest.fixture(scope="module")
+def on_two_slices():
+    return train_program(JOB, make_mesh(MeshConfig(2, -1, 1), topology("v5e:2x2*2").devices))
+
+
+def test_flops_of_a_device_are_its_share_of_the_model_s(on_one_slice):
+    """Of the method's own count, but for what the remat policy computes again."""
+    model = train_flops(MODEL, 64, 128, JOB.shape.targets) / 16
+    assert 1.0 <= on_one_slice.work.flops / model < 1.25
+
+
+def test_state_lies_in_sixteen_parts(on_one_slice):
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(MODEL)))
+    assert on_one_slice.memory.parameters == 4 * count / 16
+
+
+def test_no_collective_leaves_more_than_one_layer_s_kernel_or_a_table(on_one_slice):
+    table = MODEL.vocab_size * MODEL.emb_dim
+    layer = MODEL.emb_dim * MODEL.mlp_dim
+    for collective in on_one_slice.work.collectives:
+        assert collective.largest <= 4 * table, collective
+        if collective.kind == "all-reduce":
+            # Gradients are never summed whole in float32.
+            assert collective.largest <= 2 * max(table, layer), collective
+
+
+def arrays_of(program, *opcodes):
+    """Every array that instructions of these opcodes, or any, leave on a device."""
+    return [
+        array
+        for computation in parse(program.text).computations.values()
+        for instruction in computation.instructions.values()
+        if not opcodes or instruction.opcode.startswith(opcodes)
+        for array in instruction.arrays
+    ]
+
+
+def test_no_device_has_more_logits_than_its_own_rows(on_one_slice):
+    own = 64 // 16 * JOB.shape.targets["rationale"] * MODEL.vocab_size
+    assert max(a.elements for a in arrays_of(on_one_slice) if MODEL.vocab_size in a.dims) == own
+
+
+def test_what_is_gathered_is_one_layer_s_at_a_time(on_one_slice):
+    stacked = (MODEL.num_encoder_layers, MODEL.num_decoder_layers)
+    gathered = arrays_of(on_one_slice, "all-gather")
+    assert gathered
+    assert not [a for a in gathered if len(a.dims) == 3 and a.dims[0] in stacked]
+    assert max(a.elements for a in gathered) <= MODEL.vocab_size * MODEL.emb_dim
+
+
+def test_a_bias_gradient_is_not_summed_over_devices_for_every_layer(on_one_slice):
+    """Only the tables' gradients [H, 32] are; [H, Q, K] stays where its rows are."""
+    pairs = {(MODEL.num_heads, n, n) for n in (128, 64, 16)}
+    summed = {array.dims[-3:] for array in arrays_of(on_one_slice, "all-reduce")}
+    assert not summed & pairs
+
+
+def test_between_slices_only_gradients_and_sums_travel(on_two_slices):
+    between = [c for c in on_two_slices.work.collectives if "replica" in c.axis.split("+")]
+    assert {c.axis for c in between} == {"replica"}
+    # Of a device's own part of the parameters, float32 at the most, and of no rows.
+    own = on_two_slices.memory.parameters
+    assert 0 < sum(c.sent for c in between) <= 1.25 * own
+    assert max(c.largest for c in between) <= 4 * MODEL.vocab_size * MODEL.emb_dim / 4
+    assert bound(on_two_slices.work, topology("v5e:2x2*2").chip, 2).dcn > 0
+
+
+def test_slices_want_a_replica_each():
+    with pytest.raises(InputError, match=r"MESH_REPLICA=1, but the 8 devices lie in 2 slices"):
+        make_mesh(MeshConfig(), topology("v5e:2x2*2").devices)
+    mesh = make_mesh(MeshConfig(4, -1, 1), topology("v5e:2x2*2").devices)
+    for replica, devices in enumerate(mesh.devices):
+        assert {d.slice_index for d in devices.flat} == {replica // 2}
+
+
+@pytest.mark.parametrize(
+    ("size", "name", "mesh"),
+    [
+        ("t5_1_1_base", "v5e:2x2", MeshConfig()),
+        ("t5_1_1_large", "v5e:2x4", MeshConfig()),
+        ("t5_1_1_xxl", "v5e:8x8", MeshConfig()),
+        ("t5_1_1_xxl", "v5p:2x2x4", MeshConfig(1, -1, 4)),
+    ],
+)
+def test_state_of_every_size_is_split_over_its_slice(size, name, mesh):
+    """Parameters and both of AdamW's moments: what no remat policy can save."""
+    config = configs.parse(
+        ("demo.gin", f"models/{size}.gin"), ("MODEL_DIR='x'", "VOCABULARY='bytes'")
+    )
+    target = topology(name)
+    state = abstract_state(
+        config.model, optimizer(config.optimizer, 100), make_mesh(mesh, target.devices)
+    )
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config.model)))
+    held = bytes_per_device(state)
+    assert 12 * count / len(target.devices) <= held < 12.5 * count / len(target.devices)
+    assert held < target.chip.hbm_bytes / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5litepod-16", r"--topology=v5litepod-16: .*expected GENERATION:SHAPE"),
+        ("v6:2x2", r"did you mean v6e\? expected"),
+        ("v5e:3x5", r"--topology=v5e:3x5: the TPU compiler knows no such slice"),
+    ],
+)
+def test_a_topology_that_is_none(name, message):
+    with pytest.raises(InputError, match=message):
+        topology(name)
+
+
+def test_a_shape_that_is_none():
+    config = configs.parse(("demo.gin",), ())
+    with pytest.raises(InputError, match=r"--shape=64x512: expected ROWSxINPUTSxLABELxRATIONALE"):
+        job(config, "64x512")
+    assert job(config, "8x16x4x6").shape == RowShape(8, 16, {"label": 4, "rationale": 6})
+
+
+def _die():
+    os._exit(11)
+
+
+def test_a_crash_is_told_and_the_next_call_answered():
+    with Isolated() as process:
+        with pytest.raises(CrashedError):
+            process.call(_die)
+        assert process.call(abs, -3) == 3
+
+
+def test_what_does_not_fit_says_by_how_much():
+    """Rows far beyond a chip's memory: exit code 4, and the compiler's own figure."""
+    sizes = {"VOCAB_SIZE": 1024, "EMB_DIM": 128, "MLP_DIM": 256, "DROPOUT_RATE": 0.0}
+    sizes |= {"NUM_ENCODER_LAYERS": 1, "NUM_DECODER_LAYERS": 1, "LOGITS_CHUNK": 1_000_000}
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.plan", "--gin_file=demo.gin", "--gin.REMAT=none"]
+        + [f"--gin.{name}={value}" for name, value in sizes.items()]
+        + ["--topology=v5e:2x2", "--shape=65536x512x128x512"],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == EXIT_INCOMPLETE, done.stderr[-3000:]
+    used = re.search(r"HBM a device +([\d.]+) GiB of 16.00 GiB: DOES NOT FIT", done.stdout)
+    assert used, done.stdout
+    assert float(used[1]) > 16

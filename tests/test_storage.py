@@ -1,0 +1,192 @@
+"""Files on an object store, against a server of its protocol on the loopback."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from etils import epath
+
+from stepdistill_jax import records, storage
+from stepdistill_jax.spec import InputError
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 1.0)
+
+
+@pytest.fixture(autouse=True)
+def _ask_anew():
+    storage._problem.cache_clear()
+
+
+def names(store, gs_folder):
+    return store.names("bucket", f"{gs_folder.removeprefix('gs://bucket/')}/.*")
+
+
+def writes(store, name):
+    return store.writes.count(name.removeprefix("gs://"))
+
+
+def test_a_file_is_written_as_one_object_under_its_own_name(store, gs_folder):
+    path = f"{gs_folder}/a/b.jsonl"
+    rows = [{"text": "é\n"}, {"text": "x" * 3_000_000}]
+    records.write_jsonl(path, rows)
+    assert [row for _, row in records.read_jsonl(path)] == rows
+    assert writes(store, path) == 1
+    assert names(store, gs_folder) == [path.removeprefix("gs://bucket/")]
+
+
+def test_what_another_process_writes_is_seen(store, gs_folder):
+    # gcsfs by itself remembers a listing for good, and a run that is followed would never move.
+    steps = epath.Path(gs_folder) / "checkpoints"
+    (steps / "10" / "done").write_text("")
+    assert [p.name for p in steps.iterdir()] == ["10"]
+    assert not (steps / "20").exists()
+    write = "import sys; from etils import epath; epath.Path(sys.argv[1]).write_text('')"
+    subprocess.run([sys.executable, "-c", write, str(steps / "20" / "done")], check=True)
+    assert [p.name for p in steps.iterdir()] == ["10", "20"]
+    assert (steps / "20").exists()
+
+
+def test_a_listing_of_several_pages_is_whole(store, gs_folder):
+    for number in range(250):
+        store.write("bucket", f"{gs_folder.removeprefix('gs://bucket/')}/{number:03}/x", b"", {})
+    assert [p.name for p in epath.Path(gs_folder).iterdir()] == [f"{n:03}" for n in range(250)]
+
+
+def test_tensorstore_replaces_what_it_has_read_and_nothing_newer(store, gs_folder):
+    import tensorstore as ts
+
+    bucket, _, inside = gs_folder.removeprefix("gs://").partition("/")
+    kv = ts.KvStore.open({"driver": "gcs", "bucket": bucket, "path": f"{inside}/"}).result()
+    first = kv.write("key", b"one").result().generation
+    kv.write("key", b"two", if_equal=first).result()
+    kv.write("key", b"three", if_equal=first).result()
+    assert kv.read("key").result().value == b"two"
+
+
+def test_lines_are_rewritten_seldom_and_are_there_after_a_flush(store, gs_folder, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(records.time, "monotonic", lambda: clock[0])
+    path = f"{gs_folder}/metrics.jsonl"
+    lines = records.LineWriter(path, ["kept\n"])
+    for number in range(100):
+        clock[0] += 1
+        lines.write(f"{number}\n")
+    # One object more than three times a minute, whatever the number of lines.
+    assert writes(store, path) == 1 + 3
+    assert epath.Path(path).read_text().splitlines()[-1] == "89"
+    lines.flush()
+    lines.flush()
+    assert writes(store, path) == 1 + 4
+    assert epath.Path(path).read_text() == "kept\n" + "".join(f"{n}\n" for n in range(100))
+    lines.write("last\n")
+    lines.close()
+    assert epath.Path(path).read_text().endswith("99\nlast\n")
+
+
+def test_a_bucket_that_can_be_used_is_asked_once(store, gs_folder):
+    storage.check("MODEL_DIR", gs_folder, write=True)
+    storage.check("CACHE_DIR", f"{gs_folder}/cache", write=True)
+    storage.check("MODEL_DIR", "runs/one", write=True)
+    assert storage._problem.cache_info().misses == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("gs://nobody/run", "there is no bucket 'nobody'; create it, or correct the name"),
+        ("gs://readable/run", r"lack storage\.objects\.create, storage\.objects\.delete in bucket"),
+        ("gs://closed/run", r"lack storage\.buckets\.get, storage\.objects\.list, .* grant the"),
+        ("gs://bucket", "expected a folder on a disk, or gs://BUCKET/FOLDER"),
+        ("s3://bucket/run", "expected a folder on a disk, or gs://BUCKET/FOLDER"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_refused(store, path, said):
+    store.buckets |= {"readable": {}, "closed": {}}
+    store.permissions = {
+        "readable": ("storage.buckets.get", "storage.objects.list", "storage.objects.get"),
+        "closed": (),
+    }
+    with pytest.raises(InputError, match=said) as raised:
+        storage.check("MODEL_DIR", path, write=True)
+    assert str(raised.value).startswith(f"MODEL_DIR='{path}': ")
+    assert "\n" not in str(raised.value)
+
+
+def test_reading_needs_no_right_to_write(store):
+    store.buckets["readable"] = {}
+    store.permissions["readable"] = storage._TO_READ
+    storage.check("INITIAL_CHECKPOINT", "gs://readable/run")
+
+
+def test_a_client_that_is_not_installed(store, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(InputError, match=r"not installed .*; pip install 'stepdistill-jax\[gcs\]'"):
+        storage.check("MODEL_DIR", "gs://bucket/run")
+
+
+def test_no_credentials(monkeypatch, tmp_path):
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    # Else it would ask the machine's own metadata server, which only Google's machines have.
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    with pytest.raises(InputError, match="no credentials for Google Cloud here; attach a service"):
+        storage.check("MODEL_DIR", "gs://bucket/run")
+
+
+def test_credentials_that_are_refused(store, monkeypatch):
+    class Forbidding(dict):
+        def __contains__(self, name):
+            raise type(store).Error(403, "The account is disabled.")
+
+    monkeypatch.setattr(store, "buckets", Forbidding())
+    with pytest.raises(InputError, match=r"may not use bucket 'bucket' .*The account is disabled"):
+        storage.check("MODEL_DIR", "gs://bucket/run")
+
+
+def test_no_network(monkeypatch, impatient):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(InputError, match=r"gave no answer within 1 s .*check the network"):
+        storage.check("MODEL_DIR", "gs://bucket/run")
+
+
+def test_what_fails_later_is_one_line_too(store):
+    store.buckets["readable"] = {}
+    store.permissions["readable"] = storage._TO_READ
+    with pytest.raises(OSError, match="Forbidden") as raised:
+        records.write_atomic("gs://readable/run/x", "text")
+    said = storage.failure(raised.value)
+    assert said.startswith("Google Cloud Storage: Forbidden: ")
+    assert "does not have storage.objects.create access" in said
+    assert "\n" not in said
+    assert storage.failure(OSError("disk full")) == ""
+    assert storage.failure(ValueError("Forbidden: no store's")) == ""
+
+
+def test_reading_a_store_loads_no_tensorflow(store, gs_folder):
+    path = f"{gs_folder}/x.jsonl"
+    records.write_jsonl(path, [{"a": 1}])
+    program = (
+        "import json, sys; from stepdistill_jax import records; "
+        "rows = [row for _, row in records.read_jsonl(sys.argv[1])]; "
+        "print(json.dumps([rows, 'tensorflow' in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, path], check=True, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout) == [[{"a": 1}], False]
+
+
+def test_a_file_for_libraries_that_know_disks_alone(store, gs_folder, tmp_path):
+    local = epath.Path(tmp_path / "weights")
+    assert storage.on_disk(local) is local
+    remote = epath.Path(gs_folder) / "weights"
+    remote.write_bytes(b"\0" * 1000)
+    copy = storage.on_disk(remote)
+    assert not storage.is_remote(copy)
+    assert copy.read_bytes() == b"\0" * 1000
+    assert storage.on_disk(remote) == copy
