@@ -27,9 +27,9 @@ from stepdistill_jax.spec import EXIT_INPUT_ERROR, EXIT_PREEMPTED, InputError
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # How long the first process waits for the last one to come.
 MEETING_SECONDS = 300
-# A process from which nothing was heard for so long is dead to the others. JAX's own default of
-# 100 would leave a whole pod idle for longer, and to go on from the last checkpoint costs little.
-HEARTBEAT_SECONDS = 30
+# A process from which nothing was heard for so long is dead to the others; most deaths close a
+# connection and are noticed at once. JAX's own default: a busy host may be silent for 10 s.
+HEARTBEAT_SECONDS = 100
 # How long a process that stops with an error waits for others that have met the same one.
 _LEAVING_SECONDS = 5
 # JAX's words for a process that is not there any more.

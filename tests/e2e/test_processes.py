@@ -22,12 +22,6 @@ from stepdistill_jax.parallel.mesh import make_mesh
 STEPS = 12
 # What one wait may take on a busy machine; nothing here depends on how fast it is.
 PATIENCE = 240
-# launch.train, but that silence of a process is noticed sooner.
-TRAIN = """
-from launch import cluster, flags, train
-cluster.HEARTBEAT_SECONDS = 10
-flags.run(train.main)
-"""
 SETTINGS = {
     "EMB_DIM": 16,
     "NUM_HEADS": 2,
@@ -56,7 +50,7 @@ def overrides(model_dir: pathlib.Path, **more) -> list[str]:
 
 def command(model_dir: pathlib.Path, **more) -> list[str]:
     given = [f"--gin.{text}" for text in overrides(model_dir, **more)]
-    return ["-c", TRAIN, "--gin_file=demo.gin", *given]
+    return ["-m", "launch.train", "--gin_file=demo.gin", *given]
 
 
 @pytest.fixture(scope="module")
