@@ -122,7 +122,8 @@ def end(error: Exception) -> None:
     if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
         leave(EXIT_INPUT_ERROR)
-    if isinstance(error, (jax.errors.JaxRuntimeError, ValueError)) and _LOST.search(str(error)):
+    # A device that cannot be started for want of the others is a plain RuntimeError of JAX's.
+    if isinstance(error, (RuntimeError, ValueError)) and _LOST.search(str(error)):
         reason = str(error).splitlines()[0][:200]
         _say(f"another process of this run has ended ({reason}); {_CONTINUES}")
         # Not by `leave`: the dead one does not come.

@@ -47,7 +47,7 @@ from stepdistill_jax.parallel import processes
 from stepdistill_jax.spec import InputError
 
 def main(arguments):
-    cluster.HEARTBEAT_SECONDS = 30
+    cluster.HEARTBEAT_SECONDS = 15
     cluster.start()
     if processes.index() == {number}:
         raise InputError("this disk is full")

@@ -19,10 +19,12 @@ from launch import flags, train
 from stepdistill_jax import config as configs
 from stepdistill_jax.parallel.mesh import make_mesh
 
-STEPS = 12
+STEPS = 8
 # What one wait may take on a busy machine; nothing here depends on how fast it is.
 PATIENCE = 240
 SETTINGS = {
+    # One stream compiles faster; that streams do not depend on the mesh is tested with the step.
+    "METHOD": "standard",
     "EMB_DIM": 16,
     "NUM_HEADS": 2,
     "HEAD_DIM": 8,
@@ -91,7 +93,7 @@ def metrics(model_dir: pathlib.Path) -> list[dict]:
 
 
 def assert_same_losses(one: pathlib.Path, other: pathlib.Path, rtol: float = 1e-5) -> None:
-    for name in ("step", "loss", "label_loss", "rationale_loss", "grad_norm", "param_norm"):
+    for name in ("step", "loss", "label_loss", "grad_norm", "param_norm"):
         values = [[row[name] for row in metrics(folder)] for folder in (one, other)]
         assert len(values[0]) == STEPS
         np.testing.assert_allclose(*values, rtol=rtol, err_msg=name)
@@ -161,13 +163,13 @@ def test_each_file_is_written_once_and_each_word_said_once(one, four):
 
 @pytest.mark.parametrize(("devices", "replica"), [(1, 1), (2, 1), (8, 2)])
 def test_a_run_of_four_processes_goes_on_elsewhere(four, tmp_path, monkeypatch, devices, replica):
-    model_dir = cut(four, tmp_path / "run", 7)
+    model_dir = cut(four, tmp_path / "run", 5)
     train_here(model_dir, monkeypatch, devices, MESH_REPLICA=replica)
     assert_same_losses(four, model_dir)
 
 
 def test_a_run_of_one_process_goes_on_in_three(one, four, tmp_path, environment):
-    model_dir = finish(3, 1, cut(one, tmp_path / "run", 7), environment)
+    model_dir = finish(3, 1, cut(one, tmp_path / "run", 5), environment)
     assert_same_losses(four, model_dir)
 
 
@@ -216,7 +218,8 @@ def test_whatever_happens_to_one_process_all_end_and_the_run_goes_on_exactly(
     slices, environment, tmp_path
 ):
     model_dir = tmp_path / "run"
-    blows = [(1, signal.SIGTERM), (1, signal.SIGKILL), (0, signal.SIGKILL)]
+    # What the lead's death does is tested with `launch.cluster`.
+    blows = [(1, signal.SIGTERM), (1, signal.SIGKILL)]
     for blow, (number, sent) in enumerate(blows):
         with start(2, 2, model_dir, environment, MESH_REPLICA=2) as group:
             goal = len(metrics(model_dir)) + 2
