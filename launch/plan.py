@@ -65,6 +65,9 @@ def main(arguments: Arguments) -> int:
                     records.write_atomic(path, plan.program.text)
                 found.append(plan)
     print(f"\n{tables.summary(found)}")
+    if _SEARCH.value:
+        print("\nlargest batch that fits, by remat policy:")
+        print(tables.summary(tables.largest(found)))
     if _JSON.value:
         about: dict[str, Any] = {
             "model": configs.model_name(config.model),

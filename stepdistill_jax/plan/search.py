@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 
 from stepdistill_jax.model.config import REMAT_POLICIES, T5Config
@@ -44,40 +45,69 @@ def candidates(model: T5Config, devices: int, slices: int) -> Iterator[Candidate
 
 
 def search(plan: Plan, choices: Iterator[Candidate], rows: int) -> Iterator[Planned]:
-    """Compiles every candidate at `rows`, then grows the batch of each policy's best mesh.
+    """Compiles every candidate at `rows`, then changes the batch of each policy's best mesh.
 
-    A policy's largest batch is the largest multiple of `rows` that fits, found by doubling and
-    halving; where not even `rows` fit, by halving alone. The last plan yielded of a policy is its
-    largest batch.
+    Where `rows` fit, up to the largest multiple of them that does; where they do not, halved until
+    they do.
     """
-    best: dict[str, tuple[float, Candidate]] = {}
-    smallest: dict[str, Candidate] = {}
+    tried: dict[str, list[tuple[Candidate, Planned]]] = {}
     for candidate in choices:
         planned = plan(candidate, rows)
         yield planned
-        smallest.setdefault(candidate.remat, candidate)
-        limit = planned.bound
-        if planned.fits and limit is not None:
-            known = best.get(candidate.remat)
-            if known is None or limit.seconds < known[0]:
-                best[candidate.remat] = limit.seconds, candidate
-    for remat, candidate in smallest.items():
-        chosen = best[remat][1] if remat in best else candidate
-        yield from _largest(functools.partial(plan, chosen), rows, remat in best)
-
-
-def _largest(plan: Callable[[int], Planned], rows: int, fits: bool) -> Iterator[Planned]:
-    low, high = (rows, None) if fits else (0, rows)
-    largest: Planned | None = None
-    step = 1 if not fits else rows
-    while high is None or high - low > step:
-        middle = 2 * low if high is None else (low + high) // 2 // step * step
-        if middle in (low, 0):
-            break
-        planned = plan(middle)
-        if planned.fits:
-            low, largest = planned.rows, planned
+        tried.setdefault(candidate.remat, []).append((candidate, planned))
+    for plans in tried.values():
+        fitting = [(candidate, planned) for candidate, planned in plans if planned.fits]
+        if fitting:
+            candidate, planned = min(fitting, key=lambda pair: _seconds(pair[1]))
+            yield from _grown(functools.partial(plan, candidate), planned)
         else:
-            high = middle
-    if largest is not None:
-        yield largest
+            candidate, planned = min(plans, key=lambda pair: pair[1].program.memory.total)
+            yield from _halved(functools.partial(plan, candidate), planned)
+
+
+def _seconds(planned: Planned) -> float:
+    return math.inf if planned.bound is None else planned.bound.seconds
+
+
+def _halved(plan: Callable[[int], Planned], planned: Planned) -> Iterator[Planned]:
+    """Until it fits, or every device has as few rows as it can."""
+    while not planned.fits:
+        smaller = plan(planned.rows // 2)
+        if smaller.rows >= planned.rows:
+            return
+        yield smaller
+        planned = smaller
+
+
+def _grown(plan: Callable[[int], Planned], fitting: Planned) -> Iterator[Planned]:
+    """To the largest multiple of a fitting plan's rows.
+
+    Memory is a line of the rows, nearly: the next batch is where the line through the last two
+    plans meets the capacity. Where that has not halved what is open, its middle is next.
+    """
+    step = fitting.rows
+    before, last = fitting, plan(2 * step)
+    yield last
+    low, high = (last, None) if last.fits else (fitting, last)
+    halve = False
+    while high is None or high.rows - low.rows > step:
+        wide = None if high is None else high.rows - low.rows
+        rows = None if halve else _meets_capacity(before, last)
+        if rows is None:
+            rows = 2 * low.rows if high is None else (low.rows + high.rows) // 2
+        rows = max(rows // step * step, low.rows + step)
+        if high is not None:
+            rows = min(rows, high.rows - step)
+        before, last = last, plan(rows)
+        yield last
+        low, high = (last, high) if last.fits else (low, last)
+        halve = wide is not None and high is not None and high.rows - low.rows > wide // 2
+
+
+def _meets_capacity(one: Planned, other: Planned) -> int | None:
+    """Rows whose memory is the chip's by the line through two plans; None where there is none."""
+    grown = other.program.memory.total - one.program.memory.total
+    per_row = grown / (other.rows - one.rows)
+    if not 0 < per_row < math.inf:
+        return None
+    return other.rows + int((other.chip.hbm_bytes - other.program.memory.total) / per_row)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from stepdistill_jax.plan.chips import GIB, Chip
+from stepdistill_jax.chips import GIB, Chip
 from stepdistill_jax.plan.program import TRAIN, Program
 from stepdistill_jax.plan.roofline import Bound, bound
 
@@ -116,10 +116,9 @@ def _work_lines(planned: Planned, limit: Bound) -> list[str]:
         f"  at its peak (ms)    compute {1e3 * limit.compute:.2f}, HBM {1e3 * limit.memory:.2f}, "
         f"ICI {1e3 * limit.ici:.2f}, DCN {dcn}"
     )
-    rate = planned.pairs / limit.seconds
     lines.append(
         f"  lower bound         {1e3 * limit.seconds:.2f} ms, by {limit.limit}; at most "
-        f"{rate:,.0f} pairs/s"
+        f"{_rate(planned):,.0f} pairs/s"
     )
     return lines
 
@@ -167,6 +166,28 @@ def summary(plans: Sequence[Planned]) -> str:
     )
 
 
+def largest(plans: Sequence[Planned]) -> list[Planned]:
+    """Of each topology and remat policy the plan of most rows that fits, the fastest of several.
+
+    Most pairs a second first, by the bound.
+    """
+    found: dict[tuple[str, str], Planned] = {}
+    for planned in plans:
+        key = planned.topology, planned.remat
+        if planned.fits and (key not in found or _better(planned, found[key])):
+            found[key] = planned
+    return sorted(found.values(), key=lambda planned: -_rate(planned))
+
+
+def _better(planned: Planned, known: Planned) -> bool:
+    return (planned.rows, _rate(planned)) > (known.rows, _rate(known))
+
+
+def _rate(planned: Planned) -> float:
+    """Pairs a second at most; 0 where nothing is known."""
+    return 0.0 if planned.bound is None else planned.pairs / planned.bound.seconds
+
+
 def _cells(planned: Planned) -> tuple[str, ...]:
     program, limit = planned.program, planned.bound
     work = ("-",) * 6
@@ -178,7 +199,7 @@ def _cells(planned: Planned) -> tuple[str, ...]:
             f"{sent / 1e9:.2f}",
             f"{1e3 * limit.seconds:.1f}",
             limit.limit,
-            f"{planned.pairs / limit.seconds:,.0f}",
+            f"{_rate(planned):,.0f}",
         )
     return (
         program.name,

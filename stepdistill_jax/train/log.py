@@ -13,28 +13,13 @@ from clu import parameter_overview
 from etils import epath
 
 from stepdistill_jax import records
+from stepdistill_jax.chips import PEAK_FLOPS
 from stepdistill_jax.parallel import processes
 from stepdistill_jax.spec import EXAMPLE_INDEX
 from stepdistill_jax.train.clock import TRAINING, Clock
 
 METRICS_FILE = "metrics.jsonl"
 PARAMETERS_FILE = "parameters.txt"
-
-# Peak dense bfloat16 FLOP/s of one device as jax counts devices, by `device_kind`; from the
-# vendors' data sheets (Google Cloud TPU system architecture pages; NVIDIA H100 and A100 sheets,
-# SXM, without sparsity). A device that is not here gets no model FLOPs utilisation.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
 
 
 def write_inventory(model_dir: epath.PathLike, params: Any) -> int:

@@ -1,4 +1,4 @@
-"""Public peak figures of TPU chips, as JAX counts devices; what a bound on time is made of."""
+"""Public peak figures of accelerators, as JAX counts devices."""
 
 from __future__ import annotations
 
@@ -40,4 +40,16 @@ CHIPS: dict[str, Chip] = {
     "v5p": Chip("TPU v5", 459e12, 95 * GIB, 2765e9, 600e9, None, f"{_PAGES}/v5p"),
     "v6e": Chip("TPU v6 lite", 918e12, 32 * GIB, 1638e9, 400e9, 25.6e12 / 8 / 256, f"{_PAGES}/v6e"),
     "tpu7x": Chip("TPU7x", 2307e12 / 2, 96 * GIB, 7380e9 / 2, 300e9, None, f"{_PAGES}/tpu7x"),
+}
+
+# `device_kind` -> dense bfloat16 FLOP/s: of TPUs as above, some of which newer runtimes name
+# otherwise; of GPUs from NVIDIA's H100, H200 and A100 data sheets (SXM, without sparsity).
+PEAK_FLOPS: dict[str, float] = {
+    **{chip.kind: chip.flops for chip in CHIPS.values()},
+    "TPU v5e": CHIPS["v5e"].flops,
+    "TPU v5p": CHIPS["v5p"].flops,
+    "TPU v6e": CHIPS["v6e"].flops,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
 }
