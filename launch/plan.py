@@ -4,8 +4,8 @@ Compiles the real train step and the real label decode by XLA's own TPU compiler
 any machine, and prints for each: memory a device against the chip's, FLOPs, HBM traffic and every
 collective by mesh axis, the roofline's lower bound on its time, and whether it fits.
 
---search tries every mesh and remat policy and finds the largest batch. Exit code 4: something
-does not fit.
+--search tries meshes and remat policies and finds the largest batch that fits. Exit code 4:
+something does not fit or was not compiled; of a search, nothing does fit.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ def main(arguments: Arguments) -> int:
     config = arguments.parse()
     slices = [topology(name) for name in _TOPOLOGY.value]
     work = tpu_plan.job(config, _SHAPE.value)
+    if config.eval.mode == "choices" and not _SEARCH.value:
+        print(
+            "EVAL_MODE='choices' scores each choice in one pass; planned is decoding, which is more"
+        )
     found: list[tables.Planned] = []
     with Isolated() as compiler:
         for target in slices:

@@ -11,6 +11,7 @@ import jax
 
 from launch import evaluation
 from stepdistill_jax.data.packing import RowShape, row_shape
+from stepdistill_jax.data.pipeline import EVAL_LENGTH_MULTIPLE
 from stepdistill_jax.model.flops import train_flops
 from stepdistill_jax.model.network import abstract_params
 from stepdistill_jax.parallel.mesh import MeshConfig, batch_shards, make_mesh
@@ -21,8 +22,8 @@ from stepdistill_jax.plan.program import (
     Job,
     Program,
     abstract_batch,
-    crashed_program,
     decode_program,
+    failed_program,
     train_program,
 )
 from stepdistill_jax.plan.search import Candidate, candidates, search
@@ -47,7 +48,13 @@ def job(config: RunConfig, shape: str) -> Job:
     """
     if not config.streams:
         raise InputError(f"METHOD={config.method!r} trains nothing; set one that does")
-    rows = _given(shape, config.streams) if shape else _of_data(config)
+    if shape:
+        rows = _given(shape, config.streams)
+        longest = rows.inputs
+        pairs_per_row = None if config.pipeline.pack else 1.0
+    else:
+        rows, longest = _of_data(config)
+        pairs_per_row = rows.pairs_per_row
     return Job(
         model=config.model,
         objective=config.objective,
@@ -58,21 +65,34 @@ def job(config: RunConfig, shape: str) -> Job:
         microbatches=config.microbatches,
         prng_impl=config.prng_impl,
         eval_rows=config.eval.batch_size,
-        eval_inputs=rows.inputs,
-        eval_tokens=config.eval.max_decode_length,
+        eval_inputs=longest,
+        eval_tokens=evaluation.tokens_before_label(config) + config.eval.max_decode_length,
+        pairs_per_row=pairs_per_row,
     )
 
 
 def plans(
     run: RunConfig, work: Job, target: Topology, effort: str, compiler: Isolated
 ) -> Iterator[Planned]:
-    """The train step and the label decode of a run on a topology."""
-    mesh = _over_slices(run.mesh, target)
-    yield _trained(work, target, mesh, effort, compiler)
-    decoded = _compiled(DECODE, work, target, mesh, effort, compiler)
-    shards = batch_shards(make_mesh(mesh, target.devices))
-    rows = -(-work.eval_rows // shards) * shards
-    yield _planned(work, target, mesh, decoded, rows, rows, None)
+    """The train step and the label decode of a run on a topology.
+
+    Raises:
+        InputError: the run's mesh does not fit the topology.
+    """
+    mesh = make_mesh(run.mesh, target.devices)
+    trained = _trained(work, target, run.mesh, effort, compiler)
+    yield trained
+    decoded = _compiled(DECODE, work, target, run.mesh, effort, compiler)
+    rows = -(-work.eval_rows // batch_shards(mesh)) * batch_shards(mesh)
+    yield dataclasses.replace(
+        trained,
+        rows=rows,
+        pairs=rows,
+        about=f"{work.eval_inputs} inputs, up to {work.eval_tokens} tokens written",
+        model_flops=None,
+        held=trained.program.memory.optimizer,
+        program=decoded,
+    )
 
 
 def searched(work: Job, target: Topology, effort: str, compiler: Isolated) -> Iterator[Planned]:
@@ -104,49 +124,31 @@ def _compiled(
 ) -> Program:
     try:
         return compiler.call(compile_program, name, work, target.name, mesh, effort)
-    except CrashedError:
-        return crashed_program(name, work, make_mesh(mesh, target.devices))
-
-
-def _over_slices(mesh: MeshConfig, target: Topology) -> MeshConfig:
-    """The run's mesh; where it leaves MESH_REPLICA at 1, one replica a slice."""
-    if target.slices > 1 and mesh.replica == 1:
-        return dataclasses.replace(mesh, replica=target.slices)
-    return mesh
+    except CrashedError as error:
+        return failed_program(name, work, make_mesh(mesh, target.devices), str(error))
 
 
 def _trained(
     work: Job, target: Topology, mesh: MeshConfig, effort: str, compiler: Isolated
 ) -> Planned:
     program = _compiled(TRAIN, work, target, mesh, effort, compiler)
-    batch = abstract_batch(work, make_mesh(mesh, target.devices))
-    rows = next(iter(batch.values())).shape[0]
-    pairs = work.shape.rows * work.shape.pairs_per_row
-    flops = train_flops(work.model, rows, work.shape.inputs, work.shape.targets)
-    return _planned(work, target, mesh, program, rows, pairs, flops)
-
-
-def _planned(
-    work: Job,
-    target: Topology,
-    mesh: MeshConfig,
-    program: Program,
-    rows: int,
-    pairs: float,
-    flops: float | None,
-) -> Planned:
+    laid = make_mesh(mesh, target.devices)
+    shape, per_row = work.shape, work.pairs_per_row
+    targets = " + ".join(str(length) for length in shape.targets.values())
     return Planned(
         topology=target.name,
         chip=target.chip,
         slices=target.slices,
         devices=len(target.devices),
-        mesh=dict(make_mesh(mesh, target.devices).shape),
+        mesh=dict(laid.shape),
         remat=work.model.remat,
         scan_layers=work.model.scan_layers,
-        rows=rows,
-        pairs=pairs,
+        rows=next(iter(abstract_batch(work, laid).values())).shape[0],
+        pairs=None if per_row is None else shape.rows * per_row,
+        about=f"{shape.inputs} inputs and {targets} targets",
         parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(work.model))),
-        model_flops=flops,
+        model_flops=train_flops(work.model, shape.rows, shape.inputs, shape.targets),
+        held=0.0,
         program=program,
     )
 
@@ -164,11 +166,14 @@ def _given(shape: str, streams: tuple[str, ...]) -> RowShape:
     return RowShape(rows, inputs, dict(zip(streams, targets, strict=True)))
 
 
-def _of_data(config: RunConfig) -> RowShape:
+def _of_data(config: RunConfig) -> tuple[RowShape, int]:
+    """A train batch, and the longest label input, as an evaluation fills its rows up."""
     try:
         cache = evaluation.open_split(config, "train")
     except InputError as error:
         raise InputError(
             f"{error}; or give the shape of a batch, which needs no data, as --shape=64x512x32x128"
         ) from error
-    return row_shape(cache.lengths, config.pipeline, config.streams)
+    longest = int(max(cache.lengths[f"{LABEL}_inputs"]))
+    filled = -(-longest // EVAL_LENGTH_MULTIPLE) * EVAL_LENGTH_MULTIPLE
+    return row_shape(cache.lengths, config.pipeline, config.streams), filled

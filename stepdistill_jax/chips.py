@@ -33,13 +33,16 @@ class Chip:
 _PAGES = "https://cloud.google.com/tpu/docs"
 
 # Generation, as it begins the name of a topology -> figures. ICI: half of the page's
-# bidirectional figure; DCN: of a pod, over its chips. Read in November 2026.
+# bidirectional figure; between the two halves of a TPU7x chip there is a faster link, of which no
+# account is taken. DCN: the page's for a chip, or of a pod over its chips. Read in November 2026.
 CHIPS: dict[str, Chip] = {
     "v4": Chip("TPU v4", 275e12, 32 * GIB, 1228e9, 300e9, None, f"{_PAGES}/v4"),
     "v5e": Chip("TPU v5 lite", 197e12, 16 * GIB, 819e9, 200e9, 6.4e12 / 8 / 256, f"{_PAGES}/v5e"),
-    "v5p": Chip("TPU v5", 459e12, 95 * GIB, 2765e9, 600e9, None, f"{_PAGES}/v5p"),
+    "v5p": Chip("TPU v5", 459e12, 95 * GIB, 2765e9, 600e9, 50e9 / 8, f"{_PAGES}/v5p"),
     "v6e": Chip("TPU v6 lite", 918e12, 32 * GIB, 1638e9, 400e9, 25.6e12 / 8 / 256, f"{_PAGES}/v6e"),
-    "tpu7x": Chip("TPU7x", 2307e12 / 2, 96 * GIB, 7380e9 / 2, 300e9, None, f"{_PAGES}/tpu7x"),
+    "tpu7x": Chip(
+        "TPU7x", 2307e12 / 2, 96 * GIB, 7380e9 / 2, 300e9, 100e9 / 8 / 2, f"{_PAGES}/tpu7x"
+    ),
 }
 
 # `device_kind` -> dense bfloat16 FLOP/s: of TPUs as above, some of which newer runtimes name

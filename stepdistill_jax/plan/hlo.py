@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
 
 _BYTES = {
     "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1,
@@ -73,12 +72,6 @@ class Instruction:
         match = re.search(rf"\b{name}=%?([^,\s]+)", self.attributes)
         return match[1] if match else ""
 
-    @property
-    def op_name(self) -> str:
-        """Where in the model's code it comes from."""
-        match = re.search(r'op_name="([^"]*)"', self.attributes)
-        return match[1] if match else ""
-
 
 @dataclasses.dataclass
 class Computation:
@@ -96,6 +89,17 @@ class Computation:
         """Instructions that read `name`."""
         return [i for i in self.instructions.values() if name in i.operands]
 
+    def operand_arrays(self, instruction: Instruction) -> list[tuple[Array, ...]]:
+        """The arrays of each operand of one of its instructions."""
+        return [self.instructions[name].arrays for name in instruction.operands]
+
+    def original(self, name: str, through: tuple[str, ...] = ("copy", "bitcast")) -> Instruction:
+        """The instruction whose result `name` is, seen through those opcodes."""
+        found = self.instructions[name]
+        while found.opcode in through:
+            found = self.instructions[found.operands[0]]
+        return found
+
 
 @dataclasses.dataclass(frozen=True)
 class Module:
@@ -103,11 +107,6 @@ class Module:
 
     entry: str
     computations: dict[str, Computation]
-
-    def operands(self, computation: Computation, instruction: Instruction) -> Iterator[Instruction]:
-        """The instructions that an instruction reads."""
-        for name in instruction.operands:
-            yield computation.instructions[name]
 
 
 def arrays(text: str) -> tuple[Array, ...]:

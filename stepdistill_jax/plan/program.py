@@ -19,7 +19,7 @@ from stepdistill_jax.data.packing import RowShape
 from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import abstract_params, logical_axes
-from stepdistill_jax.objective import ObjectiveConfig
+from stepdistill_jax.objective import ObjectiveConfig, alpha_schedule
 from stepdistill_jax.optim import OptimizerConfig
 from stepdistill_jax.parallel.mesh import batch_shards
 from stepdistill_jax.parallel.place import batch_sharding
@@ -57,6 +57,7 @@ class Job:
         eval_rows: rows decoded at once, over all devices.
         eval_inputs: input tokens of such a row.
         eval_tokens: most tokens written for one.
+        pairs_per_row: mean of a train batch; None where the data was not looked at.
     """
 
     model: T5Config
@@ -70,6 +71,7 @@ class Job:
     eval_rows: int
     eval_inputs: int
     eval_tokens: int
+    pairs_per_row: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +106,8 @@ class Program:
         lower_seconds: from Python to StableHLO.
         compile_seconds: from there to the program.
         text: the compiled program.
-        crashed: the compiler did; nothing else is known.
+        failure: why there is no program and nothing else is known; "" = it compiled, or did not
+            fit.
     """
 
     name: str
@@ -114,7 +117,7 @@ class Program:
     lower_seconds: float
     compile_seconds: float
     text: str = dataclasses.field(repr=False, default="")
-    crashed: bool = False
+    failure: str = ""
 
 
 def train_program(job: Job, mesh: Mesh, effort: str = "quick") -> Program:
@@ -131,6 +134,7 @@ def train_program(job: Job, mesh: Mesh, effort: str = "quick") -> Program:
         prng_impl=job.prng_impl,
         mesh=mesh,
         state_shardings=state_shardings(job.model, optimizer, mesh),
+        alpha=alpha_schedule(job.objective, job.train_steps) if len(job.streams) > 1 else None,
     )
     state = abstract_state(job.model, optimizer, mesh)
     batch = abstract_batch(job, mesh)
@@ -182,13 +186,20 @@ def bytes_per_device(tree: PyTree) -> int:
     return sum(map(size, jax.tree.leaves(tree)))
 
 
-def crashed_program(name: str, job: Job, mesh: Mesh) -> Program:
-    """What is known of a program whose compiler crashed: its state."""
+def failed_program(name: str, job: Job, mesh: Mesh, failure: str) -> Program:
+    """What is known where there is no program: its state.
+
+    Args:
+        name: of the program.
+        job: what was to be compiled.
+        mesh: for which devices.
+        failure: what the compiler said, or how it ended.
+    """
     optimizer = optim.optimizer(job.optimizer, job.train_steps)
     state = abstract_state(job.model, optimizer, mesh)
     moments = bytes_per_device(state.opt_state) if name == TRAIN else 0
     memory = Memory(bytes_per_device(state.params), moments, 0.0, math.inf, told=False)
-    return Program(name, False, memory, None, 0.0, 0.0, crashed=True)
+    return Program(name, False, memory, None, 0.0, 0.0, failure=failure)
 
 
 def _padded(rows: int, parts: int) -> int:
@@ -212,12 +223,13 @@ def _program(
     try:
         compiled = lowered.compile(compiler_options=EFFORTS[effort])
     except jax.errors.JaxRuntimeError as error:
-        total = _exceeded(str(error))
-        if total is None:
-            raise
-        memory = Memory(parameters, moments, 0.0, total, told=False)
+        said = str(error)
+        total = exceeded(said)
+        failure = "" if total is not None else said.splitlines()[0]
+        needed = math.inf if total is None else total
+        memory = Memory(parameters, moments, 0.0, needed, told=False)
         seconds = time.perf_counter() - started
-        return Program(name, False, memory, None, lower_seconds, seconds)
+        return Program(name, False, memory, None, lower_seconds, seconds, failure=failure)
     compile_seconds = time.perf_counter() - started
     text = compiled.as_text() or ""
     return Program(
@@ -247,9 +259,12 @@ def _memory(found: Any, parameters: int, moments: int) -> Memory:
 _UNITS: Mapping[str, int] = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def _exceeded(message: str) -> float | None:
-    """Bytes that a program would need, of the compiler's words that it does not fit."""
-    if "RESOURCE_EXHAUSTED" not in message:
+def exceeded(message: str) -> float | None:
+    """Bytes of HBM that a program would need, of the compiler's words that it does not fit.
+
+    None of other words: of another memory, too, which no smaller batch need mend.
+    """
+    if "RESOURCE_EXHAUSTED" not in message or re.search("memory space (?!hbm)", message):
         return None
     # It has two ways of saying so, before and after it has placed every array.
     used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", message)

@@ -33,7 +33,10 @@ Plan = Callable[[Candidate, int], Planned]
 
 
 def candidates(model: T5Config, devices: int, slices: int) -> Iterator[Candidate]:
-    """Every mesh that divides the model evenly, with every remat policy."""
+    """Meshes with every remat policy: a replica a slice, powers of two for MESH_TENSOR.
+
+    Those that cut heads or the MLP into unequal parts are left out.
+    """
     within = devices // slices
     tensor = 1
     while tensor <= min(_MOST_TENSOR, within):

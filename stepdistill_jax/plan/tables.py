@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepdistill_jax.chips import GIB, Chip
-from stepdistill_jax.plan.program import TRAIN, Program
+from stepdistill_jax.plan.program import DECODE, Program
 from stepdistill_jax.plan.roofline import Bound, bound
 
 
@@ -25,10 +25,12 @@ class Planned:
         mesh: axis -> size.
         remat: policy of the model.
         scan_layers: whether layers are scanned.
-        rows: of a train batch, or decoded at once, over all devices.
-        pairs: that those rows hold, in the mean.
+        rows: of a train batch, or decoded at once, over all devices, with those that fill it up.
+        pairs: that those rows hold, in the mean; None where it is not known.
+        about: what else the program was compiled for.
         parameters: of the model, in all.
         model_flops: what the method needs of all devices (`model.flops`); None of decoding.
+        held: bytes that a device of a training run holds beside this program.
         program: what was compiled.
     """
 
@@ -40,9 +42,11 @@ class Planned:
     remat: str
     scan_layers: bool
     rows: int
-    pairs: float
+    pairs: float | None
+    about: str
     parameters: int
     model_flops: float | None
+    held: float
     program: Program
 
     @property
@@ -54,16 +58,22 @@ class Planned:
     def bound(self) -> Bound | None:
         """The roofline's; None where the program does not fit."""
         work = self.program.work
-        return None if work is None else bound(work, self.chip, self.slices)
+        return None if work is None else bound(work, self.chip)
+
+    @property
+    def rate(self) -> float:
+        """Rows a second at the roofline's bound; 0 where nothing is known."""
+        return 0.0 if self.bound is None else self.rows / self.bound.seconds
 
 
 def text(planned: Planned) -> str:
     """A block of lines on one program."""
     program, memory, chip = planned.program, planned.program.memory, planned.chip
     mesh = " x ".join(f"{axis} {size}" for axis, size in planned.mesh.items())
+    pairs = "" if planned.pairs is None else f" ({planned.pairs:.0f} pairs)"
     lines = [
         f"{program.name} on {planned.topology}: {planned.devices} devices, mesh {mesh}, "
-        f"{planned.rows} rows ({planned.pairs:.0f} pairs), remat {planned.remat}, layers "
+        f"{planned.rows} rows{pairs} of {planned.about}, remat {planned.remat}, layers "
         f"{'scanned' if planned.scan_layers else 'unrolled'}",
         f"  parameters          {planned.parameters:,}",
         f"  state a device      {_gib(memory.parameters)} parameters, "
@@ -73,13 +83,15 @@ def text(planned: Planned) -> str:
         lines.append(
             f"  activations         {_gib(memory.activations)}, with gradients and buffers"
         )
-    verdict = "fits" if planned.fits else "DOES NOT FIT"
-    if program.crashed:
-        lines.append(
-            "  THE COMPILER CRASHED, so nothing more is known; try another mesh, REMAT or PRNG_IMPL"
-        )
+    if program.failure:
+        lines.append(f"  NOT COMPILED        {program.failure}")
         return "\n".join(lines)
+    verdict = "fits" if planned.fits else "DOES NOT FIT"
     lines.append(f"  HBM a device        {_gib(memory.total)} of {_gib(chip.hbm_bytes)}: {verdict}")
+    if planned.held:
+        beside = memory.total + planned.held
+        fits = "fits" if planned.fits and beside <= chip.hbm_bytes else "DOES NOT FIT"
+        lines.append(f"  while training      {_gib(beside)}, with the optimizer's state: {fits}")
     work, limit = program.work, planned.bound
     if work is not None and limit is not None:
         lines += _work_lines(planned, limit)
@@ -100,15 +112,15 @@ def _work_lines(planned: Planned, limit: Bound) -> list[str]:
     ]
     if planned.model_flops is not None:
         share = planned.model_flops / planned.devices / work.flops
-        lines.append(f"  of it the model's   {share:.1%} (the rest is recomputed)")
-    if work.open_loops and planned.program.name == TRAIN:
-        lines.append(
-            f"  {work.open_loops} loops whose rounds the program does not tell are counted once: "
-            f"the figures are too low"
-        )
+        lines.append(f"  of it the model's   {share:.1%} (the rest is recomputed, or filled up)")
+    # That over the tokens of an answer ends with the data, and is counted to its longest.
+    unread = work.open_loops - (planned.program.name == DECODE)
+    if unread > 0:
+        lines.append(f"  {unread} loops whose rounds the program does not tell: no figure holds")
     for collective in work.collectives:
+        where = collective.axis + (" between slices" if collective.between_slices else "")
         lines.append(
-            f"  {collective.kind:<19} {collective.axis}: {collective.count:,} times, "
+            f"  {collective.kind:<19} {where}: {collective.count:,} times, "
             f"{collective.sent / 1e9:.3f} GB sent, largest array {_mib(collective.largest)}"
         )
     dcn = "no public figure" if limit.dcn is None else f"{1e3 * limit.dcn:.2f}"
@@ -116,9 +128,11 @@ def _work_lines(planned: Planned, limit: Bound) -> list[str]:
         f"  at its peak (ms)    compute {1e3 * limit.compute:.2f}, HBM {1e3 * limit.memory:.2f}, "
         f"ICI {1e3 * limit.ici:.2f}, DCN {dcn}"
     )
+    known = planned.pairs is not None
+    rate = planned.rate * (planned.pairs / planned.rows if planned.pairs is not None else 1)
     lines.append(
-        f"  lower bound         {1e3 * limit.seconds:.2f} ms, by {limit.limit}; at most "
-        f"{_rate(planned):,.0f} pairs/s"
+        f"  lower bound         {1e3 * limit.seconds:.2f} ms, by {limit.limit}: "
+        f"{rate:,.0f} {'pairs' if known else 'rows'}/s"
     )
     return lines
 
@@ -152,7 +166,7 @@ def _finite(value: Any) -> Any:
 
 _HEADINGS = (
     "program", "topology", "mesh", "rows", "remat", "layers", "HBM GiB", "fits", "TFLOP",
-    "HBM GB", "sent GB", "bound ms", "by", "pairs/s", "compile s",
+    "HBM GB", "sent GB", "bound ms", "by", "rows/s", "compile s",
 )  # fmt: skip
 
 
@@ -169,23 +183,18 @@ def summary(plans: Sequence[Planned]) -> str:
 def largest(plans: Sequence[Planned]) -> list[Planned]:
     """Of each topology and remat policy the plan of most rows that fits, the fastest of several.
 
-    Most pairs a second first, by the bound.
+    Most rows a second first, by the bound.
     """
     found: dict[tuple[str, str], Planned] = {}
     for planned in plans:
         key = planned.topology, planned.remat
         if planned.fits and (key not in found or _better(planned, found[key])):
             found[key] = planned
-    return sorted(found.values(), key=lambda planned: -_rate(planned))
+    return sorted(found.values(), key=lambda planned: -planned.rate)
 
 
 def _better(planned: Planned, known: Planned) -> bool:
-    return (planned.rows, _rate(planned)) > (known.rows, _rate(known))
-
-
-def _rate(planned: Planned) -> float:
-    """Pairs a second at most; 0 where nothing is known."""
-    return 0.0 if planned.bound is None else planned.pairs / planned.bound.seconds
+    return (planned.rows, planned.rate) > (known.rows, known.rate)
 
 
 def _cells(planned: Planned) -> tuple[str, ...]:
@@ -199,7 +208,7 @@ def _cells(planned: Planned) -> tuple[str, ...]:
             f"{sent / 1e9:.2f}",
             f"{1e3 * limit.seconds:.1f}",
             limit.limit,
-            f"{_rate(planned):,.0f}",
+            f"{planned.rate:,.0f}",
         )
     return (
         program.name,
@@ -208,8 +217,8 @@ def _cells(planned: Planned) -> tuple[str, ...]:
         str(planned.rows),
         planned.remat,
         "scanned" if planned.scan_layers else "unrolled",
-        "-" if program.crashed else f"{program.memory.total / GIB:.2f}",
-        "crashed" if program.crashed else "yes" if planned.fits else "NO",
+        "-" if program.failure else f"{program.memory.total / GIB:.2f}",
+        "failed" if program.failure else "yes" if planned.fits else "NO",
         *work,
         f"{program.compile_seconds:.1f}",
     )

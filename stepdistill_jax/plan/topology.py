@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import os
 import re
 from typing import Any
@@ -13,7 +14,7 @@ from jax.experimental import topologies
 from stepdistill_jax.chips import CHIPS, Chip
 from stepdistill_jax.spec import InputError
 
-_NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(?:x\d+){1,2})(?:\*(?P<slices>\d+))?")
+_NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(?:x\d+){1,2})(?:\*(?P<slices>[1-9]\d*))?")
 # What libtpu is told that this machine is; what it compiles for is the topology's name alone.
 _ANY_ACCELERATOR = "v5litepod-4"
 # JAX counts a v4 chip as one device; its compiler, left alone, as two.
@@ -68,13 +69,13 @@ def topology(name: str) -> Topology:
     try:
         found = topologies.get_topology_desc(f"{match['chip']}:{match['shape']}", "tpu", **options)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        if "INVALID_ARGUMENT" in reason:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        if importlib.util.find_spec("libtpu") is None:
             raise InputError(
-                f"--topology={name}: the TPU compiler knows no such slice ({reason})"
+                f"the TPU compiler cannot be had ({reason}); install it with the extra tpu: "
+                "pip install -c constraints.txt '.[tpu]'"
             ) from error
         raise InputError(
-            f"the TPU compiler cannot be had ({reason}); install it with the extra tpu: "
-            "pip install -c constraints.txt '.[tpu]'"
+            f"--topology={name}: the TPU compiler knows no such slice ({reason})"
         ) from error
     return Topology(name, CHIPS[match["chip"]], slices, tuple(found.devices))

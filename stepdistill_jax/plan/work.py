@@ -10,11 +10,12 @@ import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
-from stepdistill_jax.plan.hlo import Array, Computation, Instruction, Module, parse
+from stepdistill_jax.plan.hlo import Computation, Instruction, Module, parse
+from stepdistill_jax.plan.traffic import CHAIN, traffic
 
 # Opcode -> bytes that a device sends, over bytes that it gives in, for a group of n (ring
 # algorithms, which send the least).
@@ -25,21 +26,18 @@ _SENT = {
     "all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1.0,
 }
-# Between slices the host sends, as the runtime is told beside the instruction.
-_BETWEEN_SLICES = r'_xla_megascale_transfer_type="(\w+)"'
-_SLICES = r'_xla_megascale_target="\{([\d,:]+)\}'
+# Between slices the host sends, as the runtime is told beside the instruction: what it carries out
+# -> the collective that it is; of one that is not here a device sends what it gives in.
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_MEGASCALE = {
+    "ALL_GATHER": "all-gather",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_REDUCE": "all-reduce",
+    "ALL_TO_ALL": "all-to-all",
+}
+_SLICES = re.compile(r'_xla_megascale_target="\{([\d,:]+)\}')
 # The compiler's own fusion of an all-reduce and the cutting of its result.
 _SCATTERING = "all-reduce-scatter"
-# Instructions that move nothing, or whose parts are counted where they stand.
-_FREE = frozenset(
-    {
-        *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "iota", "after-all"),
-        *("while", "conditional", "call", "async-start", "async-update", "async-done"),
-        *("copy-done", "slice-done", "all-gather-done", "all-reduce-done"),
-        *("collective-permute-done", "partition-id", "replica-id", "opt-barrier"),
-        "add-dependency",
-    }
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +47,7 @@ class Collective:
     Attributes:
         kind: as ``all-gather``.
         axis: mesh axes that it crosses, as ``fsdp`` or ``replica+fsdp``.
+        between_slices: over DCN, by the hosts.
         count: how often a step runs it.
         sent: bytes that one device sends in a step.
         largest: bytes of the largest array that one of them leaves on a device.
@@ -56,6 +55,7 @@ class Collective:
 
     kind: str
     axis: str
+    between_slices: bool
     count: int
     sent: float
     largest: float
@@ -92,25 +92,26 @@ def work(text: str, mesh_shape: dict[str, int], loop_rounds: int = 1) -> Work:
     fused = _fused_names(module)
     flops = hbm = 0.0
     chains: set[str] = set()
-    found: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
+    moved: set[str] = set()
+    found: dict[tuple[str, str, bool], list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
     for name, times in rounds.items():
         computation = module.computations[name]
         for instruction in computation.instructions.values():
             flops += times * _flops(computation, instruction)
             if name not in fused:
-                hbm += times * _traffic(module, computation, instruction)
+                hbm += times * traffic(module, computation, instruction, moved)
             kind = _kind(computation, instruction)
             if kind and not _continues(instruction, chains):
                 axis, size = _axes(instruction, mesh_shape)
                 if size > 1:
                     given = _given_bytes(computation, instruction)
-                    entry = found[kind, axis]
+                    entry = found[kind, axis, instruction.opcode == "send"]
                     entry[0] += times
                     entry[1] += times * given * _SENT[kind](size)
                     entry[2] = max(entry[2], _left(computation, instruction, kind, size))
     collectives = tuple(
-        Collective(kind, axis, int(count), sent, largest)
-        for (kind, axis), (count, sent, largest) in sorted(found.items())
+        Collective(*key, int(count), sent, largest)
+        for key, (count, sent, largest) in sorted(found.items())
     )
     return Work(flops, hbm, collectives, open_loops)
 
@@ -123,9 +124,10 @@ def _rounds(module: Module, loop_rounds: int) -> tuple[Counter[str], int]:
     def visit(name: str, times: int) -> None:
         nonlocal open_loops
         rounds[name] += times
-        for instruction in module.computations[name].instructions.values():
+        computation = module.computations[name]
+        for instruction in computation.instructions.values():
             if instruction.opcode == "while":
-                count = _trip_count(module, instruction)
+                count = _trip_count(module, computation, instruction)
                 open_loops += count is None
                 visit(instruction.attribute("body"), times * (count or loop_rounds))
             elif instruction.opcode in ("fusion", "call", "conditional", "async-start"):
@@ -136,8 +138,8 @@ def _rounds(module: Module, loop_rounds: int) -> tuple[Counter[str], int]:
     return rounds, open_loops
 
 
-def _trip_count(module: Module, loop: Instruction) -> int | None:
-    """Rounds of a loop that counts up to a constant by a constant; None of others.
+def _trip_count(module: Module, around: Computation, loop: Instruction) -> int | None:
+    """Rounds of a loop that counts from a constant to a constant by a constant; None of others.
 
     A scan counts by one; the compiler's own loops, which send parts of an operand while they
     multiply others, may do two rounds in one and count by two.
@@ -149,36 +151,32 @@ def _trip_count(module: Module, loop: Instruction) -> int | None:
     root = condition.root
     if root.opcode != "compare" or root.attribute("direction") != "LT":
         return None
-    counter, end = (_original(condition, name) for name in root.operands)
+    counter, end = (condition.original(name) for name in root.operands)
     body = module.computations[loop.attribute("body")]
     index = counter.attribute("index")
     if counter.opcode != "get-tuple-element" or body.root.opcode != "tuple":
         return None
-    last, step = _constant(end), _step(body, index)
-    if last is None or not step:
+    start = around.original(loop.operands[0])
+    if start.opcode != "tuple":
         return None
-    return -(-last // step)
+    first = _constant(around.original(start.operands[int(index)]))
+    last, step = _constant(end), _step(body, index)
+    if first is None or last is None or not step:
+        return None
+    return max(0, -(-(last - first) // step))
 
 
 def _step(body: Computation, index: str) -> int | None:
     """What the body of a loop adds to entry `index` of its state; None where it is no constant."""
-    added = _original(body, body.root.operands[int(index)])
+    added = body.original(body.root.operands[int(index)])
     if added.opcode != "add":
         return None
-    before, constant = (_original(body, name) for name in added.operands)
+    before, constant = (body.original(name) for name in added.operands)
     if before.opcode == "constant":
         before, constant = constant, before
     if before.opcode == "get-tuple-element" and before.attribute("index") == index:
         return _constant(constant)
     return None
-
-
-def _original(computation: Computation, name: str) -> Instruction:
-    """The instruction whose result `name` is, or is a copy of."""
-    found = computation.instructions[name]
-    while found.opcode in ("copy", "bitcast"):
-        found = computation.instructions[found.operands[0]]
-    return found
 
 
 def _constant(instruction: Instruction) -> int | None:
@@ -197,13 +195,9 @@ def _fused_names(module: Module) -> frozenset[str]:
     )
 
 
-def _operand_arrays(computation: Computation, instruction: Instruction) -> list[tuple[Array, ...]]:
-    return [computation.instructions[name].arrays for name in instruction.operands]
-
-
 def _flops(computation: Computation, instruction: Instruction) -> float:
     if instruction.opcode == "dot":
-        (left, *_), _ = _operand_arrays(computation, instruction)[:2]
+        (left, *_), _ = computation.operand_arrays(instruction)[:2]
         contracted = _dims(instruction.attributes, "lhs_contracting_dims")
         return 2.0 * instruction.arrays[0].elements * math.prod(left.dims[d] for d in contracted)
     if instruction.opcode == "convolution":
@@ -218,7 +212,7 @@ def _dims(attributes: str, name: str) -> list[int]:
 
 def _convolution_flops(computation: Computation, instruction: Instruction) -> float:
     """A TPU's matrix products are convolutions; products with padding or holes do not count."""
-    (left, *_), (right, *_) = _operand_arrays(computation, instruction)[:2]
+    (left, *_), (right, *_) = computation.operand_arrays(instruction)[:2]
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     assert labels, instruction.attributes
     inputs, kernel, output = labels.groups()
@@ -254,56 +248,11 @@ def _positions(size: int, kernel: int, output: int, window: dict[str, str]) -> i
     return int(np.count_nonzero(real))
 
 
-def _traffic(module: Module, computation: Computation, instruction: Instruction) -> float:
-    """Bytes of HBM that an instruction outside fusions reads and writes."""
-    opcode = instruction.opcode
-    if opcode in _FREE:
-        return 0.0
-    if opcode == "fusion":
-        return _fusion_traffic(module.computations[instruction.called[0]], computation, instruction)
-    if opcode in ("dynamic-slice", "slice", "gather"):
-        return 2 * _hbm(instruction.arrays)
-    if opcode in ("dynamic-update-slice", "scatter"):
-        return 2 * _hbm(_operand_arrays(computation, instruction)[-2 if opcode == "scatter" else 1])
-    if opcode in ("copy-start", "slice-start") or opcode.endswith("-start"):
-        return _hbm(instruction.arrays)
-    return _hbm(instruction.arrays) + sum(map(_hbm, _operand_arrays(computation, instruction)))
-
-
-def _fusion_traffic(
-    inside: Computation, computation: Computation, instruction: Instruction
-) -> float:
-    """A fusion reads of its operands what it uses, and writes in place what it updates."""
-    total = 0.0
-    updated = 0.0
-    in_place: set[str] = set()
-    for result in inside.instructions.values():
-        if result.opcode == "dynamic-update-slice":
-            in_place |= set(result.operands[:1])
-            buffer, update = _operand_arrays(inside, result)[:2]
-            updated += _hbm(buffer) - 2 * sum(array.bytes for array in update)
-    parameters = [i for i in inside.instructions.values() if i.opcode == "parameter"]
-    for parameter in parameters:
-        users = inside.users(parameter.name)
-        if users and all(user.opcode in ("dynamic-slice", "gather") for user in users):
-            if _hbm(parameter.arrays):
-                total += sum(array.bytes for user in users for array in user.arrays)
-        elif parameter.name in in_place and len(users) == 1:
-            continue
-        else:
-            total += _hbm(parameter.arrays)
-    return max(0.0, total + _hbm(instruction.arrays) - updated)
-
-
-def _hbm(arrays: Sequence[Array]) -> float:
-    return sum(array.bytes for array in arrays if array.in_hbm)
-
-
 def _kind(computation: Computation, instruction: Instruction) -> str:
     """The collective that an instruction is, "" for all others."""
     if instruction.opcode == "send":
-        between = re.search(_BETWEEN_SLICES, instruction.attributes)
-        return between[1].lower().replace("_", "-") if between else ""
+        between = _BETWEEN_SLICES.search(instruction.attributes)
+        return _MEGASCALE.get(between[1], "collective-permute") if between else ""
     kind = instruction.opcode.removesuffix("-start")
     if kind == "all-reduce" and computation.name.startswith(_SCATTERING):
         return "reduce-scatter"
@@ -312,7 +261,7 @@ def _kind(computation: Computation, instruction: Instruction) -> str:
 
 def _continues(instruction: Instruction, chains: set[str]) -> bool:
     """Whether it is a further part of a collective that several fusions carry out between them."""
-    match = re.search(r'chain_id="(\d+)"', instruction.attributes)
+    match = CHAIN.search(instruction.attributes)
     if not match or match[1] in chains:
         return bool(match)
     chains.add(match[1])
@@ -321,13 +270,13 @@ def _continues(instruction: Instruction, chains: set[str]) -> bool:
 
 def _given_bytes(computation: Computation, instruction: Instruction) -> float:
     return sum(
-        array.bytes for arrays in _operand_arrays(computation, instruction) for array in arrays
+        array.bytes for arrays in computation.operand_arrays(instruction) for array in arrays
     )
 
 
 def _left(computation: Computation, instruction: Instruction, kind: str, size: int) -> float:
     """Bytes of the largest array that a collective leaves on a device."""
-    given = [a.bytes for arrays in _operand_arrays(computation, instruction) for a in arrays]
+    given = [a.bytes for arrays in computation.operand_arrays(instruction) for a in arrays]
     factor = {"all-gather": float(size), "reduce-scatter": 1 / size}.get(kind, 1.0)
     return max(given, default=0.0) * factor
 
@@ -338,7 +287,7 @@ def _axes(instruction: Instruction, mesh_shape: dict[str, int]) -> tuple[str, in
     Slices differ in the first axis alone; of a collective between them a group has one device each.
     """
     if instruction.opcode == "send":
-        slices = re.search(_SLICES, instruction.attributes)
+        slices = _SLICES.search(instruction.attributes)
         return next(iter(mesh_shape)), _count(slices[1]) if slices else 1
     devices = math.prod(mesh_shape.values())
     groups = [group for group in _groups(instruction.attributes, devices) if len(group) > 1]

@@ -1,7 +1,7 @@
 """Where a run's wall time went, and the share of it that trained: its goodput.
 
 Step time is what the host waits for: dispatch is asynchronous, so a step costs the time until its
-metrics have been read. A wait for data is one only where the device had nothing left to do.
+metrics have been read. A wait for data begins where the device has nothing left to do.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Clock:
     """Deals out time as it passes: every second since the start is in exactly one phase.
 
     Attributes:
+        now: the monotonic seconds that it reads.
         seconds: phase -> seconds so far.
         started: seconds since the epoch.
     """
@@ -48,17 +49,17 @@ class Clock:
             now: monotonic seconds.
             wall: seconds since the epoch.
         """
-        self._now = now
+        self.now = now
         self._last = now()
         self._read = dict.fromkeys(PHASES, 0.0)
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.started = wall()
 
-    def lap(self, phase: str) -> None:
-        """The time since the lap before went to `phase`."""
-        now = self._now()
-        self.seconds[phase] += now - self._last
-        self._last = now
+    def lap(self, phase: str, until: float | None = None) -> None:
+        """The time since the lap before went to `phase`: up to now, or to an earlier moment."""
+        end = self.now() if until is None else max(until, self._last)
+        self.seconds[phase] += end - self._last
+        self._last = end
 
     def sum(self, phases: Iterable[str] = PHASES) -> float:
         """Seconds in `phases` so far."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import math
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
@@ -76,18 +78,37 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """A step that was dispatched: its metrics on the device and its host batch."""
+    """A step that was dispatched: its metrics on the device, its host batch, and when it ended."""
 
     number: int
     metrics: Metrics
     batch: Batch
+    end: concurrent.futures.Future[float]
 
-    def is_running(self) -> bool:
-        """Whether the device is still at it."""
-        return not all(
-            value.is_ready()  # type: ignore[attr-defined]  # of every array; the stubs lack it
-            for value in self.metrics.values()
-        )
+
+def _end_of(metrics: Metrics, now: Callable[[], float]) -> concurrent.futures.Future[float]:
+    """When a dispatched step ended, by `now`; known once it has."""
+    end: concurrent.futures.Future[float] = concurrent.futures.Future()
+
+    def wait() -> None:
+        # Whatever a step fails with, reading its metrics raises too.
+        with contextlib.suppress(Exception):
+            jax.block_until_ready(metrics)
+        end.set_result(now())
+
+    # A process that ends on an error does not wait for its device.
+    threading.Thread(target=wait, daemon=True).start()
+    return end
+
+
+def _lap_wait(clock: Clock, pending: _Step | None) -> None:
+    """Deals out a wait for a batch: the device was at the step before until that ended."""
+    if pending is not None and not pending.end.done():
+        clock.lap("step")
+        return
+    if pending is not None:
+        clock.lap("step", until=pending.end.result())
+    clock.lap("data_wait")
 
 
 class NonFiniteError(RuntimeError):
@@ -235,8 +256,7 @@ class Trainer:
         ):
             while step < config.train_steps and not self._stop_early(evals):
                 batch = next(self.batches)
-                hidden = pending is not None and pending.is_running()
-                self.clock.lap("step" if hidden else "data_wait")
+                _lap_wait(self.clock, pending)
                 step += 1
                 state, metrics = self.trace.run(self.train_step, step, state, self.place(batch))
                 self.clock.lap("step" if compiled else "compile")
@@ -244,7 +264,7 @@ class Trainer:
                 # Reading the metrics of the step before lets the device run on meanwhile.
                 if pending is not None:
                     self._report(pending, bar)
-                pending = _Step(step, metrics, batch)
+                pending = _Step(step, metrics, batch, _end_of(metrics, self.clock.now))
                 evaluates = step == config.train_steps or _due(step, config.eval_period)
                 stop = preemption.reached(step)
                 saves = evaluates or stop or _due(step, config.checkpoint_period)

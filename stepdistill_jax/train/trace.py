@@ -34,9 +34,11 @@ class StepTrace:
         self._steps = steps
         self._clock = clock
         self._tracing = False
+        self._compiled = False
 
     def run(self, train_step: Callable[[Any, Any], Any], step: int, state: Any, batch: Any) -> Any:
         """``train_step(state, batch)``, which is step number `step`."""
+        phase, self._compiled = "step" if self._compiled else "compile", True
         if not self._steps or not self._steps[0] <= step <= self._steps[1]:
             return train_step(state, batch)
         if not self._tracing:
@@ -49,14 +51,14 @@ class StepTrace:
             result = train_step(state, batch)
         if step == self._steps[1]:
             jax.block_until_ready(result)
-            self.close()
+            self.close(phase)
         return result
 
-    def close(self) -> None:
-        """Ends and writes the trace, where one is going on."""
+    def close(self, phase: str = "step") -> None:
+        """Ends and writes the trace, where one is going on; `phase` was the time before."""
         if not self._tracing:
             return
-        self._clock.lap("step")
+        self._clock.lap(phase)
         self._tracing = False
         try:
             jax.profiler.stop_trace()

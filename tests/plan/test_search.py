@@ -1,21 +1,18 @@
 """The search for a batch, over plans whose memory and time are known functions."""
 
-import dataclasses
 import math
 
 import pytest
+from plans import CHIP, planned
 
-from stepdistill_jax.chips import CHIPS, GIB
+from stepdistill_jax.chips import GIB
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.parallel.mesh import MeshConfig
-from stepdistill_jax.plan.program import Memory, Program
 from stepdistill_jax.plan.search import Candidate, candidates, search
-from stepdistill_jax.plan.tables import Planned, largest
+from stepdistill_jax.plan.tables import largest
 from stepdistill_jax.plan.work import Work
 
 ROWS = 64
-CHIP = CHIPS["v5e"]
-PAIRS_PER_ROW = 2.0
 
 
 def planner(memory, seconds=lambda rows, mesh: rows * 1e-3, shards=1):
@@ -23,24 +20,8 @@ def planner(memory, seconds=lambda rows, mesh: rows * 1e-3, shards=1):
 
     def plan(candidate, rows):
         rows = -(-rows // shards) * shards
-        total = memory(rows)
-        fits = total <= CHIP.hbm_bytes
-        flops = seconds(rows, candidate.mesh) * CHIP.flops
-        work = Work(flops, 0.0, (), 0) if fits else None
-        return Planned(
-            topology="v5e:2x2",
-            chip=CHIP,
-            slices=1,
-            devices=4,
-            mesh=dict(zip(("replica", "fsdp", "tensor"), (1, 4, 1), strict=True)),
-            remat=candidate.remat,
-            scan_layers=True,
-            rows=rows,
-            pairs=rows * PAIRS_PER_ROW,
-            parameters=1,
-            model_flops=None,
-            program=Program("train step", fits, Memory(0, 0, 0, total), work, 0.0, 0.0),
-        )
+        work = Work(seconds(rows, candidate.mesh) * CHIP.flops, 0.0, (), 0)
+        return planned(rows, memory(rows), work, candidate.remat)
 
     return plan
 
@@ -98,11 +79,10 @@ def test_the_batch_of_the_fastest_mesh_grows():
     assert {mesh for _, mesh in tried[3:]} == {meshes[1]}
 
 
-def test_policies_are_ordered_by_pairs_a_second():
-    plan = planner(lambda rows: rows * 100e6)
-    fast = dataclasses.replace(plan(Candidate(ONE[0].mesh, "none"), 64), pairs=1000.0)
-    slow = plan(ONE[0], 128)
-    assert largest([slow, plan(ONE[0], 64), fast]) == [fast, slow]
+def test_policies_are_ordered_by_rows_a_second():
+    slow, fast = Work(CHIP.flops, 0.0, (), 0), Work(CHIP.flops / 4, 0.0, (), 0)
+    plans = [planned(128, work=slow), planned(64, work=slow), planned(64, work=fast, remat="none")]
+    assert largest(plans) == [plans[2], plans[0]]
 
 
 def test_candidates_divide_the_model():

@@ -1,16 +1,18 @@
 """Programs of XLA's TPU compiler, for TPUs that are not there: what lies and moves where."""
 
 import math
-import os
 import re
+import signal
 import subprocess
 import sys
 
 import jax
 import pytest
 
+from launch.evaluation import tokens_before_label
 from launch.tpu_plan import job
 from stepdistill_jax import config as configs
+from stepdistill_jax.chips import GIB
 from stepdistill_jax.data.packing import RowShape
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.flops import train_flops
@@ -20,7 +22,14 @@ from stepdistill_jax.optim import OptimizerConfig, optimizer
 from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
 from stepdistill_jax.plan.hlo import parse
 from stepdistill_jax.plan.isolated import CrashedError, Isolated
-from stepdistill_jax.plan.program import Job, bytes_per_device, train_program
+from stepdistill_jax.plan.program import (
+    TRAIN,
+    Job,
+    bytes_per_device,
+    exceeded,
+    failed_program,
+    train_program,
+)
 from stepdistill_jax.plan.roofline import bound
 from stepdistill_jax.plan.topology import topology
 from stepdistill_jax.spec import EXIT_INCOMPLETE, STREAMS, InputError
@@ -115,13 +124,13 @@ def test_a_bias_gradient_is_not_summed_over_devices_for_every_layer(on_one_slice
 
 
 def test_between_slices_only_gradients_and_sums_travel(on_two_slices):
-    between = [c for c in on_two_slices.work.collectives if "replica" in c.axis.split("+")]
+    between = [c for c in on_two_slices.work.collectives if c.between_slices]
     assert {c.axis for c in between} == {"replica"}
     # Of a device's own part of the parameters, float32 at the most, and of no rows.
     own = on_two_slices.memory.parameters
     assert 0 < sum(c.sent for c in between) <= 1.25 * own
     assert max(c.largest for c in between) <= 4 * MODEL.vocab_size * MODEL.emb_dim / 4
-    assert bound(on_two_slices.work, topology("v5e:2x2*2").chip, 2).dcn > 0
+    assert bound(on_two_slices.work, topology("v5e:2x2*2").chip).dcn > 0
 
 
 def test_slices_want_a_replica_each():
@@ -162,6 +171,7 @@ def test_state_of_every_size_is_split_over_its_slice(size, name, mesh):
         ("v5litepod-16", r"--topology=v5litepod-16: .*expected GENERATION:SHAPE"),
         ("v6:2x2", r"did you mean v6e\? expected"),
         ("v5e:3x5", r"--topology=v5e:3x5: the TPU compiler knows no such slice"),
+        ("v5e:2x2*0", r"--topology=v5e:2x2\*0: expected GENERATION:SHAPE"),
     ],
 )
 def test_a_topology_that_is_none(name, message):
@@ -176,15 +186,63 @@ def test_a_shape_that_is_none():
     assert job(config, "8x16x4x6").shape == RowShape(8, 16, {"label": 4, "rationale": 6})
 
 
-def _die():
-    os._exit(11)
-
-
-def test_a_crash_is_told_and_the_next_call_answered():
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        (signal.SIGSEGV, r"crashed \(SIGSEGV\); try another mesh, REMAT or PRNG_IMPL"),
+        (signal.SIGKILL, r"was killed \(SIGKILL\); has this machine enough memory\?"),
+    ],
+)
+def test_a_crash_is_told_and_the_next_call_answered(sent, message):
     with Isolated() as process:
-        with pytest.raises(CrashedError):
-            process.call(_die)
+        with pytest.raises(CrashedError, match=message):
+            process.call(signal.raise_signal, sent)
         assert process.call(abs, -3) == 3
+        with pytest.raises(ZeroDivisionError):
+            process.call(divmod, 1, 0)
+        assert process.call(abs, -3) == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "needed"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G",
+            17.5 * GIB,
+        ),
+        ("RESOURCE_EXHAUSTED: for temporaries (1.5T) beside", 1.5 * 2**40),
+        ("RESOURCE_EXHAUSTED: no figure", math.inf),
+        # Another memory, which a smaller batch need not mend.
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 130M of 128M", None),
+        ("INTERNAL: anything", None),
+    ],
+)
+def test_the_compiler_s_words_on_memory(said, needed):
+    assert exceeded(said) == needed
+
+
+def test_a_program_that_failed_has_its_state(on_one_slice):
+    mesh = make_mesh(MeshConfig(), topology("v5e:4x4").devices)
+    failed = failed_program(TRAIN, JOB, mesh, "it broke")
+    assert (failed.fits, failed.work, failed.failure) == (False, None, "it broke")
+    assert failed.memory.parameters == on_one_slice.memory.parameters
+    assert failed.memory.optimizer == on_one_slice.memory.optimizer
+
+
+def test_decoding_is_planned_as_the_method_evaluates():
+    """A student of one task writes the rationale and the marker before the label."""
+    given = (
+        "VOCABULARY='bytes'",
+        "MODEL_DIR='x'",
+        "MAX_DECODE_LENGTH=5",
+        "MAX_RATIONALE_LENGTH=30",
+    )
+    shape = "8x16x4x6"
+    plain = job(configs.parse(("demo.gin",), given), shape)
+    assert (plain.eval_tokens, plain.eval_inputs, plain.pairs_per_row) == (5, 16, None)
+    single = configs.parse(("demo.gin",), (*given, "METHOD='single_task'"))
+    assert job(single, "8x16x4").eval_tokens == tokens_before_label(single) + 5 > 5 + 29
+    assert job(configs.parse(("demo.gin",), (*given, "PACK=False")), shape).pairs_per_row == 1
 
 
 def test_what_does_not_fit_says_by_how_much():

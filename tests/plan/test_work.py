@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from stepdistill_jax.plan.work import _groups, _positions, work
+from stepdistill_jax.chips import CHIPS
+from stepdistill_jax.plan.roofline import bound
+from stepdistill_jax.plan.work import Collective, Work, _groups, _positions, work
 
 MESH = {"replica": 1, "fsdp": 2, "tensor": 2}
 
@@ -81,6 +83,13 @@ def test_collectives_by_kind_axis_and_bytes_sent():
     assert reduce.sent == 5 * 2 * 4 * 8 * 32 / 2
 
 
+def test_a_loop_counts_from_where_it_starts():
+    later = PROGRAM.replace("%zero = s32[] constant(0)", "%zero = s32[] constant(3)")
+    assert work(later, MESH).flops == 2 * 2 * 8 * 16 * 32 + 2 * 8 * 16 * 64
+    unknown = PROGRAM.replace("%zero = s32[] constant(0)", "%zero = s32[] parameter(2)")
+    assert work(unknown, MESH).open_loops == 1
+
+
 def test_a_loop_that_the_data_ends_counts_the_rounds_given():
     endless = PROGRAM.replace("direction=LT", "direction=NE")
     found = work(endless, MESH, loop_rounds=7)
@@ -146,3 +155,34 @@ def test_between_slices_the_host_sends():
     program = PROGRAM.replace("  ROOT %product", "  %token = token[] after-all()\n" + sent)
     (found,) = (c for c in work(program, MESH).collectives if c.axis == "replica")
     assert (found.kind, found.count, found.sent) == ("all-reduce", 1, 4 * 16 * 32)
+    assert found.between_slices
+    # Another transfer, as a permute's, sends what it is given.
+    (found,) = (
+        c
+        for c in work(program.replace("ALL_REDUCE", "ONE_TO_ONE"), MESH).collectives
+        if c.between_slices
+    )
+    assert (found.kind, found.sent) == ("collective-permute", 4 * 16 * 32)
+
+
+def test_what_replicas_of_one_slice_send_does_not_leave_it():
+    """Four replicas on two slices: pairs of them lie in one."""
+    program = PROGRAM.replace("replica_groups={{0,2},{1,3}}", "replica_groups={{0,1},{2,3}}")
+    found = work(program, {"replica": 4, "fsdp": 1, "tensor": 1})
+    assert bound(found, CHIPS["v5e"]).dcn == 0
+    assert bound(found, CHIPS["v5e"]).ici > 0
+
+
+def test_a_bound_is_the_longest_of_its_parts():
+    chip = CHIPS["v5e"]
+    inside = Collective("all-gather", "fsdp", False, 1, 2e9, 1.0)
+    outside = Collective("all-reduce", "replica", True, 1, 1e9, 1.0)
+    found = bound(Work(1e12, 1e9, (inside, outside), 0), chip)
+    assert found.compute == 1e12 / 197e12
+    assert found.memory == 1e9 / 819e9
+    assert found.ici == 2e9 / 200e9
+    assert found.dcn == 1e9 / 3.125e9 == found.seconds
+    assert (found.limit, found.intensity) == ("dcn", 1000)
+    # Where nothing is known of the network between slices, it is left out.
+    found = bound(Work(1e12, 1e9, (inside, outside), 0), CHIPS["v4"])
+    assert (found.dcn, found.limit) == (None, "ici")

@@ -1,4 +1,6 @@
+import concurrent.futures
 import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -203,13 +205,32 @@ def test_the_columns_of_time_and_the_account_add_up_to_the_wall_time(tmp_path):
     assert account["goodput"] == pytest.approx(spent["step"] / sum(spent.values()), abs=1e-3)
 
 
-def test_a_wait_behind_which_the_device_still_works_is_no_wait_for_data(tmp_path):
-    class Metric:
-        def __init__(self, ready):
-            self.is_ready = lambda: ready
+def test_a_wait_is_one_for_data_from_the_end_of_the_step_before():
+    now = [0.0]
+    clock = Clock(now=lambda: now[0])
 
-    assert loop._Step(1, {"loss": Metric(False)}, {}).is_running()
-    assert not loop._Step(1, {"loss": Metric(True)}, {}).is_running()
+    def wait(seconds, ended):
+        """A wait in which the step before ended at the moment `ended`; None = it did not."""
+        end = concurrent.futures.Future()
+        if ended is not None:
+            end.set_result(ended)
+        now[0] += seconds
+        loop._lap_wait(clock, loop._Step(1, {}, {}, end))
+        spent = clock.window()
+        return spent["step"], spent["data_wait"]
+
+    assert wait(1.0, None) == (1.0, 0.0)
+    assert wait(1.0, 1.75) == (0.75, 0.25)
+    # It had ended before the wait began.
+    assert wait(1.0, 1.5) == (0.0, 1.0)
+    loop._lap_wait(clock, None)
+    assert clock.seconds["data_wait"] == 1.25
+
+
+def test_the_end_of_a_step_is_known_once_it_has_ended():
+    before = time.perf_counter()
+    end = loop._end_of({"loss": jnp.ones(3) + 1}, time.perf_counter)
+    assert before < end.result(60) <= time.perf_counter()
 
 
 @pytest.mark.parametrize(("chosen", "traced"), [((3, 5), [3, 4, 5]), ((7, 9), [7, 8])])

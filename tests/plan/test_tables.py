@@ -1,0 +1,91 @@
+"""What a plan says, to readers and to programs."""
+
+import dataclasses
+import json
+import math
+
+from plans import CHIP, planned
+
+from stepdistill_jax.chips import GIB
+from stepdistill_jax.plan import tables
+from stepdistill_jax.plan.program import DECODE
+from stepdistill_jax.plan.work import Collective, Work
+
+WORK = Work(
+    flops=2e12,
+    hbm_bytes=1e9,
+    collectives=(
+        Collective("all-gather", "fsdp", False, 3, 4e9, 2**20),
+        Collective("all-reduce", "replica", True, 1, 1e9, 2**20),
+    ),
+    open_loops=0,
+)
+
+
+def failed(**more):
+    program = dataclasses.replace(planned().program, fits=False, work=None, **more)
+    return planned(program=program)
+
+
+def test_a_train_step_in_words():
+    said = tables.text(planned(rows=64, total=GIB, work=WORK, pairs=640.0, model_flops=6e12))
+    assert "64 rows (640 pairs) of 8 inputs and 4 + 4 targets" in said
+    assert "1.00 GiB of 16.00 GiB: fits" in said
+    assert "of it the model's   75.0%" in said
+    assert "all-gather          fsdp: 3 times, 4.000 GB sent, largest array 1.0 MiB" in said
+    assert "all-reduce          replica between slices: 1 times, 1.000 GB sent" in said
+    # 1 GB over 3.125 GB/s.
+    assert "lower bound         320.00 ms, by dcn: 2,000 pairs/s" in said
+    assert "200 rows/s" in tables.text(planned(rows=64, work=WORK))
+
+
+def test_decoding_has_the_optimizer_beside_it_while_training():
+    program = dataclasses.replace(planned(total=GIB, work=WORK).program, name=DECODE)
+    assert "while training      3.00 GiB, with the optimizer's state: fits" in tables.text(
+        planned(program=program, held=2.0 * GIB)
+    )
+    said = tables.text(planned(program=program, held=15.5 * GIB))
+    assert "16.50 GiB, with the optimizer's state: DOES NOT FIT" in said
+    assert "1.00 GiB of 16.00 GiB: fits" in said
+
+
+def test_loops_that_cannot_be_read_are_told():
+    open_loop = dataclasses.replace(WORK, open_loops=1)
+    assert "1 loops whose rounds" in tables.text(planned(work=open_loop))
+    # The loop over an answer's tokens is one that the data ends.
+    program = dataclasses.replace(planned(work=open_loop).program, name=DECODE)
+    assert "loops" not in tables.text(planned(program=program))
+
+
+def test_what_does_not_fit_and_what_failed():
+    big = planned(total=17.0 * GIB)
+    assert "17.00 GiB of 16.00 GiB: DOES NOT FIT" in tables.text(big)
+    assert not big.fits
+    assert big.bound is None
+    said = tables.text(failed(failure="INTERNAL: it broke"))
+    assert "NOT COMPILED        INTERNAL: it broke" in said
+    assert "HBM a device" not in said
+    said = tables.summary([big, failed(failure="INTERNAL: it broke")]).splitlines()
+    assert [line.split()[7:9] for line in said[1:]] == [["17.00", "NO"], ["-", "failed"]]
+
+
+def test_a_summary_has_a_cell_for_each_heading():
+    heading, row = tables.summary([planned(total=GIB, work=WORK)]).splitlines()
+    cells = [row[heading.index(name) :].split()[0] for name in ("HBM GiB", "TFLOP", "sent GB")]
+    assert cells == ["1.00", "2.00", "5.00"]
+
+
+def test_json_is_of_all_plans_without_text_and_endless_amounts():
+    document = json.loads(
+        tables.as_json({"model": "m"}, [planned(work=WORK), planned(total=math.inf)])
+    )
+    fitting, endless = document["plans"]
+    assert document["model"] == "m"
+    assert fitting["fits"]
+    assert fitting["bound"]["limit"] == "dcn"
+    assert fitting["program"]["work"]["collectives"][1]["between_slices"]
+    assert "text" not in fitting["program"]
+    assert fitting["chip"]["flops"] == CHIP.flops
+    assert not endless["fits"]
+    assert endless["program"]["memory"]["total"] is None
+    assert endless["bound"] is None
