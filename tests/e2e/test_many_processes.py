@@ -178,7 +178,7 @@ def test_several_processes_score_as_one_does(four, tmp_path, environment):
     scored = {}
     for name in ("several", "alone"):
         model_dir = cut(four, tmp_path / name / "run", STEPS)
-        arguments = [str(model_dir), f"--gin.EVAL_SPLITS={splits!r}", "--gin.EVAL_STEP='latest'"]
+        arguments = [str(model_dir), f"--gin.EVAL_SPLITS={splits!r}"]
         if name == "alone":
             given = tuple(text.removeprefix("--gin.") for text in arguments[1:])
             eval_binary.main(flags.Arguments(overrides=given, positional=(str(model_dir),)))
