@@ -195,8 +195,8 @@ def _detected() -> dict[str, Any] | None:
 
 def _nobody_came() -> None:
     """Ends this process, whose main thread waits inside JAX and cannot be interrupted."""
-    state = distributed.global_state
-    address = str(state.coordinator_address)
+    # JAX itself may not know yet, while it asks for the name of a TPU host.
+    address = distributed.global_state.coordinator_address or "the coordinator's address"
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -225,5 +225,7 @@ def _on_abort(number: int) -> None:
 
 def _say(message: str) -> None:
     """Writes one line past Python's buffers, whose locks another thread may hold."""
-    who = f"process {processes.index()} of {processes.count()}"
-    os.write(2, f"error: {who}: {message}\n".encode())
+    several = processes.count()
+    # Not known before the coordinator's address is.
+    who = f"process {processes.index()} of {several}: " if several > 1 else ""
+    os.write(2, f"error: {who}{message}\n".encode())
