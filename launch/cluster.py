@@ -86,6 +86,15 @@ def start(*, preemptible: bool = False) -> None:
     ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
 
 
+def alone() -> dict[str, str]:
+    """The environment of a process that is to meet nobody, whatever this one's surroundings are.
+
+    Those of a program that starts others, as each worker of a job may, are inherited: the programs
+    that two workers had started would take each other for processes of one run.
+    """
+    return {**os.environ, **dict(zip(VARIABLES, ("localhost:1", "1", "0"), strict=True))}
+
+
 def say(line: str, *, error: bool = False) -> None:
     """Prints a line, once for all processes, at once: it may announce a wait."""
     if processes.is_lead():
