@@ -49,7 +49,8 @@ def main(config: RunConfig) -> int:
                 f"{result.stderr:.2%}, n {result.n}); predictions are in {config.model_dir}"
             )
         return 0
-    if not restore.available_steps(config.model_dir):
+    # The check may start devices, which all have to do: what each sees might differ.
+    if not processes.from_lead(lambda: restore.available_steps(config.model_dir)):
         initial.check(config.initial_checkpoint, config.model, config.tokens.vocabulary)
     text = claim(config)
     compilation.enable_compilation_cache(config.tokens.root())

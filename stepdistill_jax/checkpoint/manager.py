@@ -54,7 +54,8 @@ def manager(
         model_dir: local or ``gs://`` folder of the run.
         keep: how many of the latest steps survive, besides the best one.
         read_only: for readers beside a running trainer: nothing is created or deleted. Of several
-            processes one may read alone; all make and leave a manager that writes together.
+            processes one may read alone, once all have their devices; a manager that writes is
+            made by all.
 
     Raises:
         InputError: a checkpoint cannot be written.

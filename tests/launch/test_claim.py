@@ -2,6 +2,7 @@ import pytest
 from etils import epath
 
 from launch import eval as eval_binary
+from launch import train
 from launch.claim import claim
 from launch.flags import Arguments
 from stepdistill_jax import config as configs
@@ -53,6 +54,22 @@ def test_a_folder_that_is_not_shared_is_refused(parse, second):
     second(parse(), shared=False)
     with pytest.raises(InputError, match=r"is not shared: what process 0 writes there, process 1"):
         claim(parse())
+
+
+def test_whether_a_run_goes_on_is_for_the_lead_to_say(parse, monkeypatch):
+    class ClaimedError(Exception):
+        pass
+
+    def claimed(config):
+        raise ClaimedError
+
+    monkeypatch.setattr(train.cluster, "start", lambda *, preemptible: None)
+    monkeypatch.setattr(train.initial, "check", lambda *_: pytest.fail("begins anew"))
+    monkeypatch.setattr(train, "claim", claimed)
+    # Here there is no step yet.
+    monkeypatch.setattr(processes, "from_lead", lambda do: [3])
+    with pytest.raises(ClaimedError):
+        train.main(parse())
 
 
 def test_processes_that_met_by_chance_do_not_score_together(parse, second, tmp_path, monkeypatch):
