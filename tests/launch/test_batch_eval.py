@@ -145,7 +145,8 @@ def test_workers_share_the_folders(folders, run, monkeypatch):
 
 def test_the_settings_are_handed_on_and_the_reason_is_what_was_said_last(folders, run):
     program = script(
-        folders / "eval", 'echo "$@"; echo "one of $JAX_NUM_PROCESSES"; echo "error: no room" >&2; echo bye; exit 2'
+        folders / "eval",
+        'echo "$@"; echo "one of $JAX_NUM_PROCESSES"; echo "error: no room" >&2; echo bye; exit 2',
     )
     overrides = ["EVAL_SPLITS=('test', 'train')", "EVAL_STEP=2"]
     code, said = run(f"{folders}/z", program=program, overrides=overrides)
