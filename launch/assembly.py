@@ -151,7 +151,7 @@ def make_trainer(
         evaluate=lambda params, step: evaluator.evaluate(params, step, "validation").accuracy,
         checkpoints=checkpoints,
         log=log.MetricLog(config.model_dir, int(state.step), tensorboard=config.tensorboard),
-        throughput=log.Throughput(flops, clock),
+        throughput=log.Throughput(flops, shape.rows, clock),
         costs=CostMeter(
             config.model_dir,
             int(state.step),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -74,39 +75,67 @@ class Checks:
 
         Args:
             config: the run.
-            scratch: folder in MODEL_DIR that does not exist; deleted by the caller.
+            scratch: folder in MODEL_DIR that does not exist; `clean_up` deletes it.
         """
         self.config = config
         self.scratch = scratch
         self.splits: dict[str, SplitCache] = {}
         self.begun = 0
+        # Whether MODEL_DIR was there before; None where that could not be asked.
+        self._was_there: bool | None = None
 
     def listed(self) -> list[Check]:
         """All checks, in order."""
         splits = {"train", "validation", *self.config.eval.splits}
         data = [
-            Check(f"data: {s}", functools.partial(self.data, s), ("vocabulary",))
+            Check(f"data: {s}", functools.partial(self.data, s), ("stores", "vocabulary"))
             for s in sorted(splits, key=["train", "validation", "test"].index)
         ]
         shared = [Check("MODEL_DIR shared", self.shared, ("MODEL_DIR",))]
+        if processes.count() == 1:
+            shared = []
+        # Processes read and write a checkpoint together: each its own, they would wait for ever.
+        together = tuple(check.name for check in shared)
+        begin = ("weights", "mesh", "embeddings", "data: train", *together)
         return [
+            Check("stores", self.stores),
             Check("devices", self.devices),
             Check("hosts", self.hosts),
             Check("clocks", self.clocks),
-            Check("MODEL_DIR", self.model_dir),
-            *(shared if processes.count() > 1 else []),
-            Check("run", self.run),
+            Check("MODEL_DIR", self.model_dir, ("stores",)),
+            *shared,
+            Check("run", self.run, ("stores",)),
             Check("room", self.room, ("MODEL_DIR",)),
             Check("mesh", self.make_mesh, ("devices",)),
             Check("vocabulary", self.vocabulary),
             Check("embeddings", self.embeddings, ("vocabulary",)),
-            Check("weights", self.weights),
+            Check("weights", self.weights, ("stores",)),
             *data,
-            Check("state", self.make_state, ("weights", "mesh", "embeddings", "data: train")),
+            Check("state", self.make_state, begin),
             Check("step", self.step, ("state",)),
             Check("decode", self.decode, ("step", "data: validation")),
             Check("save and restore", self.save_and_restore, ("step", "MODEL_DIR", "room")),
         ]
+
+    def clean_up(self) -> None:
+        """Deletes what the checks have written, and MODEL_DIR where they have made it."""
+        if self._was_there is None:
+            return
+        # What cannot be written cannot be deleted: its own check has said so.
+        with contextlib.suppress(OSError):
+            self.scratch.rmtree(missing_ok=True)
+            folder = self.scratch.parent
+            if not self._was_there and folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def stores(self) -> str:
+        """The stores that folders lie on can be used."""
+        claim.reach(self.config)
+        self._was_there = self.scratch.parent.exists()
+        config = self.config
+        folders = (config.model_dir, config.tokens.root(), config.initial_checkpoint or "")
+        remote = [str(folder) for folder in folders if storage.is_remote(folder)]
+        return f"{', '.join(remote)} can be used" if remote else "all folders are on disks"
 
     def devices(self) -> str:
         """Every device of this host computes."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import uuid
+from collections.abc import Iterator
+
 from etils import epath
 
 from stepdistill_jax import config as configs
@@ -34,11 +38,28 @@ def claim(config: RunConfig) -> str:
     processes the lead claims for all.
 
     Raises:
-        InputError: MODEL_DIR holds a run with other settings, or cannot be written; or the
-            processes were started with different settings.
+        InputError: MODEL_DIR holds a run with other settings, or cannot be written; or see
+            `refuse_strangers`.
     """
-    text, lead = processes.from_lead(lambda: (_claim(config), config))
-    of_lead, own = configs.values(lead), configs.values(config)
+    text = processes.from_lead(lambda: _claim(config))
+    refuse_strangers(config)
+    return text
+
+
+def refuse_strangers(config: RunConfig) -> None:
+    """Checks that all processes have one run before them: the same settings, the same MODEL_DIR.
+
+    What each finds in a folder of its own would differ without a word, and a checkpoint that they
+    write together would never be whole.
+
+    Raises:
+        InputError: this process was started with other settings than the lead; or MODEL_DIR, as
+            all processes then say, is not shared or cannot be written.
+    """
+    if processes.count() == 1:
+        return
+    of_lead = configs.values(processes.from_lead(lambda: config))
+    own = configs.values(config)
     different = [
         f"{name}={own[name]!r} (process 0: {value!r})"
         for name, value in of_lead.items()
@@ -49,20 +70,46 @@ def claim(config: RunConfig) -> str:
             f"process {processes.index()} was started with {', '.join(different)}; start the same "
             "command in all processes"
         )
-    return text
+    # A name that is new each time: any other file might be a host's own copy of the lead's.
+    path = processes.from_lead(lambda: _sign(config))
+    seen = processes.gather(f"claim/{path.name}", path.exists())
+    if processes.is_lead():
+        path.unlink()
+    without = [str(process) for process, sees in enumerate(seen) if not sees]
+    if without:
+        raise InputError(
+            f"MODEL_DIR={config.model_dir!r} is not shared: what process 0 writes there, process "
+            f"{', '.join(without)} does not find; choose a MODEL_DIR that all hosts share (gs://, "
+            "NFS)"
+        )
+
+
+def _sign(config: RunConfig) -> epath.Path:
+    """Writes a file in MODEL_DIR under a name that no file ever had; returns its path."""
+    path = epath.Path(config.model_dir) / f".shared-{uuid.uuid4().hex}"
+    with _writable(config):
+        records.write_atomic(path, "")
+    return path
 
 
 def _claim(config: RunConfig) -> str:
     refuse_other(config)
     text = configs.dump(config)
-    try:
+    with _writable(config):
         records.write_atomic(epath.Path(config.model_dir) / configs.CONFIG_FILE, text)
+    return text
+
+
+@contextlib.contextmanager
+def _writable(config: RunConfig) -> Iterator[None]:
+    """Turns what a full or forbidden MODEL_DIR raises into one clear error."""
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"MODEL_DIR={config.model_dir!r} cannot be written: {error.strerror or error}; "
             "make room or give the right to write, or choose another MODEL_DIR"
         ) from error
-    return text
 
 
 def refuse_other(config: RunConfig) -> None:

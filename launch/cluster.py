@@ -86,6 +86,15 @@ def start(*, preemptible: bool = False) -> None:
     ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
 
 
+def alone() -> dict[str, str]:
+    """The environment of a process that is to meet nobody, whatever this one's surroundings are.
+
+    Those of a program that starts others, as each worker of a job may, are inherited: the programs
+    that two workers had started would take each other for processes of one run.
+    """
+    return {**os.environ, **dict(zip(VARIABLES, ("localhost:1", "1", "0"), strict=True))}
+
+
 def say(line: str, *, error: bool = False) -> None:
     """Prints a line, once for all processes, at once: it may announce a wait."""
     if processes.is_lead():
@@ -195,8 +204,8 @@ def _detected() -> dict[str, Any] | None:
 
 def _nobody_came() -> None:
     """Ends this process, whose main thread waits inside JAX and cannot be interrupted."""
-    state = distributed.global_state
-    address = str(state.coordinator_address)
+    # JAX itself may not know yet, while it asks for the name of a TPU host.
+    address = distributed.global_state.coordinator_address or "the coordinator's address"
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -225,5 +234,7 @@ def _on_abort(number: int) -> None:
 
 def _say(message: str) -> None:
     """Writes one line past Python's buffers, whose locks another thread may hold."""
-    who = f"process {processes.index()} of {processes.count()}"
-    os.write(2, f"error: {who}: {message}\n".encode())
+    several = processes.count()
+    # Not known before the coordinator's address is.
+    who = f"process {processes.index()} of {several}: " if several > 1 else ""
+    os.write(2, f"error: {who}{message}\n".encode())

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from absl import logging
 
 from launch import cluster, compilation, evaluation, flags
-from launch.claim import reach
+from launch.claim import reach, refuse_strangers
 from stepdistill_jax import config as configs
 from stepdistill_jax.checkpoint.restore import available_steps, restore_params
 from stepdistill_jax.eval import teacher
@@ -27,7 +27,11 @@ from stepdistill_jax.spec import InputError
 
 
 def runs(arguments: flags.Arguments) -> list[RunConfig]:
-    """The configuration of every run that the command line names; else an InputError."""
+    """The configuration of every run that the command line names.
+
+    Raises:
+        InputError: it names none, or folders and a file; or one of them is no run, or another.
+    """
     folders = list(arguments.positional)
     if arguments.gin_files and folders:
         raise InputError(
@@ -87,7 +91,12 @@ def score(config: RunConfig) -> Iterator[Result]:
 def main(arguments: flags.Arguments) -> None:
     """Scores every run that is named and prints one line a result."""
     cluster.start()
-    for config in runs(arguments):
+    named = runs(arguments)
+    processes.refuse_difference(
+        "folders", str([config.model_dir for config in named]), "start the same command in all"
+    )
+    for config in named:
+        refuse_strangers(config)
         compilation.enable_compilation_cache(config.tokens.root())
         for result in score(config):
             cluster.say(

@@ -126,7 +126,7 @@ def score_best(config: RunConfig, evaluator: Evaluator, steps: int) -> list[Resu
         evaluator: of the same run.
         steps: optimizer steps done.
     """
-    best = restore.best_step(config.model_dir)
+    best = processes.from_lead(lambda: restore.best_step(config.model_dir))
     assert best is not None
     results = {split: evaluator.known(best, split, SELECTED_ON) for split in config.eval.splits}
     missing = [split for split, result in results.items() if result is None]

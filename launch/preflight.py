@@ -7,7 +7,6 @@ and compiled programs, which the run then finds.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 import textwrap
@@ -67,24 +66,18 @@ def run(config: RunConfig) -> int:
     started = time.perf_counter()
     compilation.enable_compilation_cache(config.tokens.root())
     identity = processes.from_lead(lambda: uuid.uuid4().hex[:8])
-    folder = epath.Path(config.model_dir)
-    is_new = not folder.exists()
-    scratch = folder / f".preflight-{identity}"
+    tried = checks.Checks(config, epath.Path(config.model_dir) / f".preflight-{identity}")
     for line in table([Finding("check", "result", "what was found")], head=True):
         cluster.say(line)
     findings: dict[str, Finding] = {}
     try:
-        for check in checks.Checks(config, scratch).listed():
+        for check in tried.listed():
             findings[check.name] = finding = _judge(check, findings, f"preflight/{identity}")
             for line in table([finding]):
                 cluster.say(line)
     finally:
         if processes.is_lead():
-            # What cannot be written cannot be deleted: its own check has said so.
-            with contextlib.suppress(OSError):
-                scratch.rmtree(missing_ok=True)
-                if is_new and folder.exists() and not any(folder.iterdir()):
-                    folder.rmdir()
+            tried.clean_up()
     cluster.say(_summary(findings.values(), time.perf_counter() - started))
     return EXIT_INPUT_ERROR if any(f.result == FAILED for f in findings.values()) else 0
 

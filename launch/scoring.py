@@ -15,7 +15,7 @@ from types import FrameType
 
 from etils import epath
 
-from launch import sweeping
+from launch import cluster, sweeping
 from stepdistill_jax import config as configs
 from stepdistill_jax.eval import teacher
 from stepdistill_jax.eval.results import VALIDATION, Result, read_results
@@ -143,6 +143,7 @@ def _score(run: Run, config: RunConfig, overrides: Sequence[str]) -> Run:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        env=cluster.alone(),
         # Ctrl-C reaches this program alone, which passes it on.
         start_new_session=True,
     ) as process:

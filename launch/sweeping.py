@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from types import FrameType
 
+from launch import cluster
 from stepdistill_jax import config as configs
 from stepdistill_jax import records
 from stepdistill_jax.spec import EXIT_INCOMPLETE, EXIT_PREEMPTED
@@ -193,6 +194,7 @@ class Sweep:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                env=cluster.alone(),
                 pass_fds=(descriptor,),
             )
             code = self._watch(run, self._process, start, pending)

@@ -36,7 +36,8 @@ def run(config: RunConfig) -> int:
 def main(config: RunConfig) -> int:
     """Trains, scores and says where everything lies; returns the exit code."""
     timer = clock.Clock()
-    cluster.start(preemptible=True)
+    # The teacher's answers are scored by no loop that would ask for the notice.
+    cluster.start(preemptible=config.method != teacher.METHOD)
     reach(config)
     if config.method == teacher.METHOD:
         claim(config)
@@ -48,7 +49,8 @@ def main(config: RunConfig) -> int:
                 f"{result.stderr:.2%}, n {result.n}); predictions are in {config.model_dir}"
             )
         return 0
-    if not restore.available_steps(config.model_dir):
+    # The check may start devices, which all have to do: what each sees might differ.
+    if not processes.from_lead(lambda: restore.available_steps(config.model_dir)):
         initial.check(config.initial_checkpoint, config.model, config.tokens.vocabulary)
     text = claim(config)
     compilation.enable_compilation_cache(config.tokens.root())

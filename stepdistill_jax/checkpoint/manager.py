@@ -53,7 +53,9 @@ def manager(
     Args:
         model_dir: local or ``gs://`` folder of the run.
         keep: how many of the latest steps survive, besides the best one.
-        read_only: for readers beside a running trainer: nothing is created or deleted.
+        read_only: for readers beside a running trainer: nothing is created or deleted. Of several
+            processes one may read alone, once all have their devices; a manager that writes is
+            made by all.
 
     Raises:
         InputError: a checkpoint cannot be written.
@@ -74,6 +76,8 @@ def manager(
         create=not read_only,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
+        # It would wait for all processes, and a reader may be the lead alone.
+        save_root_metadata=not read_only,
     )
     folder = checkpoints_folder(model_dir)
     checkpoints = ocp.CheckpointManager(

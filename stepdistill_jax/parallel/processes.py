@@ -2,7 +2,8 @@
 
 Goes through JAX's coordination service, so no device is needed and waiting has no deadline: a
 process that dies ends the others (`launch.cluster`), who then wait no longer. Every process has to
-make the same calls in the same order. In a run of one process all of it is free.
+make the same calls in the same order: one that swallows an error of its own, and so leaves out a
+call that the others make, keeps them waiting for ever. In a run of one process all of it is free.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def from_lead(do: Callable[[], T]) -> T:
         do: returns what can be pickled.
 
     Raises:
-        InputError, OSError: the lead's own.
+        Exception: the lead's own, whatever it is; in the others a RuntimeError that says the same
+            where it cannot be pickled.
     """
     if count() == 1:
         return do()
@@ -65,15 +67,16 @@ def from_lead(do: Callable[[], T]) -> T:
     client: Any = distributed.global_state.client
     if not is_lead():
         value, error = pickle.loads(_wait_for(client, key))
-    else:
-        value, error = None, None
-        try:
-            value = do()
-        except (InputError, OSError) as raised:
-            error = raised
-        client.key_value_set_bytes(key, pickle.dumps((value, error)))
-    if error is not None:
-        raise error
+        if error is not None:
+            raise error
+        return value
+    try:
+        value = do()
+        said = pickle.dumps((value, None))
+    except Exception as error:  # whatever it is: the others wait to hear of it
+        client.key_value_set_bytes(key, pickle.dumps((None, _portable(error))))
+        raise
+    client.key_value_set_bytes(key, said)
     return value
 
 
@@ -81,7 +84,7 @@ def lead_first(do: Callable[[], T]) -> T:
     """Runs `do` in the lead, then in every other process: they find what the lead has made.
 
     Raises:
-        InputError, OSError: the lead's own, in every process; or a process's own.
+        Exception: the lead's own, in every process (see `from_lead`); or a process's own.
     """
     done: list[T] = []
     if is_lead():
@@ -142,6 +145,15 @@ def connect(mesh: Mesh) -> None:
             ones = np.ones(math.prod(mesh.shape[axis] for axis in chosen), np.float32)
             sharding = NamedSharding(mesh, PartitionSpec(chosen))
             total(jax.make_array_from_callback(ones.shape, sharding, ones.__getitem__))
+
+
+def _portable(error: Exception) -> Exception:
+    """`error`, or its words where it does not come back from a pickle."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # the constructors of errors take what they like
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _wait_for(client: Any, key: str) -> bytes:

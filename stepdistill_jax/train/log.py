@@ -99,23 +99,27 @@ class Throughput:
 
     Args:
         flops_per_step: model FLOPs of one optimizer step, forward and backward.
+        rows: of a batch, over all processes.
         clock: the run's.
     """
 
-    def __init__(self, flops_per_step: float, clock: Clock) -> None:
+    def __init__(self, flops_per_step: float, rows: int, clock: Clock) -> None:
         device = jax.devices()[0]
         peak = PEAK_FLOPS.get(device.device_kind)
         self._peak = None if peak is None else peak * jax.device_count()
         self._flops_per_step = flops_per_step
+        self._batch_rows = rows
         self._clock = clock
         self._reset()
 
     def _reset(self) -> None:
-        self._steps = self._pairs = self._tokens = self._slots = 0
+        self._steps = self._rows = self._pairs = self._tokens = self._slots = 0
 
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
         """Counts one local batch."""
         self._steps += 1
+        # Those that only raise a batch to a multiple of the processes hold no pair.
+        self._rows += int(np.count_nonzero(batch[EXAMPLE_INDEX].any(axis=1)))
         self._pairs += int(np.count_nonzero(batch[EXAMPLE_INDEX]))
         for name, values in batch.items():
             if name.endswith("_segment_ids"):
@@ -123,7 +127,7 @@ class Throughput:
                 self._slots += values.size
 
     def read(self) -> dict[str, float | None]:
-        """Rates a second since the last call; every process is taken to feed as much as this one.
+        """Rates a second since the last call; rows that others feed are taken to be as full.
 
         The seconds are those of training (`clock.TRAINING`): evaluation, saving and tracing are
         left out. ``fill`` is the share of input and target positions that hold a token,
@@ -133,11 +137,12 @@ class Throughput:
         """
         spent = self._clock.window()
         seconds = sum(spent[phase] for phase in TRAINING)
-        several = processes.count()
+        # Not by processes: where the tensor axis crosses them, several feed the same rows.
+        whole = self._batch_rows * self._steps / max(self._rows, 1)
         flops = self._flops_per_step * self._steps / seconds
         values = {
-            "pairs_per_second": self._pairs * several / seconds,
-            "tokens_per_second": self._tokens * several / seconds,
+            "pairs_per_second": self._pairs * whole / seconds,
+            "tokens_per_second": self._tokens * whole / seconds,
             "fill": self._tokens / self._slots,
             "data_wait": spent["data_wait"] / seconds,
             "mfu": None if self._peak is None else flops / self._peak,

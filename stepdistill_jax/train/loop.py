@@ -119,11 +119,13 @@ class Preemption:
     """Notes SIGTERM, which a TPU VM gets before it is taken away; a second one kills at once.
 
     Of several processes one may be told; JAX, which has taken the signal itself, then finds a step
-    that none of them has reached, at which all stop.
+    that none of them has reached, at which all stop. The signal that another of them gets later
+    kills nothing: it is stopping.
     """
 
     def __init__(self) -> None:
         self._requested = False
+        self._agreed = False
         self._several = processes.count() > 1
 
     def __enter__(self) -> Preemption:
@@ -134,7 +136,8 @@ class Preemption:
     def reached(self, step: int) -> bool:
         """Whether to stop after `step`; to be asked once after every step."""
         if self._several:
-            return multihost_utils.reached_preemption_sync_point(step)
+            self._agreed |= multihost_utils.reached_preemption_sync_point(step)
+            return self._agreed
         return self._requested
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -143,8 +146,11 @@ class Preemption:
         signal.signal(signal.SIGTERM, self._previous)
 
     def __exit__(self, *exception: object) -> None:
-        # Nobody asks any more, so from here on JAX would let the signal go unheard.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._several else self._previous)
+        if not self._several:
+            signal.signal(signal.SIGTERM, self._previous)
+        elif not self._agreed:
+            # Nobody asks any more, so from here on JAX would let the signal go unheard.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _due(step: int, period: int) -> bool:
@@ -285,9 +291,10 @@ class Trainer:
                     self.goodput.note(step, saved=True)
                 if stop:
                     break
-        manager.wait(self.checkpoints)
-        self.clock.lap("checkpoint")
-        self.goodput.note(step, saved=True)
+            # In here, since SIGTERM outside would leave the last checkpoint half written.
+            manager.wait(self.checkpoints)
+            self.clock.lap("checkpoint")
+            self.goodput.note(step, saved=True)
         return Outcome(step, stop and step < config.train_steps, tuple(evals))
 
     def _stop_early(self, evals: list[tuple[int, float]]) -> bool:

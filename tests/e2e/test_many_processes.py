@@ -45,14 +45,38 @@ SETTINGS = {
 }
 
 
+# Trains, but for one process that waits after a step, until a notice of preemption has come: so
+# what strikes it comes before the last step, however fast the steps are.
+HOLDING = f"""
+import pathlib, sys
+from jax._src import distributed
+from launch import flags, train
+from stepdistill_jax.parallel import processes
+from stepdistill_jax.train import loop
+
+folder, number, held_at = pathlib.Path(sys.argv.pop(1)), int(sys.argv.pop(1)), int(sys.argv.pop(1))
+reached = loop.Preemption.reached
+
+def hold(self, step):
+    if (processes.index(), step) == (number, held_at):
+        (folder / f"held{{step}}").touch()
+        client = distributed.global_state.client
+        client.blocking_key_value_get("RECEIVED_PREEMPTION_NOTICE", {1000 * PATIENCE})
+    return reached(self, step)
+
+loop.Preemption.reached = hold
+flags.run(train.run)
+"""
+
+
 def overrides(model_dir: pathlib.Path, **more) -> list[str]:
     settings = {**SETTINGS, "MODEL_DIR": str(model_dir), **more}
     return [f"{name}={value!r}" for name, value in settings.items()]
 
 
-def command(model_dir: pathlib.Path, **more) -> list[str]:
+def command(model_dir: pathlib.Path, program=("-m", "launch.train"), **more) -> list[str]:
     given = [f"--gin.{text}" for text in overrides(model_dir, **more)]
-    return ["-m", "launch.train", "--gin_file=demo.gin", *given]
+    return [*program, "--gin_file=demo.gin", *given]
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +202,7 @@ def test_several_processes_score_as_one_does(four, tmp_path, environment):
     scored = {}
     for name in ("several", "alone"):
         model_dir = cut(four, tmp_path / name / "run", STEPS)
-        arguments = [str(model_dir), f"--gin.EVAL_SPLITS={splits!r}", "--gin.EVAL_STEP='latest'"]
+        arguments = [str(model_dir), f"--gin.EVAL_SPLITS={splits!r}"]
         if name == "alone":
             given = tuple(text.removeprefix("--gin.") for text in arguments[1:])
             eval_binary.main(flags.Arguments(overrides=given, positional=(str(model_dir),)))
@@ -218,17 +242,18 @@ def test_whatever_happens_to_one_process_all_end_and_the_run_goes_on_exactly(
     slices, environment, tmp_path
 ):
     model_dir = tmp_path / "run"
-    # What the lead's death does is tested with `launch.cluster`.
-    blows = [(1, signal.SIGTERM), (1, signal.SIGKILL)]
-    for blow, (number, sent) in enumerate(blows):
-        with start(2, 2, model_dir, environment, MESH_REPLICA=2) as group:
-            goal = len(metrics(model_dir)) + 2
-            group.signal_when(
-                lambda goal=goal: len(metrics(model_dir)) >= goal, number, sent, PATIENCE
-            )
+    for number, sent, step in [
+        (1, signal.SIGTERM, 2),
+        (1, signal.SIGKILL, 5),
+        (0, signal.SIGKILL, 7),
+    ]:
+        program = ("-c", HOLDING, str(tmp_path), str(number), str(step))
+        held = tmp_path / f"held{step}"
+        with start(2, 2, model_dir, environment, program=program, MESH_REPLICA=2) as group:
+            group.signal_when(held.exists, number, sent, PATIENCE)
             codes = group.wait(PATIENCE)
             said = group.logs[1 - number].read_text()
-        assert len(metrics(model_dir)) < STEPS, f"blow {blow} came after the last step"
+        assert len(metrics(model_dir)) < STEPS, f"{sent.name} at step {step} came too late"
         if sent == signal.SIGTERM:
             assert codes == [75, 75], group.output()
             assert "is saved" in group.logs[0].read_text()

@@ -145,7 +145,8 @@ def test_workers_share_the_folders(folders, run, monkeypatch):
 
 def test_the_settings_are_handed_on_and_the_reason_is_what_was_said_last(folders, run):
     program = script(
-        folders / "eval", 'echo "$@"; echo working; echo "error: no room" >&2; echo bye; exit 2'
+        folders / "eval",
+        'echo "$@"; echo "one of $JAX_NUM_PROCESSES"; echo "error: no room" >&2; echo bye; exit 2',
     )
     overrides = ["EVAL_SPLITS=('test', 'train')", "EVAL_STEP=2"]
     code, said = run(f"{folders}/z", program=program, overrides=overrides)
@@ -153,6 +154,8 @@ def test_the_settings_are_handed_on_and_the_reason_is_what_was_said_last(folders
     assert (
         f"-m launch.eval {folders}/z --gin.EVAL_SPLITS=('test', 'train') --gin.EVAL_STEP=2" in said
     )
+    # Whatever job this is a worker of: two workers' evaluations would meet.
+    assert "one of 1\n" in said
     assert said.endswith(f"failed: {folders}/z: exit code 2: no room\n0 scored, 1 failed\n")
 
 

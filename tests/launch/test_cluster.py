@@ -1,11 +1,12 @@
 import time
+import types
 
 import jax
 import process_group
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
 
-from launch import cluster
+from launch import cluster, train
 from stepdistill_jax.spec import InputError
 
 MEET = "from launch import cluster; cluster.MEETING_SECONDS = 3; cluster.start()"
@@ -90,6 +91,33 @@ def test_the_environment_says_where(meetings, monkeypatch):
     assert len(meetings) == 1
 
 
+def test_what_a_worker_of_a_job_starts_is_alone(meetings, monkeypatch):
+    for name, value in {
+        **{"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"},
+        **{"SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+    }.items():
+        monkeypatch.setenv(name, value)
+    cluster.start()
+    assert meetings.pop()["cluster_detection_method"] == "slurm"
+    for name, value in cluster.alone().items():
+        monkeypatch.setenv(name, value)
+    cluster.start()
+    assert meetings == []
+
+
+@pytest.mark.parametrize(("method", "preemptible"), [("standard", True), ("teacher", False)])
+def test_sigterm_becomes_a_notice_only_where_a_loop_asks_for_it(monkeypatch, method, preemptible):
+    class StartedError(Exception):
+        pass
+
+    def start(*, preemptible=False):
+        raise StartedError(preemptible)
+
+    monkeypatch.setattr(cluster, "start", start)
+    with pytest.raises(StartedError, match=str(preemptible)):
+        train.main(types.SimpleNamespace(method=method))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -109,6 +137,16 @@ def test_half_of_an_environment_is_one_clear_error(meetings, monkeypatch, values
     with pytest.raises(InputError, match=message):
         cluster.start()
     assert meetings == []
+
+
+def test_an_address_that_is_not_known_yet_is_not_told(monkeypatch, capfd):
+    codes = []
+    monkeypatch.setattr(cluster.os, "_exit", codes.append)
+    cluster._nobody_came()
+    assert codes == [75]
+    assert capfd.readouterr().err.startswith(
+        "error: the processes have not met at the coordinator's address within 300 s; nothing"
+    )
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,16 @@ def test_every_fault_is_found_in_one_go(attempt, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_store_that_cannot_be_used_is_the_first_word(attempt):
+    code, found = attempt("MODEL_DIR='s3://bucket/run'", "MESH_FSDP=3")
+    assert code == 2
+    assert next(iter(found)) == "stores"
+    assert found["stores"][0] == "FAILED"
+    assert "expected a folder on a disk, or gs://BUCKET/FOLDER" in found["stores"][1]
+    for check in ("MODEL_DIR", "run", "weights"):
+        assert found[check] == ("not run", "needs stores")
+
+
 def test_a_loss_that_is_not_finite_fails(attempt, one_device, tmp_path):
     code, found = attempt("LEARNING_RATE=1e30", "CLIP_NORM=0.0", "WARMUP_STEPS=0")
     assert code == 2
@@ -261,7 +271,7 @@ def test_a_process_that_differs_is_named(tmp_path, caches):
     codes, found = two_processes(
         tmp_path,
         caches,
-        ["MODEL_DIR=run", "MESH_FSDP=3"],
+        ["MODEL_DIR=run"],
         own=({}, {"LIBTPU_INIT_ARGS": "--planted"}),
         folders=("a", "b"),
     )
@@ -273,6 +283,8 @@ def test_a_process_that_differs_is_named(tmp_path, caches):
     )
     assert found["MODEL_DIR shared"][0] == "FAILED"
     assert "choose a MODEL_DIR that all hosts share" in found["MODEL_DIR shared"][1]
+    # Each would wait in it for what the other writes elsewhere.
+    assert found["state"] == ("not run", "needs MODEL_DIR shared")
 
 
 def test_write_atomic_is_what_the_folder_is_tried_with(attempt, monkeypatch):

@@ -59,7 +59,10 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def environment(place):
     # One device, as a user on a small machine has; the cache is built once.
-    return {**os.environ, "XLA_FLAGS": "", "STEPDISTILL_CACHE_DIR": str(place / "cache")}
+    own = {"XLA_FLAGS": "", "STEPDISTILL_CACHE_DIR": str(place / "cache")}
+    # Of two workers of a job: what they start would wait for what the other worker starts.
+    job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}
+    return {**os.environ, **own, **job, "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
 
 
 def command(place, name, *flags):

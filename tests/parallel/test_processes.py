@@ -23,20 +23,33 @@ def make():
         made.write_text(str(processes.index()))
     return made.read_text()
 
+class OddError(Exception):
+    def __init__(self, *, code):
+        super().__init__(f"code {code}")
+
 def refuse():
     raise InputError("the lead's own")
+
+def fail():
+    raise KeyError("k")
+
+def fail_oddly():
+    raise OddError(code=7)
 
 found["value"] = processes.from_lead(lambda: processes.index() + 7)
 found["made"] = processes.lead_first(make)
 for name, call in {
     "refused": lambda: processes.from_lead(refuse),
     "refused first": lambda: processes.lead_first(refuse),
+    "failed": lambda: processes.from_lead(fail),
+    "failed oddly": lambda: processes.lead_first(fail_oddly),
+    "no pickle": lambda: processes.from_lead(lambda: sys.stdout),
     "different": lambda: processes.refuse_difference("data", f"d{processes.index()}", "mend it"),
     "same": lambda: processes.refuse_difference("data", "d", "mend it"),
 }.items():
     try:
         found[name] = call()
-    except InputError as error:
+    except Exception as error:
         found[name] = str(error)
 (folder / f"found{processes.index()}").write_text(json.dumps(found))
 """
@@ -76,6 +89,9 @@ def test_the_lead_does_and_decides_for_all(tmp_path):
         assert (found["value"], found["made"]) == (7, "0")
         assert found["refused"] == found["refused first"] == "the lead's own"
         assert found["same"] is None
+        assert found["failed"] == "'k'"
+        assert "pickle" in found["no pickle"]
+    assert (lead["failed oddly"], other["failed oddly"]) == ("code 7", "OddError: code 7")
     assert lead["different"] is None
     assert other["different"] == "process 1 of 2 has the data d1, process 0 has d0; mend it"
 

@@ -74,7 +74,7 @@ def test_tensorboard_scalars_can_be_read_back(tmp_path):
 def test_throughput_counts_pairs_tokens_and_fill_over_the_seconds_of_training():
     time = iter([10.0, 11.0, 14.0, 16.0, 16.5])
     clock = Clock(lambda: next(time))
-    meter = log.Throughput(1e9, clock)
+    meter = log.Throughput(1e9, 2, clock)
     batch = {
         "label_inputs": np.ones((2, 4), np.int32),
         "label_inputs_segment_ids": np.array([[1, 1, 2, 2], [1, 1, 0, 0]]),
@@ -102,6 +102,25 @@ def test_throughput_counts_pairs_tokens_and_fill_over_the_seconds_of_training():
         "hbm_in_use": None,
         "hbm_peak": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (4, 6.0),  # of two processes, or of four of which two feed the same rows
+        (3, 4.5),  # the last row of the other is empty
+        (2, 3.0),  # the other feeds the same rows
+    ],
+)
+def test_throughput_is_that_of_the_whole_batch(rows, expected):
+    meter = log.Throughput(1e9, rows, clock := Clock(iter([0.0, 1.0, 1.0]).__next__))
+    index = np.array([[5, 9], [3, 0], [0, 0]])
+    segments = np.ones((3, 4), np.int32) * (index[:, :1] > 0)
+    meter.add({EXAMPLE_INDEX: index, "label_inputs_segment_ids": segments})
+    clock.lap("step")
+    found = meter.read()
+    assert found["pairs_per_second"] == expected
+    assert found["tokens_per_second"] == 8 * rows / 2
 
 
 def test_device_memory_is_that_of_the_fullest_device(monkeypatch):

@@ -1,5 +1,7 @@
 import concurrent.futures
 import json
+import os
+import signal
 import time
 
 import jax
@@ -79,7 +81,7 @@ def train(folder, accuracies=None, losses=float, data="a", profile=(), **config)
             evaluate=evaluate,
             checkpoints=checkpoints,
             log=log,
-            throughput=Throughput(0.0, clock),
+            throughput=Throughput(0.0, 1, clock),
             costs=CostMeter(folder, int(state.step), train_pairs=7, flops_per_step=3.0, devices=2),
             clock=clock,
             goodput=Goodput(folder, clock, int(state.step), writes=True),
@@ -105,6 +107,37 @@ def test_every_step_is_logged_and_the_last_is_scored_and_saved(tmp_path):
     ]
     assert evaluated == [(10, 55.0)]  # 1 + 2 + ... + 10: the parameters of that very step
     assert restore.available_steps(tmp_path) == [10]
+
+
+def test_a_process_that_others_told_to_stop_survives_its_own_late_signal(tmp_path, monkeypatch):
+    """JAX has the signal of several processes; here a handler stands for JAX's."""
+    monkeypatch.setattr(loop.processes, "count", lambda: 2)
+    monkeypatch.setattr(
+        loop.multihost_utils, "reached_preemption_sync_point", lambda step: step == 3
+    )
+    late, wait = [], manager.wait
+
+    def wait_late(checkpoints):
+        if signal.getsignal(signal.SIGTERM) == note:
+            os.kill(os.getpid(), signal.SIGTERM)
+        wait(checkpoints)
+
+    def note(number, frame):
+        late.append(number)
+
+    monkeypatch.setattr(manager, "wait", wait_late)
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        outcome, _ = train(tmp_path, train_steps=6)
+        assert outcome == loop.Outcome(3, True, ())
+        assert late
+        assert signal.getsignal(signal.SIGTERM) == note
+        # Where all steps are done nobody would hear it any more.
+        train(tmp_path, train_steps=6)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert restore.available_steps(tmp_path) == [3, 6]
 
 
 def test_evaluation_and_checkpoint_periods(tmp_path):
