@@ -5,10 +5,21 @@ import subprocess
 import sys
 
 import pytest
+import requests
 from etils import epath
+from gcsfs.retry import HttpError
+from google.api_core import exceptions
+from google.auth import exceptions as auth_exceptions
 
 from stepdistill_jax import records, storage
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.spec import (
+    EXIT_INPUT_ERROR,
+    EXIT_UNAVAILABLE,
+    InputError,
+    UnavailableError,
+)
+
+OUTAGE = "Error reading gs://bucket/x/.zarray: All 32 retry attempts failed"
 
 
 @pytest.fixture
@@ -150,7 +161,7 @@ def test_credentials_that_are_refused(store, monkeypatch):
 
 def test_no_network(monkeypatch, impatient):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(InputError, match=r"gave no answer within 1 s .*check the network"):
+    with pytest.raises(UnavailableError, match=r"gave no answer within 1 s .*check the network"):
         storage.check("MODEL_DIR", "gs://bucket/run")
 
 
@@ -159,12 +170,34 @@ def test_what_fails_later_is_one_line_too(store):
     store.permissions["readable"] = storage._TO_READ
     with pytest.raises(OSError, match="Forbidden") as raised:
         records.write_atomic("gs://readable/run/x", "text")
-    said = storage.failure(raised.value)
+    failed = storage.failure(raised.value)
+    assert failed.exit_code == EXIT_INPUT_ERROR
+    said = str(failed)
     assert said.startswith("Google Cloud Storage: Forbidden: ")
     assert "does not have storage.objects.create access" in said
     assert "\n" not in said
-    assert storage.failure(OSError("disk full")) == ""
-    assert storage.failure(ValueError("Forbidden: no store's")) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (requests.exceptions.ConnectionError("Connection aborted."), EXIT_UNAVAILABLE),
+        (HttpError({"code": 429, "message": "Slow down"}), EXIT_UNAVAILABLE),
+        (HttpError({"code": 401, "message": "Who are you?"}), EXIT_INPUT_ERROR),
+        (exceptions.ServiceUnavailable("Try again"), EXIT_UNAVAILABLE),
+        (exceptions.NotFound("No such bucket"), EXIT_INPUT_ERROR),
+        (auth_exceptions.TransportError("No metadata"), EXIT_UNAVAILABLE),
+        (auth_exceptions.DefaultCredentialsError("None here"), EXIT_INPUT_ERROR),
+        (ValueError(f'ABORTED: Error opening "zarr" driver: {OUTAGE}'), EXIT_UNAVAILABLE),
+        (ValueError("NOT_FOUND: Error reading gs://bucket/x/.zarray"), None),
+        (RuntimeError("UNAVAILABLE: tensorstore is not what said this"), None),
+        (ValueError("UNAVAILABLE: another process"), None),
+        (OSError("disk full"), None),
+        (ValueError("Forbidden: no store's"), None),
+    ],
+)
+def test_a_failure_passes_or_is_for_good_or_is_no_stores(error, code):
+    assert getattr(storage.failure(error), "exit_code", None) == code
 
 
 def test_reading_a_store_loads_no_tensorflow(store, gs_folder):
