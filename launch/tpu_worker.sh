@@ -98,10 +98,10 @@ status() {
   local pid what last
   if [ ! -f "$root/ready" ]; then
     what="bare -"
+  elif pid=$(running); then # Before its exit code is looked for, which it writes as the last thing.
+    what="running $pid"
   elif [ -f "$root/run.exit" ]; then
     what="exit $(cat "$root/run.exit")"
-  elif pid=$(running); then
-    what="running $pid"
   elif [ -f "$root/run.command" ]; then
     what="exit 137" # Killed with its supervisor, or the machine was restarted.
   else
