@@ -20,9 +20,14 @@ from etils import epath
 from stepdistill_jax.spec import InputError, UnavailableError
 
 SCHEME = "gs://"
+_TO_READ = ("storage.objects.list", "storage.objects.get")
 # Orbax asks for the first, to learn what kind of bucket it is.
-_TO_READ = ("storage.buckets.get", "storage.objects.list", "storage.objects.get")
-_TO_WRITE = (*_TO_READ, "storage.objects.create", "storage.objects.delete")
+_TO_WRITE = (
+    "storage.buckets.get",
+    *_TO_READ,
+    "storage.objects.create",
+    "storage.objects.delete",
+)
 # What a store that does not answer is given before a run says so.
 PATIENCE_SECONDS = 20.0
 _CLIENTS = frozenset({"gcsfs", "google", "aiohttp", "requests", "urllib3"})
@@ -69,8 +74,9 @@ def on_disk(path: epath.Path) -> epath.Path:
         return path
     digest = hashlib.sha256(os.fspath(path).encode()).hexdigest()
     folder = epath.Path(_scratch().name) / digest
-    folder.mkdir(parents=True)
-    return path.copy(folder / path.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    # A copy that failed may have left a part.
+    return path.copy(folder / path.name, overwrite=True)
 
 
 @functools.cache
@@ -129,8 +135,17 @@ def _problem(bucket: str, permissions: tuple[str, ...]) -> str:
         "attach a service account to the machine, or run gcloud auth application-default login, "
         "or name a key file in GOOGLE_APPLICATION_CREDENTIALS"
     )
+    again = {
+        "timeout": PATIENCE_SECONDS / 2,
+        "retry": retry.Retry(timeout=PATIENCE_SECONDS, maximum=PATIENCE_SECONDS / 4),
+    }
     try:
-        held = _permissions(storage, retry, bucket, permissions)
+        there = _client(storage).bucket(bucket)
+        held = there.test_iam_permissions(list(permissions), **again)
+        if permissions == _TO_READ and set(permissions) - set(held):
+            # Objects of a public bucket may be readable by lists of their own.
+            next(iter(there.list_blobs(max_results=1, **again)), None)
+            return ""
     except auth_exceptions.DefaultCredentialsError:
         return f"there are no credentials for Google Cloud here; {login}"
     except exceptions.NotFound:
@@ -162,17 +177,13 @@ def _no_answer(error: Exception) -> UnavailableError:
     )
 
 
-def _permissions(storage: Any, retry: Any, bucket: str, wanted: tuple[str, ...]) -> list[str]:
-    held: list[str] = (
-        storage.Client()
-        .bucket(bucket)
-        .test_iam_permissions(
-            list(wanted),
-            timeout=PATIENCE_SECONDS / 2,
-            retry=retry.Retry(timeout=PATIENCE_SECONDS, maximum=PATIENCE_SECONDS / 4),
-        )
-    )
-    return held
+def _client(storage: Any) -> Any:
+    try:
+        return storage.Client()
+    except OSError:
+        # The credentials name no project. No object needs one, but Orbax makes such clients too.
+        os.environ["GOOGLE_CLOUD_PROJECT"] = "none"
+        return storage.Client()
 
 
 def failure(error: BaseException) -> InputError | None:

@@ -1,15 +1,18 @@
 """Files on an object store, against a server of its protocol on the loopback."""
 
 import json
+import os
 import subprocess
 import sys
 
+import google.auth
 import pytest
 import requests
 from etils import epath
 from gcsfs.retry import HttpError
 from google.api_core import exceptions
 from google.auth import exceptions as auth_exceptions
+from google.auth.credentials import AnonymousCredentials
 
 from stepdistill_jax import records, storage
 from stepdistill_jax.spec import (
@@ -133,6 +136,27 @@ def test_reading_needs_no_right_to_write(store):
     storage.check("INITIAL_CHECKPOINT", "gs://readable/run")
 
 
+def test_what_may_be_listed_may_be_read(store):
+    """As of a public bucket, whose objects say themselves who may read them."""
+    store.buckets |= {"public": {}, "closed": {}}
+    store.permissions |= {"public": ("storage.objects.list",), "closed": ()}
+    storage.check("INITIAL_CHECKPOINT", "gs://public/t5")
+    with pytest.raises(InputError, match=r"may not use bucket 'closed' .*storage\.objects\.list"):
+        storage.check("INITIAL_CHECKPOINT", "gs://closed/t5")
+
+
+def test_credentials_without_a_project_will_do(store, monkeypatch):
+    def default(**_):
+        return AnonymousCredentials(), os.environ["GOOGLE_CLOUD_PROJECT"] or None
+
+    monkeypatch.setattr(google.auth, "default", default)
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+    monkeypatch.setenv("API_ENDPOINT_OVERRIDE", store.url)
+    for name in ("GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT"):
+        monkeypatch.setenv(name, "")
+    storage.check("MODEL_DIR", "gs://bucket/run", write=True)
+
+
 def test_a_client_that_is_not_installed(store, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(InputError, match=r"not installed .*; pip install 'stepdistill-jax\[gcs\]'"):
@@ -214,11 +238,19 @@ def test_reading_a_store_loads_no_tensorflow(store, gs_folder):
     assert json.loads(done.stdout) == [[{"a": 1}], False]
 
 
-def test_a_file_for_libraries_that_know_disks_alone(store, gs_folder, tmp_path):
+def test_a_file_for_libraries_that_know_disks_alone(store, gs_folder, tmp_path, monkeypatch):
     local = epath.Path(tmp_path / "weights")
     assert storage.on_disk(local) is local
     remote = epath.Path(gs_folder) / "weights"
     remote.write_bytes(b"\0" * 1000)
+
+    def fail(*_, **__):
+        raise requests.exceptions.ConnectionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(remote), "copy", fail)
+        with pytest.raises(requests.exceptions.ConnectionError):
+            storage.on_disk(remote)
     copy = storage.on_disk(remote)
     assert not storage.is_remote(copy)
     assert copy.read_bytes() == b"\0" * 1000
