@@ -163,15 +163,25 @@ a preempted VM loses: pass --gin.MODEL_DIR=gs://BUCKET/PATH, set BUCKET, or pass
   save_state
 }
 
+# Sends NAME=VALUE... to all workers as a file, which `start` reads and deletes: in a command all who
+# are on the machine would see a value, which may be a key.
+send_environment() {
+  local file=$STATE_DIR/$NAME.env code=0
+  if [ "$DRY_RUN" = 0 ]; then (umask 077 && printf '%s\0' "$@" >"$file") || return; fi
+  call gcloud compute tpus tpu-vm scp "$file" "$NAME:stepdistill.env" "${where[@]}" --worker=all \
+    ${ssh_flags[@]+"${ssh_flags[@]}"} || code=$?
+  call rm -f "$file"
+  return "$code"
+}
+
 start_run() {
-  local kind module count variables worker workers=1
+  local kind module count variables=() worker workers=1
   [ "${#last_run[@]}" -gt 0 ] || fail "nothing was run on $NAME yet; start with '$0 run --name=$NAME -- ...'"
   kind=${last_run[0]} module=${last_run[1]} count=${last_run[2]}
-  variables=(${last_run[@]+"${last_run[@]:3:count}"})
   arguments=(${last_run[@]+"${last_run[@]:3+count}"})
+  if [ "$count" -gt 0 ]; then send_environment "${last_run[@]:3:count}" || return; fi
   if [ "$kind" = run ]; then
-    on_workers all bash "$worker_script" start ${variables[@]+"${variables[@]}"} \
-      python -m "$module" ${arguments[@]+"${arguments[@]}"}
+    on_workers all bash "$worker_script" start python -m "$module" ${arguments[@]+"${arguments[@]}"}
     return
   fi
   ask 2 gcloud compute tpus tpu-vm describe "$NAME" "${where[@]}" --format='value(networkEndpoints.len())' ||
@@ -180,7 +190,7 @@ start_run() {
   # A host of a slice of several waits for the others, unless it is told that it is alone with its
   # chips: four, in every slice of several hosts.
   if [ "$workers" -gt 1 ]; then
-    variables+=("TPU_PROCESS_BOUNDS=1,1,1" "TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1"
+    variables=("TPU_PROCESS_BOUNDS=1,1,1" "TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1"
       "TPU_VISIBLE_CHIPS=0,1,2,3" TPU_WORKER_ID=0 TPU_WORKER_HOSTNAMES=localhost)
   fi
   for ((worker = 0; worker < workers; worker++)); do
@@ -329,7 +339,7 @@ confirm_delete() {
     case "$reply" in y | Y | yes) ;; *) fail "not deleted: answer y, or pass --yes" ;; esac
   fi
   delete_vm
-  call rm -f "$state_file" "$STATE_DIR/$NAME.tar.gz"
+  call rm -f "$state_file" "$STATE_DIR/$NAME.tar.gz" "$STATE_DIR/$NAME.env"
 }
 
 main() {

@@ -286,11 +286,14 @@ ODD = (
 
 def test_arguments_arrive_as_they_were_given(ready):
     ready.run("run", "--bucket=gs://ours/", "--env=KEY=a b'c", "--", *ODD)
-    (call,) = ready.calls()
+    copy, call = ready.calls()
+    sent_by = ["gcloud", "compute", "tpus", "tpu-vm", "scp", str(ready.folder / "state/vm.env")]
+    assert copy == [*sent_by, "vm:stepdistill.env", *WHERE, "--worker=all"]
+    assert not (ready.folder / "state/vm.env").exists()
     assert call[:-1] == tpu_vm("ssh", "--worker=all")
     sent = ["-m", "launch.train", *ODD, "--gin.MODEL_DIR=gs://ours/vm"]
     assert shlex.split(call[-1].removeprefix("--command=")) == [
-        *("bash", WORKER, "start", "KEY=a b'c", "python", *sent)
+        *("bash", WORKER, "start", "python", *sent)
     ]
     for worker in (0, 1):
         ready.wait_for("exit code 0", worker)
@@ -298,6 +301,10 @@ def test_arguments_arrive_as_they_were_given(ready):
         assert (ready.home(worker) / "environment").read_text() == "KEY=a b'c\n"
         # A value of the environment may be a key.
         assert "a b'c" not in (ready.home(worker) / "stepdistill/run.log").read_text()
+        assert not (ready.home(worker) / "stepdistill.env").exists()
+    shown = ready.run("run", "--dry_run", "--env=KEY=a b'c", "--", *ODD).stdout
+    assert "stepdistill.env" in shown
+    assert "a b" not in shown
     assert oct((ready.folder / "state/vm.tpu_vm").stat().st_mode)[-3:] == "600"
 
 
