@@ -112,7 +112,7 @@ def test_every_missing_shard_is_an_error_and_never_zeros(tmp_path, params):
 def test_an_outage_of_the_store_is_no_damage(tmp_path, params, monkeypatch):
     """Else a good checkpoint would be deleted on the advice of the message."""
 
-    async def fail(*_, **__):
+    def fail(*_, **__):
         raise ValueError("ABORTED: Error reading gs://b/x: All 32 retry attempts failed: CURL")
 
     def save_and_wait(checkpoints):
@@ -121,7 +121,7 @@ def test_an_outage_of_the_store_is_no_damage(tmp_path, params, monkeypatch):
 
     write(tmp_path, params, [(1, None)])
     with manager.manager(tmp_path) as checkpoints:
-        monkeypatch.setattr(ts, "open", lambda *_, **__: fail())
+        monkeypatch.setattr(ts, "open", fail)
         with pytest.raises(UnavailableError, match="once it answers, the same command") as raised:
             restore.restore_params(tmp_path, 1, abstract(params, mesh(1, 1, 1)))
         assert "delete" not in str(raised.value)
