@@ -7,8 +7,9 @@ already is not done again. One that fails is told at the end and does not end th
 
 Worker 0 to N-1 of N (--worker and --workers, else $EVAL_WORKER and $EVAL_WORKERS) scores its share.
 
-Exit codes: 0 all folders (of this worker) are scored, 2 wrong input, 4 some folders failed, 75
-stopped by SIGTERM or Ctrl-C: the same command continues.
+Exit codes: 0 all folders (of this worker) are scored, 2 wrong input, 4 some folders failed, 69 some
+for want of a store: the same command after a while tries them again, 75 stopped by SIGTERM or
+Ctrl-C: the same command continues.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from absl import flags
 
 from launch import scoring, workers
 from launch.flags import Arguments, run_with_arguments
-from stepdistill_jax.spec import EXIT_INCOMPLETE, EXIT_PREEMPTED, InputError
+from stepdistill_jax.spec import EXIT_INCOMPLETE, EXIT_PREEMPTED, EXIT_UNAVAILABLE, InputError
 from stepdistill_jax.sweep import dealing
 
 _FROM_FILE = flags.DEFINE_multi_string(
@@ -36,7 +37,8 @@ def main(arguments: Arguments) -> int:
     runs = [scoring.look(folder, arguments.overrides) for folder in folders]
     scoring.refuse_hopeless(runs)
     worker, count = workers.given("EVAL")
-    mine = dealing.share([run.size for run in runs], worker, count, "EVAL")
+    # By their number alone: what one worker cannot read of a folder, another may.
+    mine = dealing.share([0.0] * len(runs), worker, count, "EVAL")
     of = f"worker {worker} of {count}: {len(mine)} of " if count > 1 else ""
     print(f"{of}{len(runs)} folders", flush=True)
     share = [run for index, run in enumerate(runs) if index in mine]
@@ -45,6 +47,8 @@ def main(arguments: Arguments) -> int:
     if stopped:
         print(f"stopped after {len(done)} of {len(share)}: the same command again continues")
         return EXIT_PREEMPTED
+    if any(run.code == EXIT_UNAVAILABLE for run in done):
+        return EXIT_UNAVAILABLE
     return EXIT_INCOMPLETE if any(run.failed for run in done) else 0
 
 

@@ -165,15 +165,9 @@ class Checks:
     def model_dir(self) -> str:
         """MODEL_DIR takes a file under a temporary name and the rename, twice over."""
         own = self.scratch / f"process-{processes.index()}"
-        try:
+        with claim.writable(self.config):
             for text in ("first", self.scratch.name):
                 records.write_atomic(own, text)
-        except OSError as error:
-            raise InputError(
-                f"MODEL_DIR={self.config.model_dir!r} cannot be written: "
-                f"{error.strerror or error}; make room or give the right to write, or choose "
-                "another MODEL_DIR"
-            ) from error
         if own.read_text() != self.scratch.name:
             raise InputError(
                 f"{own} still holds what was there before the rename; choose a MODEL_DIR whose "

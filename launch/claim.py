@@ -87,7 +87,7 @@ def refuse_strangers(config: RunConfig) -> None:
 def _sign(config: RunConfig) -> epath.Path:
     """Writes a file in MODEL_DIR under a name that no file ever had; returns its path."""
     path = epath.Path(config.model_dir) / f".shared-{uuid.uuid4().hex}"
-    with _writable(config):
+    with writable(config):
         records.write_atomic(path, "")
     return path
 
@@ -95,17 +95,18 @@ def _sign(config: RunConfig) -> epath.Path:
 def _claim(config: RunConfig) -> str:
     refuse_other(config)
     text = configs.dump(config)
-    with _writable(config):
+    with writable(config):
         records.write_atomic(epath.Path(config.model_dir) / configs.CONFIG_FILE, text)
     return text
 
 
 @contextlib.contextmanager
-def _writable(config: RunConfig) -> Iterator[None]:
+def writable(config: RunConfig) -> Iterator[None]:
     """Turns what a full or forbidden MODEL_DIR raises into one clear error."""
     try:
         yield
     except OSError as error:
+        storage.raise_failure(error)
         raise InputError(
             f"MODEL_DIR={config.model_dir!r} cannot be written: {error.strerror or error}; "
             "make room or give the right to write, or choose another MODEL_DIR"

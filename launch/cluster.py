@@ -21,8 +21,9 @@ from typing import Any, NoReturn
 import jax
 from jax._src import clusters, distributed
 
+from stepdistill_jax import storage
 from stepdistill_jax.parallel import processes
-from stepdistill_jax.spec import EXIT_INPUT_ERROR, EXIT_PREEMPTED, InputError
+from stepdistill_jax.spec import EXIT_UNAVAILABLE, InputError, UnavailableError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # How long the first process waits for the last one to come.
@@ -55,6 +56,7 @@ def start(*, preemptible: bool = False) -> None:
 
     Raises:
         InputError: the environment says half of where to meet, or something impossible.
+        UnavailableError: the processes cannot meet, or nobody says how many there are.
     """
     if jax.distributed.is_initialized():
         return
@@ -75,7 +77,7 @@ def start(*, preemptible: bool = False) -> None:
     except (RuntimeError, ValueError) as error:
         address = distributed.global_state.coordinator_address
         reason = str(error).splitlines()[0]
-        raise InputError(
+        raise UnavailableError(
             f"the processes cannot meet at {address}: {reason}; give each its own number, and "
             "process 0 a free port"
         ) from error
@@ -123,20 +125,21 @@ def end(error: Exception) -> None:
     """Ends this process because of `error`, where it is one of several; else does nothing.
 
     To be called before anything waits for the others, as the end of a checkpoint manager does.
-    Where another process has ended, the exit code is `EXIT_PREEMPTED`: nothing is wrong with this
-    one.
+    Where another process has ended, the exit code is `EXIT_UNAVAILABLE`: nothing is wrong with this
+    one, but nor has anything been saved.
     """
     if processes.count() == 1:
         return
+    error = storage.failure(error) or error
     if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
-        leave(EXIT_INPUT_ERROR)
+        leave(error.exit_code)
     # A device that cannot be started for want of the others is a plain RuntimeError of JAX's.
     if isinstance(error, (RuntimeError, ValueError)) and _LOST.search(str(error)):
         reason = str(error).splitlines()[0][:200]
         _say(f"another process of this run has ended ({reason}); {_CONTINUES}")
         # Not by `leave`: the dead one does not come.
-        os._exit(EXIT_PREEMPTED)
+        os._exit(EXIT_UNAVAILABLE)
     traceback.print_exception(error)
     leave(1)
 
@@ -193,7 +196,7 @@ def _detected() -> dict[str, Any] | None:
                 continue
             several = kind.get_process_count() > 1
         except OSError as error:
-            raise InputError(
+            raise UnavailableError(
                 f"whether this host is one of several cannot be found out ({kind.__name__}: "
                 f"{error}); let it reach the metadata server, or set {', '.join(VARIABLES)}, the "
                 "second to 1 where it is the only one"
@@ -220,7 +223,7 @@ def _nobody_came() -> None:
         )
     _say(f"the processes have not met at {address} within {MEETING_SECONDS} s; {what}")
     # A host may only have been slow: what supervises the run may start it again.
-    os._exit(EXIT_PREEMPTED)
+    os._exit(EXIT_UNAVAILABLE)
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -229,7 +232,7 @@ def _on_abort(number: int) -> None:
     if _leaving is not None:
         os._exit(_leaving)
     _say(f"aborted, as JAX does where another process has ended (see above); {_CONTINUES}")
-    os._exit(EXIT_PREEMPTED)
+    os._exit(EXIT_UNAVAILABLE)
 
 
 def _say(message: str) -> None:

@@ -51,7 +51,8 @@ def _same_run(config: RunConfig) -> RunConfig:
     Raises:
         InputError: its folder holds a run of another configuration.
     """
-    reach(config)
+    # What it was trained from is not read.
+    reach(dataclasses.replace(config, initial_checkpoint=None))
     trained = dataclasses.replace(configs.read(config.model_dir), eval=config.eval)
     different = configs.difference(trained, config)
     if different:

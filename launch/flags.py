@@ -85,8 +85,8 @@ def run_with_arguments(
 
     `help_text` says which gin files and macros there are.
 
-    `InputError` and a disk that cannot be written become one line on stderr and
-    `EXIT_INPUT_ERROR`.
+    `InputError`, a store that fails and a disk that cannot be written become one line on stderr
+    and `EXIT_INPUT_ERROR`, or `EXIT_UNAVAILABLE` where the same may go well later.
     """
     argv = list(sys.argv if argv is None else argv)
     if _HELP & set(argv[1:]):
@@ -108,7 +108,7 @@ def run_with_arguments(
                 storage.check("folder", folder)
             sys.exit(main(arguments))
         except InputError as error:
-            _stop(str(error))
+            _stop(str(error), error.exit_code)
         except OSError as error:
             _stop_for_store(error)
             if error.errno not in _DISK_ERRORS:
@@ -138,13 +138,13 @@ def _stop_for_store(error: Exception) -> None:
     """Stops where a store failed, which has been tried again for a while by then."""
     failure = storage.failure(error)
     if failure:
-        _stop(f"{failure}; once it answers, the same command continues")
+        _stop(str(failure), failure.exit_code)
 
 
-def _stop(message: str) -> NoReturn:
+def _stop(message: str, code: int = EXIT_INPUT_ERROR) -> NoReturn:
     logging.flush()
     print(f"error: {message}", file=sys.stderr)
-    cluster.leave(EXIT_INPUT_ERROR)
+    cluster.leave(code)
 
 
 def _help(macros: str) -> str:

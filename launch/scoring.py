@@ -17,9 +17,9 @@ from etils import epath
 
 from launch import cluster, sweeping
 from stepdistill_jax import config as configs
+from stepdistill_jax import storage
 from stepdistill_jax.eval import teacher
 from stepdistill_jax.eval.results import VALIDATION, Result, read_results
-from stepdistill_jax.model.flops import serving_flops
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import EXIT_INPUT_ERROR, InputError
 from stepdistill_jax.sweep import table
@@ -39,6 +39,7 @@ class Run:
         failed: why it could not be scored; "" = it could.
         results: of the steps and splits that were asked for, once it is scored.
         seconds: that its process took.
+        code: its exit code.
     """
 
     folder: str
@@ -46,14 +47,7 @@ class Run:
     failed: str = ""
     results: tuple[Result, ...] = ()
     seconds: float = 0.0
-
-    @property
-    def size(self) -> float:
-        """FLOPs of one answer, texts as long as they may be: an order of runs by their work."""
-        if self.config is None:
-            return 0.0
-        tokens = self.config.tokens
-        return serving_flops(self.config.model, tokens.max_input_length, tokens.max_label_length)
+    code: int = 0
 
 
 def read_lists(paths: Iterable[epath.PathLike]) -> list[str]:
@@ -73,8 +67,10 @@ def read_lists(paths: Iterable[epath.PathLike]) -> list[str]:
 def expand(named: Sequence[str]) -> list[str]:
     """Folders that are named, and those with a run that patterns fit, each once and in order.
 
+    Of several names of one folder the first stays.
+
     Raises:
-        InputError: nothing is named, or nothing fits a pattern.
+        InputError: nothing is named, nothing fits a pattern, or it is none of a store's.
     """
     if not named:
         raise InputError("nothing to score: name folders of runs, patterns, or --from_file=FILE")
@@ -83,6 +79,11 @@ def expand(named: Sequence[str]) -> list[str]:
         if not _PATTERN & set(name):
             folders.append(name.rstrip("/") or name)
             continue
+        if storage.is_remote(name) and ("**" in name or _PATTERN & set(_bucket(name))):
+            raise InputError(
+                f"{name}: a pattern on a store has no ** and names its bucket; write a * for each "
+                "folder, as in gs://BUCKET/*/*"
+            )
         parts = epath.Path(name).parts
         fixed = next(i for i, part in enumerate(parts) if _PATTERN & set(part))
         below = epath.Path(*parts[:fixed]) if fixed else epath.Path()
@@ -91,7 +92,14 @@ def expand(named: Sequence[str]) -> list[str]:
         if not found:
             raise InputError(f"{name}: no folder with a {configs.CONFIG_FILE} fits; check the path")
         folders += found
-    return list(dict.fromkeys(folders))
+    first: dict[str, str] = {}
+    for folder in folders:
+        first.setdefault(storage.absolute(folder), folder)
+    return list(first.values())
+
+
+def _bucket(path: str) -> str:
+    return path.partition("://")[2].partition("/")[0]
 
 
 def look(folder: str, overrides: Sequence[str]) -> Run:
@@ -162,7 +170,7 @@ def _score(run: Run, config: RunConfig, overrides: Sequence[str]) -> Run:
         results = () if code else _asked_for(config)
     except InputError as error:
         failed, results = str(error), ()
-    return dataclasses.replace(run, failed=failed, results=results, seconds=seconds)
+    return dataclasses.replace(run, failed=failed, results=results, seconds=seconds, code=code)
 
 
 def _asked_for(config: RunConfig) -> tuple[Result, ...]:

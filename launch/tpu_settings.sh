@@ -124,7 +124,7 @@ load_state() {
   if [ "${#create_flags[@]}" = 0 ]; then create_flags=(${saved_create_flags[@]+"${saved_create_flags[@]}"}); fi
   if [ "${#ssh_flags[@]}" = 0 ]; then ssh_flags=(${saved_ssh_flags[@]+"${saved_ssh_flags[@]}"}); fi
   [ -n "$ZONE" ] || fail "ZONE is missing: where is $NAME? pass --zone=ZONE or set ZONE, as us-central2-b"
-  if [ -n "$BUCKET" ]; then BUCKET=gs://${BUCKET#gs://}; fi
+  if [ -n "$BUCKET" ]; then BUCKET=gs://${BUCKET#gs://} BUCKET=${BUCKET%/}; fi
   where=(--zone="$ZONE")
   if [ -n "$PROJECT" ]; then where+=(--project="$PROJECT"); fi
 }

@@ -25,7 +25,8 @@
 #   --env=NAME=VALUE   in the environment of run and eval, may be repeated
 #   --module=launch.sweep   what run runs;  --local   allow a MODEL_DIR on the workers' own disks
 #   --lines=N, --no_follow   of logs;  PYTHON_VERSION (3.11)   of setup
-#   POLL_SECONDS (30), BACKOFF_SECONDS (30, doubled up to 900), MAX_FAILURES (10)   of keep
+#   POLL_SECONDS (30), BACKOFF_SECONDS (30, doubled up to 900), MAX_FAILURES (10), LASTING_SECONDS
+#   (3600: failures before a run that lasts so long are forgotten)   of keep
 #   --dry_run   print every command, run none (VMs are taken to be preempted, then ready)
 #
 # Exit codes: 2 wrong input; keep gives the run's own; else gcloud's.
@@ -113,7 +114,8 @@ revive() {
     STOPPED) fail "$NAME is STOPPED; start it: gcloud compute tpus tpu-vm start $NAME ${where[*]}" ;;
     *) say "$NAME is $answer"; return 1 ;;
   esac
-  create_vm && set_up
+  create_vm || { not_made=1; return 1; }
+  set_up
 }
 
 # --- Code, runs, results
@@ -121,7 +123,7 @@ revive() {
 sync_code() {
   local archive=$STATE_DIR/$NAME.tar.gz untracked
   [ -d "$here/.git" ] || [ -f "$here/.git" ] || fail "$here is no git checkout: sync sends what git tracks"
-  untracked=$(git -C "$here" ls-files --others --exclude-standard | head -n 5 | tr '\n' ' ')
+  untracked=$(git -C "$here" ls-files --others --exclude-standard | sed -n 1,5p | tr '\n' ' ')
   if [ -n "$untracked" ]; then say "left behind, as git does not track it: $untracked(git add what is needed)"; fi
   call mkdir -p "$STATE_DIR" || return
   # With their changes, without those that are deleted.
@@ -161,24 +163,34 @@ a preempted VM loses: pass --gin.MODEL_DIR=gs://BUCKET/PATH, set BUCKET, or pass
   save_state
 }
 
+# Sends NAME=VALUE... to all workers as a file, which `start` reads and deletes: in a command all who
+# are on the machine would see a value, which may be a key.
+send_environment() {
+  local file=$STATE_DIR/$NAME.env code=0
+  if [ "$DRY_RUN" = 0 ]; then (umask 077 && printf '%s\0' "$@" >"$file") || return; fi
+  call gcloud compute tpus tpu-vm scp "$file" "$NAME:stepdistill.env" "${where[@]}" --worker=all \
+    ${ssh_flags[@]+"${ssh_flags[@]}"} || code=$?
+  call rm -f "$file"
+  return "$code"
+}
+
 start_run() {
-  local kind module count variables worker workers=1
+  local kind module count variables=() worker workers=1
   [ "${#last_run[@]}" -gt 0 ] || fail "nothing was run on $NAME yet; start with '$0 run --name=$NAME -- ...'"
   kind=${last_run[0]} module=${last_run[1]} count=${last_run[2]}
-  variables=(${last_run[@]+"${last_run[@]:3:count}"})
   arguments=(${last_run[@]+"${last_run[@]:3+count}"})
+  if [ "$count" -gt 0 ]; then send_environment "${last_run[@]:3:count}" || return; fi
   if [ "$kind" = run ]; then
-    on_workers all bash "$worker_script" start ${variables[@]+"${variables[@]}"} \
-      python -m "$module" ${arguments[@]+"${arguments[@]}"}
+    on_workers all bash "$worker_script" start python -m "$module" ${arguments[@]+"${arguments[@]}"}
     return
   fi
   ask 2 gcloud compute tpus tpu-vm describe "$NAME" "${where[@]}" --format='value(networkEndpoints.len())' ||
-    fail "gcloud cannot say how many workers $NAME has: ${said##*$'\n'}" 1
+    { say "gcloud cannot say how many workers $NAME has: ${said##*$'\n'}"; return 1; }
   workers=$answer
   # A host of a slice of several waits for the others, unless it is told that it is alone with its
   # chips: four, in every slice of several hosts.
   if [ "$workers" -gt 1 ]; then
-    variables+=("TPU_PROCESS_BOUNDS=1,1,1" "TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1"
+    variables=("TPU_PROCESS_BOUNDS=1,1,1" "TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1"
       "TPU_VISIBLE_CHIPS=0,1,2,3" TPU_WORKER_ID=0 TPU_WORKER_HOSTNAMES=localhost)
   fi
   for ((worker = 0; worker < workers; worker++)); do
@@ -210,25 +222,30 @@ look() {
   fi
   outcome=idle
   if [ "$idle" -gt 0 ] || [ -z "$codes" ]; then return; fi
-  # Wrong input and a loss that is not finite are final. Of a crash the other workers end as of a
-  # preemption (75), so that a crash goes before it: crashes are counted.
+  # Wrong input and a loss that is not finite are final. Of a crash the other workers end in want of
+  # it (69), or saved where they were stopped (75), so that a crash goes before these.
   for wanted in 2 3; do
     case "$codes" in *" $wanted "*) outcome=$wanted; return ;; esac
   done
   for code in $codes; do
     outcome=$code
-    case "$code" in 0 | 4 | 75) ;; *) return ;; esac
+    case "$code" in 0 | 4 | 69 | 75) ;; *) return ;; esac
   done
   outcome=0
-  for wanted in 75 4; do
+  for wanted in 69 75 4; do
     case "$codes" in *" $wanted "*) outcome=$wanted; return ;; esac
   done
 }
 
-# Waits longer after each failure in a row; gives up after MAX_FAILURES.
-back_off() { # COUNT WHAT
-  local delay=$BACKOFF_SECONDS i
+# Gives up after MAX_FAILURES.
+back_off() { # COUNT WHAT [EXIT_CODE]
   [ "$1" -lt "$MAX_FAILURES" ] || fail "$2; giving up after $1 failures (MAX_FAILURES)" "${3:-1}"
+  wait_longer "$1" "$2"
+}
+
+# Waits longer after each failure in a row.
+wait_longer() { # COUNT WHAT
+  local delay=$BACKOFF_SECONDS i
   for ((i = 1; i < $1 && delay < 900; i++)); do delay=$((delay * 2)); done
   if [ "$delay" -gt 900 ]; then delay=900; fi
   say "$2; again in $delay s"
@@ -236,24 +253,37 @@ back_off() { # COUNT WHAT
 }
 
 keep() {
-  local failures=0 crashes=0 torn=0
+  local failures=0 crashes=0 torn=0 unmade=0 since=$SECONDS
   [ "${#last_run[@]}" -gt 0 ] || fail "nothing was run on $NAME yet; start with '$0 run --name=$NAME -- ...'"
   while :; do
+    not_made=0
     if ! revive || ! look; then
+      # Spot VMs may be had tomorrow.
+      if [ "$not_made" = 1 ]; then
+        unmade=$((unmade + 1))
+        wait_longer "$unmade" "$NAME cannot be made"
+        continue
+      fi
       failures=$((failures + 1))
       back_off "$failures" "$NAME cannot be reached or made"
       continue
     fi
+    unmade=0
     case "$outcome" in
       0) say "$NAME has finished"; return 0 ;;
       2 | 3 | 4) fail "the run on $NAME ended with exit code $outcome, which a restart does not mend; see '$0 logs'" "$outcome" ;;
-      running) torn=0 failures=0; pause "$POLL_SECONDS"; continue ;;
+      running)
+        torn=0 failures=0
+        # By then it has saved, so that what ends it next is not what ended it before.
+        if [ $((SECONDS - since)) -ge "$LASTING_SECONDS" ]; then crashes=0; fi
+        pause "$POLL_SECONDS"
+        continue ;;
       torn)
         torn=$((torn + 1))
         if [ "$torn" -ge 3 ]; then on_workers all bash "$worker_script" stop 30 || true; torn=0; fi
         pause "$POLL_SECONDS"
         continue ;;
-      75) say "$NAME was preempted and has saved; starting again" ;;
+      75) crashes=0; say "$NAME was preempted and has saved; starting again" ;;
       idle) ;;
       bare)
         set_up || { failures=$((failures + 1)); back_off "$failures" "$NAME could not be set up"; }
@@ -263,7 +293,7 @@ keep() {
         back_off "$crashes" "the run on $NAME ended with exit code $outcome" "$outcome" ;;
     esac
     start_run || { failures=$((failures + 1)); back_off "$failures" "the run on $NAME did not start"; }
-    assumed_vm=READY assumed_run="exit 0"
+    since=$SECONDS assumed_vm=READY assumed_run="exit 0"
   done
 }
 
@@ -309,7 +339,7 @@ confirm_delete() {
     case "$reply" in y | Y | yes) ;; *) fail "not deleted: answer y, or pass --yes" ;; esac
   fi
   delete_vm
-  call rm -f "$state_file" "$STATE_DIR/$NAME.tar.gz"
+  call rm -f "$state_file" "$STATE_DIR/$NAME.tar.gz" "$STATE_DIR/$NAME.env"
 }
 
 main() {
@@ -328,6 +358,7 @@ main() {
   arguments=() create_flags=() ssh_flags=() environment=()
   DRY_RUN=0 YES=0 LOCAL=0 FOLLOW=1 WORKER=0 LINES_SHOWN=100 SECONDS_TO_STOP=120 MODULE=launch.train
   POLL_SECONDS=${POLL_SECONDS:-30} BACKOFF_SECONDS=${BACKOFF_SECONDS:-30} MAX_FAILURES=${MAX_FAILURES:-10}
+  LASTING_SECONDS=${LASTING_SECONDS:-3600}
   # A MODEL_DIR or OUT of the environment may be meant for another program.
   MODEL_DIR="" OUT=""
   # What a dry run takes a VM and its run to be.

@@ -2,7 +2,8 @@
 # The part of tpu_vm.sh that runs on every worker of a TPU VM, out of the code that it sent.
 #
 #   tpu_worker.sh setup             ~/stepdistill/venv with the package and its extra tpu
-#   tpu_worker.sh start [NAME=VALUE...] COMMAND...   begin COMMAND; it goes on when ssh ends
+#   tpu_worker.sh start [NAME=VALUE...] COMMAND...   begin COMMAND; it goes on when ssh ends. More
+#                                   NAME=VALUE, which nobody may see, from ~/stepdistill.env
 #   tpu_worker.sh status            one line: bare | idle | running PID | exit CODE, last line said
 #   tpu_worker.sh stop SECONDS      SIGTERM, at which a run saves; SIGKILL after SECONDS
 #   tpu_worker.sh log LINES [-F]    the end of the log; -F follows it
@@ -44,12 +45,17 @@ running() {
 }
 
 start() {
-  local pid
+  local pid variable
+  # Deleted whatever comes of the start: it may hold a key.
+  if [ -f ~/stepdistill.env ]; then
+    while IFS= read -r -d "" variable; do export "${variable?}"; done <~/stepdistill.env
+    rm -f ~/stepdistill.env
+  fi
   [ -f "$root/ready" ] || fail "this worker is not set up; run 'tpu_vm.sh setup' first"
   if pid=$(running); then
     fail "a run is at work (pid $pid): $(cat "$root/run.command"); stop it first"
   fi
-  # Not a part of the command, which is shown: a value may be a key.
+  # Not a part of the command, which is shown.
   while [[ ${1:-} == [A-Za-z_]*=* ]]; do
     export "${1?}"
     shift
@@ -98,10 +104,10 @@ status() {
   local pid what last
   if [ ! -f "$root/ready" ]; then
     what="bare -"
+  elif pid=$(running); then # Before its exit code is looked for, which it writes as the last thing.
+    what="running $pid"
   elif [ -f "$root/run.exit" ]; then
     what="exit $(cat "$root/run.exit")"
-  elif pid=$(running); then
-    what="running $pid"
   elif [ -f "$root/run.command" ]; then
     what="exit 137" # Killed with its supervisor, or the machine was restarted.
   else

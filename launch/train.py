@@ -4,8 +4,9 @@ METHOD "teacher" trains nothing and scores the teacher's own answers. With --pre
 nothing either: it tries everything once, prints a table, and leaves the run alone.
 
 The same command again continues a run that was stopped. Exit codes: 0 finished, 2 wrong input,
-3 a loss that is not finite, 75 preempted (SIGTERM), or another process of the run has ended: run
-the same command again. A preflight: 0 all is well, 2 something failed.
+3 a loss that is not finite, 69 a store or another process of the run is out of reach: run the same
+command again after a while, 75 preempted (SIGTERM) and saved: run it again. A preflight: 0 all is
+well, 2 something failed.
 """
 
 from __future__ import annotations

@@ -89,17 +89,28 @@ FINISHED_FILE = "finished.json"
 NON_FINITE_FILE = "non_finite.json"
 
 
-class InputError(ValueError):
-    """The user's input is wrong: data, configuration or folder.
-
-    The message says what, where (``file:line`` or gin name), both values and the remedy. The
-    binaries print it without a stack trace and exit with `EXIT_INPUT_ERROR`.
-    """
-
-
 EXIT_INPUT_ERROR = 2
 EXIT_NON_FINITE = 3
 # What could be done is done, but not all: runs of a sweep failed, a teacher's budget is spent.
 EXIT_INCOMPLETE = 4
+# sysexits.h EX_UNAVAILABLE: a store, or another process of the run, is out of reach; the same
+# command may continue after a while.
+EXIT_UNAVAILABLE = 69
 # sysexits.h EX_TEMPFAIL: run the same command again and it continues.
 EXIT_PREEMPTED = 75
+
+
+class InputError(ValueError):
+    """The user's input is wrong: data, configuration or folder.
+
+    The message says what, where (``file:line`` or gin name), both values and the remedy. The
+    binaries print it without a stack trace and exit with `exit_code`.
+    """
+
+    exit_code = EXIT_INPUT_ERROR
+
+
+class UnavailableError(InputError):
+    """What a run needs is out of reach for now, as in an outage; its input may be right."""
+
+    exit_code = EXIT_UNAVAILABLE

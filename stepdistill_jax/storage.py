@@ -10,21 +10,31 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import sys
 import tempfile
 from typing import Any
 
 from etils import epath
 
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.spec import InputError, UnavailableError
 
 SCHEME = "gs://"
+_TO_READ = ("storage.objects.list", "storage.objects.get")
 # Orbax asks for the first, to learn what kind of bucket it is.
-_TO_READ = ("storage.buckets.get", "storage.objects.list", "storage.objects.get")
-_TO_WRITE = (*_TO_READ, "storage.objects.create", "storage.objects.delete")
+_TO_WRITE = (
+    "storage.buckets.get",
+    *_TO_READ,
+    "storage.objects.create",
+    "storage.objects.delete",
+)
 # What a store that does not answer is given before a run says so.
 PATIENCE_SECONDS = 20.0
 _CLIENTS = frozenset({"gcsfs", "google", "aiohttp", "requests", "urllib3"})
+# tensorstore has plain ValueErrors; these once it has tried for minutes.
+_TENSORSTORE = re.compile("(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED): .*(gs://|tensorstore)", re.S)
+# Too slow, too often: the other codes from 400 to 499 are refusals.
+_PASSING_CODES = frozenset({408, 429})
 
 
 def _configure() -> None:
@@ -64,8 +74,9 @@ def on_disk(path: epath.Path) -> epath.Path:
         return path
     digest = hashlib.sha256(os.fspath(path).encode()).hexdigest()
     folder = epath.Path(_scratch().name) / digest
-    folder.mkdir(parents=True)
-    return path.copy(folder / path.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    # A copy that failed may have left a part.
+    return path.copy(folder / path.name, overwrite=True)
 
 
 @functools.cache
@@ -82,8 +93,9 @@ def check(name: str, path: epath.PathLike, *, write: bool = False) -> None:
         write: whether anything will be written.
 
     Raises:
-        InputError: an unknown scheme, no client installed, no credentials, no such bucket, no
-            permission, or no answer.
+        InputError: an unknown scheme, no client installed, no credentials, no such bucket, or no
+            permission.
+        UnavailableError: no answer.
     """
     path = os.fspath(path)
     if not is_remote(path):
@@ -94,14 +106,21 @@ def check(name: str, path: epath.PathLike, *, write: bool = False) -> None:
             f"{name}={path!r}: expected a folder on a disk, or gs://BUCKET/FOLDER on Google Cloud "
             "Storage"
         )
-    problem = _problem(bucket, _TO_WRITE if write else _TO_READ)
+    try:
+        problem = _problem(bucket, _TO_WRITE if write else _TO_READ)
+    except UnavailableError as error:
+        raise UnavailableError(f"{name}={path!r}: {error}") from error
     if problem:
         raise InputError(f"{name}={path!r}: {problem}")
 
 
 @functools.cache
 def _problem(bucket: str, permissions: tuple[str, ...]) -> str:
-    """Why a bucket cannot be used so, and what to do; "" where it can."""
+    """Why a bucket cannot be used so, and what to do; "" where it can.
+
+    Raises:
+        UnavailableError: it gives no answer, which is not remembered.
+    """
     try:
         import gcsfs  # noqa: F401 - asked for; epath imports it by name
         from google.api_core import exceptions, retry
@@ -116,8 +135,17 @@ def _problem(bucket: str, permissions: tuple[str, ...]) -> str:
         "attach a service account to the machine, or run gcloud auth application-default login, "
         "or name a key file in GOOGLE_APPLICATION_CREDENTIALS"
     )
+    again = {
+        "timeout": PATIENCE_SECONDS / 2,
+        "retry": retry.Retry(timeout=PATIENCE_SECONDS, maximum=PATIENCE_SECONDS / 4),
+    }
     try:
-        held = _permissions(storage, retry, bucket, permissions)
+        there = _client(storage).bucket(bucket)
+        held = there.test_iam_permissions(list(permissions), **again)
+        if permissions == _TO_READ and set(permissions) - set(held):
+            # Objects of a public bucket may be readable by lists of their own.
+            next(iter(there.list_blobs(max_results=1, **again)), None)
+            return ""
     except auth_exceptions.DefaultCredentialsError:
         return f"there are no credentials for Google Cloud here; {login}"
     except exceptions.NotFound:
@@ -127,12 +155,12 @@ def _problem(bucket: str, permissions: tuple[str, ...]) -> str:
         exceptions.Unauthorized,
         auth_exceptions.RefreshError,  # expired or revoked
     ) as error:
+        # A machine's own credentials come over the network too.
+        if isinstance(error.__cause__, auth_exceptions.TransportError):
+            raise _no_answer(error) from error
         return f"these credentials may not use bucket {bucket!r} ({in_line(error)}); {login}"
     except Exception as error:  # no network, a proxy
-        return (
-            f"Google Cloud Storage gave no answer within {PATIENCE_SECONDS:.0f} s "
-            f"({in_line(error)}); check the network and the credentials, and run again"
-        )
+        raise _no_answer(error) from error
     lacking = [permission for permission in permissions if permission not in held]
     if lacking:
         return (
@@ -142,31 +170,51 @@ def _problem(bucket: str, permissions: tuple[str, ...]) -> str:
     return ""
 
 
-def _permissions(storage: Any, retry: Any, bucket: str, wanted: tuple[str, ...]) -> list[str]:
-    held: list[str] = (
-        storage.Client()
-        .bucket(bucket)
-        .test_iam_permissions(
-            list(wanted),
-            timeout=PATIENCE_SECONDS / 2,
-            retry=retry.Retry(timeout=PATIENCE_SECONDS, maximum=PATIENCE_SECONDS / 4),
-        )
+def _no_answer(error: Exception) -> UnavailableError:
+    return UnavailableError(
+        f"Google Cloud Storage gave no answer within {PATIENCE_SECONDS:.0f} s "
+        f"({in_line(error)}); check the network and the credentials, and run again"
     )
-    return held
 
 
-def failure(error: BaseException) -> str:
+def _client(storage: Any) -> Any:
+    try:
+        return storage.Client()
+    except OSError:
+        # The credentials name no project. No object needs one, but Orbax makes such clients too.
+        os.environ["GOOGLE_CLOUD_PROJECT"] = "none"
+        return storage.Client()
+
+
+def failure(error: BaseException) -> InputError | None:
     """What a store's client raised once its own retries had come to nothing, in one line.
 
     Returns:
-        "" where the error is not of such a client.
+        `UnavailableError` where the store may answer later, another `InputError` where it has
+        refused; None where the error is not of such a client.
     """
+    said = f"Google Cloud Storage: {in_line(error)}"
     of_client = type(error).__module__.partition(".")[0] in _CLIENTS
     # gcsfs has OSErrors without a number for what it is forbidden to do.
     forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden: ")
-    if not of_client and not forbidden:
-        return ""
-    return f"Google Cloud Storage: {in_line(error)}"
+    code = getattr(error, "code", None) or getattr(error, "status", None) or 0
+    refused = of_client and 400 <= int(code) < 500 and int(code) not in _PASSING_CODES
+    if forbidden or refused or type(error).__name__ == "DefaultCredentialsError":
+        return InputError(f"{said}; once that is allowed, the same command continues")
+    if of_client or (isinstance(error, ValueError) and _TENSORSTORE.search(str(error))):
+        return UnavailableError(f"{said}; once it answers, the same command continues")
+    return None
+
+
+def raise_failure(error: BaseException) -> None:
+    """Raises `failure` of an error, where it is one, before a caller takes it for a damaged file.
+
+    Raises:
+        InputError, UnavailableError: see `failure`.
+    """
+    failed = failure(error)
+    if failed:
+        raise failed from error
 
 
 def in_line(error: BaseException) -> str:

@@ -1,14 +1,28 @@
 """Files on an object store, against a server of its protocol on the loopback."""
 
 import json
+import os
 import subprocess
 import sys
 
+import google.auth
 import pytest
+import requests
 from etils import epath
+from gcsfs.retry import HttpError
+from google.api_core import exceptions
+from google.auth import exceptions as auth_exceptions
+from google.auth.credentials import AnonymousCredentials
 
 from stepdistill_jax import records, storage
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.spec import (
+    EXIT_INPUT_ERROR,
+    EXIT_UNAVAILABLE,
+    InputError,
+    UnavailableError,
+)
+
+OUTAGE = "Error reading gs://bucket/x/.zarray: All 32 retry attempts failed"
 
 
 @pytest.fixture
@@ -122,6 +136,27 @@ def test_reading_needs_no_right_to_write(store):
     storage.check("INITIAL_CHECKPOINT", "gs://readable/run")
 
 
+def test_what_may_be_listed_may_be_read(store):
+    """As of a public bucket, whose objects say themselves who may read them."""
+    store.buckets |= {"public": {}, "closed": {}}
+    store.permissions |= {"public": ("storage.objects.list",), "closed": ()}
+    storage.check("INITIAL_CHECKPOINT", "gs://public/t5")
+    with pytest.raises(InputError, match=r"may not use bucket 'closed' .*storage\.objects\.list"):
+        storage.check("INITIAL_CHECKPOINT", "gs://closed/t5")
+
+
+def test_credentials_without_a_project_will_do(store, monkeypatch):
+    def default(**_):
+        return AnonymousCredentials(), os.environ["GOOGLE_CLOUD_PROJECT"] or None
+
+    monkeypatch.setattr(google.auth, "default", default)
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+    monkeypatch.setenv("API_ENDPOINT_OVERRIDE", store.url)
+    for name in ("GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT"):
+        monkeypatch.setenv(name, "")
+    storage.check("MODEL_DIR", "gs://bucket/run", write=True)
+
+
 def test_a_client_that_is_not_installed(store, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(InputError, match=r"not installed .*; pip install 'stepdistill-jax\[gcs\]'"):
@@ -150,7 +185,7 @@ def test_credentials_that_are_refused(store, monkeypatch):
 
 def test_no_network(monkeypatch, impatient):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(InputError, match=r"gave no answer within 1 s .*check the network"):
+    with pytest.raises(UnavailableError, match=r"gave no answer within 1 s .*check the network"):
         storage.check("MODEL_DIR", "gs://bucket/run")
 
 
@@ -159,12 +194,34 @@ def test_what_fails_later_is_one_line_too(store):
     store.permissions["readable"] = storage._TO_READ
     with pytest.raises(OSError, match="Forbidden") as raised:
         records.write_atomic("gs://readable/run/x", "text")
-    said = storage.failure(raised.value)
+    failed = storage.failure(raised.value)
+    assert failed.exit_code == EXIT_INPUT_ERROR
+    said = str(failed)
     assert said.startswith("Google Cloud Storage: Forbidden: ")
     assert "does not have storage.objects.create access" in said
     assert "\n" not in said
-    assert storage.failure(OSError("disk full")) == ""
-    assert storage.failure(ValueError("Forbidden: no store's")) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (requests.exceptions.ConnectionError("Connection aborted."), EXIT_UNAVAILABLE),
+        (HttpError({"code": 429, "message": "Slow down"}), EXIT_UNAVAILABLE),
+        (HttpError({"code": 401, "message": "Who are you?"}), EXIT_INPUT_ERROR),
+        (exceptions.ServiceUnavailable("Try again"), EXIT_UNAVAILABLE),
+        (exceptions.NotFound("No such bucket"), EXIT_INPUT_ERROR),
+        (auth_exceptions.TransportError("No metadata"), EXIT_UNAVAILABLE),
+        (auth_exceptions.DefaultCredentialsError("None here"), EXIT_INPUT_ERROR),
+        (ValueError(f'ABORTED: Error opening "zarr" driver: {OUTAGE}'), EXIT_UNAVAILABLE),
+        (ValueError("NOT_FOUND: Error reading gs://bucket/x/.zarray"), None),
+        (RuntimeError("UNAVAILABLE: tensorstore is not what said this"), None),
+        (ValueError("UNAVAILABLE: another process"), None),
+        (OSError("disk full"), None),
+        (ValueError("Forbidden: no store's"), None),
+    ],
+)
+def test_a_failure_passes_or_is_for_good_or_is_no_stores(error, code):
+    assert getattr(storage.failure(error), "exit_code", None) == code
 
 
 def test_reading_a_store_loads_no_tensorflow(store, gs_folder):
@@ -181,11 +238,19 @@ def test_reading_a_store_loads_no_tensorflow(store, gs_folder):
     assert json.loads(done.stdout) == [[{"a": 1}], False]
 
 
-def test_a_file_for_libraries_that_know_disks_alone(store, gs_folder, tmp_path):
+def test_a_file_for_libraries_that_know_disks_alone(store, gs_folder, tmp_path, monkeypatch):
     local = epath.Path(tmp_path / "weights")
     assert storage.on_disk(local) is local
     remote = epath.Path(gs_folder) / "weights"
     remote.write_bytes(b"\0" * 1000)
+
+    def fail(*_, **__):
+        raise requests.exceptions.ConnectionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(remote), "copy", fail)
+        with pytest.raises(requests.exceptions.ConnectionError):
+            storage.on_disk(remote)
     copy = storage.on_disk(remote)
     assert not storage.is_remote(copy)
     assert copy.read_bytes() == b"\0" * 1000

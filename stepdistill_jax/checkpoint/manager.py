@@ -166,6 +166,7 @@ def restore(
 
     Raises:
         InputError: a file of the step is missing or damaged, or the shapes differ.
+        UnavailableError: the store gives no answer.
     """
     folder = epath.Path(checkpoints.directory) / str(step)
     with readable(folder):
@@ -186,6 +187,7 @@ def _writable(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
+        storage.raise_failure(error)
         reason = in_short(error)
         if not isinstance(error, OSError) and not _DISK_ERROR.search(reason):
             raise
@@ -196,10 +198,9 @@ def _writable(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
         ) from error
 
 
-# tensorstore's words for a disk that is full, read-only or forbidden, or a store out of reach.
+# tensorstore's words for a disk or store that is full, read-only or forbidden.
 _DISK_ERROR = re.compile(
-    "RESOURCE_EXHAUSTED|PERMISSION_DENIED|No space left|Read-only"
-    "|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED"
+    "RESOURCE_EXHAUSTED|PERMISSION_DENIED|No space left|Read-only|UNAUTHENTICATED"
 )
 
 
@@ -213,6 +214,7 @@ def readable(folder: epath.Path) -> Iterator[None]:
     except Exception as error:  # a missing array chunk comes as a bare Exception
         # The abandoned reads would each log a stack trace of their own.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        storage.raise_failure(error)  # what cannot be reached may be whole
         raise InputError(
             f"{folder}: this checkpoint cannot be read: {in_short(error)}; copy the "
             "step's folder back, or delete it so that the run continues from the step before"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -69,11 +70,10 @@ def check_shapes(model_dir: epath.PathLike, step: int, abstract_params: PyTree) 
     folder = manager.checkpoints_folder(model_dir) / str(step)
     if step not in steps:
         raise InputError(f"{folder}: no checkpoint of step {step}; there are {steps}")
-    with manager.readable(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        metadata = reader.metadata(folder / "state").item_metadata
-        if metadata is None:
-            raise ValueError("its index of arrays is missing")
-        stored = metadata.tree["params"]
+    # Not by a Checkpointer, for which a store in an outage holds no index of arrays.
+    reader = ocp.PyTreeCheckpointHandler()
+    with manager.readable(folder), contextlib.closing(reader):
+        stored = reader.metadata(folder / "state").tree["params"]
     shapes = {name: tuple(leaf.shape) for name, leaf in names.flat(stored).items()}
     wanted = {name: tuple(leaf.shape) for name, leaf in names.flat(abstract_params).items()}
     problems = [

@@ -12,6 +12,7 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
+from stepdistill_jax import storage
 from stepdistill_jax.checkpoint.names import Shape
 from stepdistill_jax.spec import InputError
 
@@ -115,6 +116,7 @@ def open_all(arrays: Mapping[str, Stored | np.ndarray], where: str) -> dict[str,
         try:
             opened[key] = pending[key].result()
         except (ValueError, OSError) as error:
+            storage.raise_failure(error)
             problems.append(f"{key}: {in_short(error)}")
             continue
         shape = tuple(opened[key].shape)
@@ -141,6 +143,7 @@ def read(array: Any, index: Any, key: str, where: str) -> np.ndarray:
     try:
         values: np.ndarray = part.read().result()
     except (ValueError, OSError) as error:
+        storage.raise_failure(error)
         raise InputError(f"{where}: {key} cannot be read: {in_short(error)}; {_AGAIN}") from error
     return values
 
@@ -169,6 +172,7 @@ def write(folder: epath.Path, name: str, array: np.ndarray) -> dict[str, Any]:
         store = ts.open(spec, dtype=array.dtype, create=True, delete_existing=True).result()
         store.write(array).result()
     except (ValueError, OSError) as error:
+        storage.raise_failure(error)
         raise InputError(
             f"{folder}: {name} cannot be written: {in_short(error)}; make room, or choose another "
             "--out"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from stepdistill_jax import storage
 from stepdistill_jax.data.added_inputs import read_added
 from stepdistill_jax.data.config import DATA_DIR_VARIABLE, OWN, SPLIT_FIELD, DataConfig
 from stepdistill_jax.data.rationale_file import read_rationales
@@ -274,9 +275,11 @@ def find_data_dir(config: DataConfig, source: Source) -> epath.Path:
     says where the release lies, not where they do.
 
     Raises:
-        InputError: a release's folder is not given or not there; names both ways to set it.
+        InputError: a release's folder is not given or not there; names both ways to set it. Or it
+            lies on a store that cannot be used.
     """
     if not source.needs_data_dir:
+        storage.check("DATA_DIR", config.data_dir)
         return epath.Path(config.data_dir or ".").expanduser()
     given = config.data_dir or os.environ.get(DATA_DIR_VARIABLE, "")
     if not given:
@@ -284,8 +287,9 @@ def find_data_dir(config: DataConfig, source: Source) -> epath.Path:
             f"DATASET {config.dataset!r} needs its files: set DATA_DIR, or the environment "
             f"variable {DATA_DIR_VARIABLE}, to the folder that holds {source.folder}/"
         )
+    name = "DATA_DIR" if config.data_dir else DATA_DIR_VARIABLE
+    storage.check(name, given)
     folder = epath.Path(given).expanduser()
     if not folder.exists():
-        name = "DATA_DIR" if config.data_dir else DATA_DIR_VARIABLE
         raise InputError(f"{name} is {given!r}: no such folder; correct it or fetch the release")
     return folder

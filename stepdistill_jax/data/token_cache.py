@@ -207,6 +207,7 @@ def _copy_from(store: epath.Path, folder: pathlib.Path) -> None:
 
     Raises:
         InputError: it is damaged there, or cannot be written here.
+        UnavailableError: the store gives no answer.
     """
     with _published(folder) as temporary:
         try:
@@ -244,6 +245,7 @@ def _published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         yield temporary
         _publish(temporary, folder)
     except OSError as error:
+        storage.raise_failure(error)  # of a connection, where a cache comes from a store
         raise InputError(
             f"token cache {folder} cannot be written: {error}; make room, or set CACHE_DIR (or "
             f"{CACHE_DIR_VARIABLE}) to another folder"

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 import sentencepiece
 from etils import epath
 
-from stepdistill_jax import hub
+from stepdistill_jax import hub, storage
 from stepdistill_jax.data.sources import demo
 from stepdistill_jax.spec import EOS_ID, PAD_ID, SEPARATOR, UNK_ID, InputError
 
@@ -176,8 +176,8 @@ def load_vocabulary(name: str = "", setting: str = "VOCABULARY") -> Vocabulary:
         setting: the macro or flag that `name` stands in, for messages.
 
     Raises:
-        InputError: nothing named, the file is missing or is no such model, or the hub cannot be
-            reached.
+        InputError: nothing named, the file is missing or is no such model, or the hub or the
+            store that it lies on cannot be used.
     """
     return _load(vocabulary_name(name), setting if name else ENVIRONMENT)
 
@@ -203,6 +203,7 @@ def _load(name: str, setting: str) -> Vocabulary:
         return ByteVocabulary()
     if name == "demo":
         return SentencePieceVocabulary(_demo_model(), sentinels=0, where="the demo's vocabulary")
+    storage.check(setting, name)
     path = epath.Path(name.removeprefix(hub.PREFIX)).expanduser()
     if path.is_dir():
         path = path / SENTENCEPIECE_FILE

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorstore as ts
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from stepdistill_jax.checkpoint import manager, restore
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.spec import InputError, UnavailableError
 
 
 def mesh(*shape: int) -> jax.sharding.Mesh:
@@ -106,6 +107,26 @@ def test_every_missing_shard_is_an_error_and_never_zeros(tmp_path, params):
                 np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
         hidden.rename(file)
     assert refused >= 2  # the index and the kernel's chunk
+
+
+def test_an_outage_of_the_store_is_no_damage(tmp_path, params, monkeypatch):
+    """Else a good checkpoint would be deleted on the advice of the message."""
+
+    def fail(*_, **__):
+        raise ValueError("ABORTED: Error reading gs://b/x: All 32 retry attempts failed: CURL")
+
+    def save_and_wait(checkpoints):
+        manager.save(checkpoints, 2, {"params": params}, {}, {})
+        manager.wait(checkpoints)
+
+    write(tmp_path, params, [(1, None)])
+    with manager.manager(tmp_path) as checkpoints:
+        monkeypatch.setattr(ts, "open", fail)
+        with pytest.raises(UnavailableError, match="once it answers, the same command") as raised:
+            restore.restore_params(tmp_path, 1, abstract(params, mesh(1, 1, 1)))
+        assert "delete" not in str(raised.value)
+        with pytest.raises(UnavailableError, match="once it answers"):
+            save_and_wait(checkpoints)
 
 
 def test_another_model_names_every_parameter_that_differs(tmp_path, params):

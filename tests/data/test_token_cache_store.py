@@ -2,6 +2,7 @@
 
 import re
 
+import aiohttp
 import numpy as np
 import pytest
 from etils import epath
@@ -10,7 +11,7 @@ from test_token_cache import no_build, own_data, write_rows
 from stepdistill_jax.data import token_cache
 from stepdistill_jax.data.config import CACHE_DIR_VARIABLE, TokenConfig
 from stepdistill_jax.data.token_cache import open_or_build
-from stepdistill_jax.spec import FEATURES, InputError
+from stepdistill_jax.spec import FEATURES, InputError, UnavailableError
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,16 @@ def test_an_upload_that_was_cut_off_is_not_read_and_is_done_again(store, data, s
     assert names(store, stored)[0] == whole
     # The manifest comes last, so that it vouches for the rest.
     assert [n for n in store.writes if prefix in n][-1].endswith("/manifest.json")
+
+
+def test_a_connection_that_breaks_is_no_full_disk(data, stored, other, monkeypatch):
+    def fail(*_, **__):
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(type(epath.Path("gs://bucket/x")), "copy", fail)
+    with pytest.raises(UnavailableError, match="Storage: Cannot write to closing transport; once"):
+        open_or_build(data, stored[1], "train")
+    assert not list(other.iterdir())
 
 
 @pytest.mark.parametrize(

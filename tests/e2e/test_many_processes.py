@@ -259,7 +259,7 @@ def test_whatever_happens_to_one_process_all_end_and_the_run_goes_on_exactly(
             assert "is saved" in group.logs[0].read_text()
         else:
             assert codes[number] == -signal.SIGKILL
-            assert codes[1 - number] == 75, group.output()
+            assert codes[1 - number] == 69, group.output()
             assert f"error: process {1 - number} of 2: " in said
             assert "another process" in said
             assert "continues from the last checkpoint" in said

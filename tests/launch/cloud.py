@@ -32,6 +32,9 @@ def next_line(name):
 
 
 def create():
+    if (ROOT / "capacity").exists() and next_line("capacity") == "none":
+        print("ERROR: (gcloud) There is no more capacity in the zone", file=sys.stderr)
+        return 1
     for number in range(int((ROOT / "size").read_text())):
         (ROOT / "workers" / str(number)).mkdir(parents=True)
     return 0
@@ -44,6 +47,9 @@ def delete():
 
 def describe(kind):
     if flag("format") == "value(networkEndpoints.len())":
+        if (ROOT / "endpoints").exists() and next_line("endpoints") == "UNAVAILABLE":
+            print("ERROR: (gcloud) UNAVAILABLE: try again", file=sys.stderr)
+            return 1
         print(len(list((ROOT / "workers").glob("*"))))
         return 0
     state = next_line(kind)

@@ -101,6 +101,30 @@ def test_folders_patterns_and_files_name_each_run_once(folders):
 def test_a_pattern_may_be_of_the_working_folder(folders, monkeypatch):
     monkeypatch.chdir(folders)
     assert scoring.expand(["s/m1/[xy]", "z"]) == ["s/m1/x", "s/m1/y", "z"]
+    assert scoring.expand(["s/m1/*", "./s/m1/x", f"{folders}/s/m1/y"]) == ["s/m1/x", "s/m1/y"]
+
+
+@pytest.mark.parametrize("pattern", ["gs://b/**/x", "gs://b*/x"])
+def test_a_pattern_that_no_store_knows_is_one_clear_line(pattern):
+    with pytest.raises(InputError, match=r"a pattern on a store has no \*\* and names its bucket"):
+        scoring.expand([pattern])
+
+
+@pytest.mark.parametrize(("first", "code"), [(69, 69), (2, 4)])
+def test_what_failed_for_want_of_a_store_is_tried_again(folders, run, first, code):
+    program = script(folders / "eval", f"case $3 in */x) exit {first} ;; *) exit 1 ;; esac")
+    assert run(f"{folders}/s/m1/*", program=program)[0] == code
+
+
+def test_a_folder_that_one_worker_cannot_read_is_still_in_one_share(folders, run, monkeypatch):
+    program = script(folders / "eval", f'echo "$3" >>{folders}/seen; exit 1')
+    monkeypatch.setenv("EVAL_WORKERS", "2")
+    for worker, is_read in (("0", True), ("1", False)):
+        monkeypatch.setenv("EVAL_WORKER", worker)
+        if not is_read:
+            (folders / "s/m1/x/config.gin").write_text("DATASET = ")
+        run(f"{folders}/s/*/y", f"{folders}/s/m1/x", f"{folders}/z", program=program)
+    assert len((folders / "seen").read_text().split()) == 4
 
 
 @pytest.fixture
@@ -199,7 +223,7 @@ def test_sigterm_reaches_the_one_at_work_and_the_rest_is_left(folders, environme
 
 def test_this_program_leaves_the_accelerator_to_those_that_it_starts(trained, environment):
     code = "from launch import scoring; from jax._src import xla_bridge; import sys; "
-    code += "run = scoring.look(sys.argv[1], []); run.size; "
+    code += "run = scoring.look(sys.argv[1], []); "
     code += "print([r.step for r in scoring._asked_for(run.config)], "
     code += "xla_bridge.backends_are_initialized())"
     done = subprocess.run(

@@ -1,13 +1,16 @@
+import os
 import time
 import types
 
 import jax
 import process_group
 import pytest
+import requests
 from jax._src.clusters import cloud_tpu_cluster
 
 from launch import cluster, train
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.parallel import processes
+from stepdistill_jax.spec import EXIT_INPUT_ERROR, EXIT_UNAVAILABLE, InputError, UnavailableError
 
 MEET = "from launch import cluster; cluster.MEETING_SECONDS = 3; cluster.start()"
 
@@ -62,19 +65,58 @@ def test_a_single_tpu_host_and_a_host_without_its_tpu_meet_nobody(
     assert meetings == []
 
 
-def test_a_host_that_cannot_say_whether_it_is_alone_is_refused(meetings, tpu_hosts, monkeypatch):
+def test_a_host_that_cannot_say_whether_it_is_alone_does_not_guess(
+    meetings, tpu_hosts, monkeypatch
+):
     def no_metadata(key):
         raise ConnectionError("no metadata server")
 
     tpu_hosts("host-0")
     monkeypatch.delenv("MEGASCALE_NUM_SLICES")
     monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", no_metadata)
-    with pytest.raises(InputError, match=r"cannot be found out \(GkeTpuCluster: no metadata serv"):
+    with pytest.raises(
+        UnavailableError, match=r"cannot be found out \(GkeTpuCluster: no metadata serv"
+    ):
         cluster.start()
     for name, value in zip(cluster.VARIABLES, ("a:1", "1", "0"), strict=True):
         monkeypatch.setenv(name, value)
     cluster.start()
     assert meetings == []
+
+
+def test_processes_that_cannot_meet_may_do_so_later(meetings, tpu_hosts, monkeypatch):
+    def refuse(**given):
+        raise RuntimeError("UNKNOWN: Failed to start the service\nport in use")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    tpu_hosts("host-0,host-1")
+    with pytest.raises(UnavailableError, match=r"cannot meet at .*: UNKNOWN: Failed to start"):
+        cluster.start()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("wrong"), EXIT_INPUT_ERROR),
+        (requests.exceptions.ConnectionError("outage"), EXIT_UNAVAILABLE),
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: Connection reset by peer"), EXIT_UNAVAILABLE),
+        (RuntimeError("Unable to initialize backend 'tpu': UNAVAILABLE"), EXIT_UNAVAILABLE),
+        (KeyError("a defect"), 1),
+    ],
+)
+def test_how_one_of_several_ends_says_whether_a_later_start_may_help(monkeypatch, error, code):
+    class Ended(BaseException):
+        pass
+
+    def end(code):
+        raise Ended(code)
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(cluster, "leave", end)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(Ended) as ended:
+        cluster.end(error)
+    assert ended.value.args == (code,)
 
 
 def test_the_environment_says_where(meetings, monkeypatch):
@@ -159,7 +201,7 @@ def test_an_address_that_is_not_known_yet_is_not_told(monkeypatch, capfd):
 def test_processes_that_do_not_come_end_the_wait_with_one_line(tmp_path, number, message):
     start = time.monotonic()
     with process_group.ProcessGroup(2, 1, ["-c", MEET], tmp_path, {}, only=[number]) as group:
-        assert group.wait(120) == [75], group.output()
+        assert group.wait(120) == [EXIT_UNAVAILABLE], group.output()
     assert time.monotonic() - start < 120
     lines = group.logs[number].read_text().splitlines()
     assert [line for line in lines if "error" in line] == [lines[-1]]

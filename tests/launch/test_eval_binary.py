@@ -18,6 +18,13 @@ def trained(tmp_path):
     return str(folder)
 
 
+def test_the_weights_that_a_run_was_trained_from_may_be_gone(store, tmp_path):
+    settings = [f"MODEL_DIR='{tmp_path}'", "INITIAL_CHECKPOINT='gs://gone/x'"]
+    (tmp_path / "config.gin").write_text(config.dump(config.parse(["demo.gin"], settings)))
+    (run,) = eval_binary.runs(Arguments(positional=(str(tmp_path),)))
+    assert run.initial_checkpoint == "gs://gone/x"
+
+
 def test_folders_bring_their_own_configuration(trained):
     (run,) = eval_binary.runs(
         Arguments(positional=(trained,), overrides=("EVAL_MODE=choices", "EVAL_STEP=all"))

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from stepdistill_jax.spec import EXIT_UNAVAILABLE
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 # A binary as the shipped ones are; what it does is said by its first argument.
@@ -21,10 +23,11 @@ def main(config):
     print(config.model_dir, config.seed)
     if config.seed == 99:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/demo/config.gin")
-    if config.seed == 97:
+    if config.seed in (96, 97):
         from gcsfs.retry import HttpError
 
-        raise HttpError({"code": 503, "message": "Service Unavailable"})
+        said = {96: (403, "No access"), 97: (503, "Service Unavailable")}[config.seed]
+        raise HttpError(dict(zip(("code", "message"), said)))
     if config.seed == 98:
         raise KeyError("a defect")
     return 75 if config.seed == 75 else None
@@ -76,8 +79,8 @@ def test_exit_code_of_the_binary(tmp_path):
             "error: runs/demo/config.gin: No space left on device; free or unlock the disk",
         ),
         (
-            ["--gin_file=demo.gin", "--gin.SEED=97"],
-            "error: Google Cloud Storage: Service Unavailable, 503; once it answers, the same",
+            ["--gin_file=demo.gin", "--gin.SEED=96"],
+            "error: Google Cloud Storage: No access, 403; once that is allowed, the same command",
         ),
     ],
 )
@@ -86,6 +89,15 @@ def test_a_users_error_is_one_line_and_exit_code_2(tmp_path, arguments, message)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_outage_of_a_store_is_one_line_and_an_exit_code_of_its_own(tmp_path):
+    done = launch(tmp_path, "--gin_file=demo.gin", "--gin.SEED=97")
+    assert done.returncode == EXIT_UNAVAILABLE
+    assert done.stderr == (
+        "error: Google Cloud Storage: Service Unavailable, 503; once it answers, the same command "
+        "continues\n"
+    )
 
 
 def test_a_defect_shows_its_stack_trace(tmp_path):

@@ -15,6 +15,7 @@ from stepdistill_jax.spec import (
     EXIT_INPUT_ERROR,
     EXIT_NON_FINITE,
     EXIT_PREEMPTED,
+    EXIT_UNAVAILABLE,
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -73,6 +74,7 @@ def ruled(job, ending):
         (EXIT_NON_FINITE, "FailJobSet"),
         (EXIT_PREEMPTED, "RestartJobSetAndIgnoreMaxRestarts"),
         (EVICTED, "RestartJobSetAndIgnoreMaxRestarts"),
+        (EXIT_UNAVAILABLE, "RestartJobSet"),
         (1, "RestartJobSet"),
         (137, "RestartJobSet"),
         (23, "RestartJobSet"),
@@ -101,6 +103,7 @@ def test_what_becomes_of_training(ending, expected):
         (EXIT_INCOMPLETE, "FailIndex"),
         (EXIT_PREEMPTED, "Ignore"),
         (EVICTED, "Ignore"),
+        (EXIT_UNAVAILABLE, "Count"),
         (1, "Count"),
     ],
 )

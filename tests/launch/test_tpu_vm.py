@@ -18,14 +18,21 @@ WHERE = ("--zone=us-central2-b", "--project=ours")
 WORKER = "stepdistill/code/launch/tpu_worker.sh"
 STATUS = f"if [ -f {WORKER} ]; then bash {WORKER} status; else echo worker $(hostname) bare -; fi"
 # What the environment of a worker holds instead of Python: it writes its arguments down, says a
-# line, and ends with the next code of the file `codes`. "wait": with 75 at SIGTERM.
+# line, and ends with the next code of the file `codes`. "wait": with 75 at SIGTERM; "late 1": with
+# 1 once it was seen at work.
 PYTHON = r"""#!/usr/bin/env bash
 if [ "$1" = -c ]; then echo "Python versions"; exit 0; fi
 printf '%s\n' "$@" >>"$HOME/received"; echo -- >>"$HOME/received"
 env | grep '^TPU_\|^KEY=' | sort >"$HOME/environment"
 echo "step 20: validation label accuracy 97.00%"
 code=$(head -n 1 "$CLOUD/codes"); sed -i '1{$!d}' "$CLOUD/codes"
-if [ "$code" != wait ]; then exit "$code"; fi
+asked() { grep -c "tpu_worker.sh status" "$CLOUD/calls.jsonl"; }
+case "$code" in
+  late*) end=$(($(asked) + 2)); until [ "$(asked)" -ge "$end" ]; do sleep 0.05; done
+    exit "${code#late }" ;;
+  wait) ;;
+  *) exit "$code" ;;
+esac
 trap 'echo saved; exit 75' TERM
 for _ in $(seq 600); do sleep 0.05; done
 """
@@ -253,6 +260,10 @@ def test_sync_sends_what_git_tracks_as_it_is_now(ready):
     (ready.checkout / "own.gin").write_text("B = 1\n")
     said = ready.run("sync").stderr
     assert "left behind, as git does not track it: own.gin (git add what is needed)" in said
+    # More than a pipe holds.
+    for number in range(1500):
+        (ready.checkout / f"{number:050}.log").touch()
+    assert f"{4:050}.log (git add what is needed)" in ready.run("sync").stderr
     (code / "runs").mkdir()
     (code / "runs/metrics.jsonl").touch()
     (ready.checkout / "kept file.gin").write_text("A = 2\n")
@@ -274,12 +285,15 @@ ODD = (
 
 
 def test_arguments_arrive_as_they_were_given(ready):
-    ready.run("run", "--bucket=ours", "--env=KEY=a b'c", "--", *ODD)
-    (call,) = ready.calls()
+    ready.run("run", "--bucket=gs://ours/", "--env=KEY=a b'c", "--", *ODD)
+    copy, call = ready.calls()
+    sent_by = ["gcloud", "compute", "tpus", "tpu-vm", "scp", str(ready.folder / "state/vm.env")]
+    assert copy == [*sent_by, "vm:stepdistill.env", *WHERE, "--worker=all"]
+    assert not (ready.folder / "state/vm.env").exists()
     assert call[:-1] == tpu_vm("ssh", "--worker=all")
     sent = ["-m", "launch.train", *ODD, "--gin.MODEL_DIR=gs://ours/vm"]
     assert shlex.split(call[-1].removeprefix("--command=")) == [
-        *("bash", WORKER, "start", "KEY=a b'c", "python", *sent)
+        *("bash", WORKER, "start", "python", *sent)
     ]
     for worker in (0, 1):
         ready.wait_for("exit code 0", worker)
@@ -287,6 +301,10 @@ def test_arguments_arrive_as_they_were_given(ready):
         assert (ready.home(worker) / "environment").read_text() == "KEY=a b'c\n"
         # A value of the environment may be a key.
         assert "a b'c" not in (ready.home(worker) / "stepdistill/run.log").read_text()
+        assert not (ready.home(worker) / "stepdistill.env").exists()
+    shown = ready.run("run", "--dry_run", "--env=KEY=a b'c", "--", *ODD).stdout
+    assert "stepdistill.env" in shown
+    assert "a b" not in shown
     assert oct((ready.folder / "state/vm.tpu_vm").stat().st_mode)[-3:] == "600"
 
 
@@ -404,6 +422,8 @@ def test_a_preempted_vm_is_made_anew_and_the_same_run_continues(ready):
         (("75", "75", "0"), 0, 3, "vm was preempted and has saved; starting again"),
         (("1", "75", "1", "0"), 0, 4, "the run on vm ended with exit code 1; again in 0 s"),
         (("1", "134"), 134, 3, "ended with exit code 134; giving up after 3 failures"),
+        (("69", "75", "0"), 0, 3, "the run on vm ended with exit code 69; again in 0 s"),
+        (("69", "69"), 69, 3, "ended with exit code 69; giving up after 3 failures"),
         (("75", "2"), 2, 2, "ended with exit code 2, which a restart does not mend"),
         (("3",), 3, 1, "ended with exit code 3, which a restart does not mend"),
         (("4",), 4, 1, "ended with exit code 4, which a restart does not mend"),
@@ -417,6 +437,40 @@ def test_keep_follows_the_exit_codes(cloud, codes, code, starts, message):
     cloud.wait_for("exit code")
     assert message in cloud.run("keep", code=code, MAX_FAILURES="3").stderr
     assert len(cloud.received()) == starts
+
+
+def test_crashes_that_a_long_run_lies_between_do_not_add_up(cloud):
+    for command in ("create", "setup"):
+        cloud.run(command)
+    cloud.set("codes", "late 1", "late 1", "0")
+    cloud.run("run", "--", "--gin.MODEL_DIR=gs://b/x")
+    said = cloud.run("keep", MAX_FAILURES="2", LASTING_SECONDS="0").stderr
+    assert said.count("the run on vm ended with exit code 1; again in 0 s") == 2
+    assert len(cloud.received()) == 3
+
+
+def test_a_vm_that_cannot_be_had_is_asked_for_as_long_as_it_takes(cloud):
+    for command in ("create", "setup"):
+        cloud.run(command)
+    cloud.run("run", "--spot", "--", "--gin.MODEL_DIR=gs://b/x")
+    cloud.wait_for("exit code 0")
+    cloud.set("tpu-vm", "PREEMPTED", "-")
+    cloud.set("capacity", *["none"] * 4, "yes")
+    said = cloud.run("keep", MAX_FAILURES="2").stderr
+    assert said.count("vm cannot be made; again in 0 s") == 4
+    assert said.endswith("vm has finished\n")
+
+
+def test_an_answer_that_gcloud_owes_does_not_end_the_keeping_of_an_eval(cloud):
+    for command in ("create", "setup"):
+        cloud.run(command)
+    cloud.set("endpoints", "UNAVAILABLE", "-")
+    said = cloud.run("eval", "--", "gs://b/*", code=1).stderr
+    assert "gcloud cannot say how many workers vm has: ERROR: (gcloud) UNAVAILABLE" in said
+    cloud.set("endpoints", "UNAVAILABLE", "-")
+    said = cloud.run("keep").stderr
+    assert "the run on vm did not start; again in 0 s" in said
+    assert said.endswith("vm has finished\n")
 
 
 def test_workers_that_wait_for_one_that_crashed_are_stopped(ready):
