@@ -185,7 +185,7 @@ def test_an_address_that_is_not_known_yet_is_not_told(monkeypatch, capfd):
     codes = []
     monkeypatch.setattr(cluster.os, "_exit", codes.append)
     cluster._nobody_came()
-    assert codes == [75]
+    assert codes == [EXIT_UNAVAILABLE]
     assert capfd.readouterr().err.startswith(
         "error: the processes have not met at the coordinator's address within 300 s; nothing"
     )

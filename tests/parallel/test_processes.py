@@ -5,6 +5,7 @@ import process_group
 import pytest
 
 from stepdistill_jax.parallel import processes
+from stepdistill_jax.spec import EXIT_UNAVAILABLE
 
 # Each process writes what became of every call, in the order of the calls.
 PROGRAM = """
@@ -105,5 +106,5 @@ def test_an_error_in_one_process_ends_the_other(tmp_path, number):
     assert time.monotonic() - start < 180
     assert codes[number] == 2, group.output()
     assert group.logs[number].read_text().splitlines()[-1] == "error: this disk is full"
-    assert codes[1 - number] == 75, group.output()
+    assert codes[1 - number] == EXIT_UNAVAILABLE, group.output()
     assert "continues from the last checkpoint" in group.logs[1 - number].read_text()
