@@ -123,7 +123,15 @@ def run_with_arguments(
             cluster.end(error)
             raise
 
-    app.run(on_flags, argv=rest)
+    app.run(on_flags, argv=rest, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """What absl's own parser leaves; a flag that there is not ends the program as wrong input."""
+    try:
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
+        _stop(f"{' '.join(str(error).split())}; --help names all")
 
 
 def _is_wanted(record: python_logging.LogRecord) -> bool:

@@ -153,6 +153,7 @@ runtime_version() {
     v5p-*) echo v2-alpha-tpuv5 ;;
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v[234]-*) echo tpu-ubuntu2204-base ;;
+    v5e-*) fail "ACCELERATOR=$ACCELERATOR: v5e is called v5litepod here; write v5litepod-${ACCELERATOR#*-}" ;;
     *) fail "ACCELERATOR=$ACCELERATOR: no runtime is known for it; pass --version=VERSION" ;;
   esac
 }

@@ -174,9 +174,14 @@ send_environment() {
   return "$code"
 }
 
+# To be asked before a VM is deleted or made for it.
+need_run() {
+  [ "${#last_run[@]}" -gt 0 ] || fail "nothing was run on $NAME yet; start with '$0 run --name=$NAME -- ...'"
+}
+
 start_run() {
   local kind module count variables=() worker workers=1
-  [ "${#last_run[@]}" -gt 0 ] || fail "nothing was run on $NAME yet; start with '$0 run --name=$NAME -- ...'"
+  need_run
   kind=${last_run[0]} module=${last_run[1]} count=${last_run[2]}
   arguments=(${last_run[@]+"${last_run[@]:3+count}"})
   if [ "$count" -gt 0 ]; then send_environment "${last_run[@]:3:count}" || return; fi
@@ -254,7 +259,7 @@ wait_longer() { # COUNT WHAT
 
 keep() {
   local failures=0 crashes=0 torn=0 unmade=0 since=$SECONDS
-  [ "${#last_run[@]}" -gt 0 ] || fail "nothing was run on $NAME yet; start with '$0 run --name=$NAME -- ...'"
+  need_run
   while :; do
     not_made=0
     if ! revive || ! look; then
@@ -378,7 +383,7 @@ main() {
       if [ "$FOLLOW" = 1 ]; then set -- -F; else set --; fi
       on_workers "$WORKER" bash "$worker_script" log "$LINES_SHOWN" "$@" ;;
     stop) on_workers all bash "$worker_script" stop "$SECONDS_TO_STOP" ;;
-    resume) revive && start_run ;;
+    resume) need_run && revive && start_run ;;
     keep) keep ;;
     fetch) fetch_results ;;
     delete) confirm_delete ;;

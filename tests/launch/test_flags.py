@@ -75,6 +75,10 @@ def test_exit_code_of_the_binary(tmp_path):
         (["--gin_file=demo.gin", "--gin.SEEED=1"], "the nearest is SEED"),
         (["--gin_file=demo.gin", "SEED=1"], "error: SEED=1: not a flag"),
         (
+            ["--gin_flie=demo.gin"],
+            "error: Unknown command line flag 'gin_flie'. Did you mean: gin_file ?; --help names all",
+        ),
+        (
             ["--gin_file=demo.gin", "--gin.SEED=99"],
             "error: runs/demo/config.gin: No space left on device; free or unlock the disk",
         ),

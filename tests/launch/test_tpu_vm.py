@@ -600,6 +600,7 @@ def test_a_dry_run_prints_the_commands_that_are_run(ready, arguments):
         (("status",), {"ZONE": ""}, "ZONE is missing: where is vm? pass --zone=ZONE"),
         (("status",), {"NAME": "a b"}, "NAME=a b: a TPU VM's name has small letters"),
         (("create",), {"ACCELERATOR": ""}, "ACCELERATOR is missing: what is vm?"),
+        (("create",), {"ACCELERATOR": "v5e-8"}, "v5e is called v5litepod here; write v5litepod-8"),
         (("create",), {"ACCELERATOR": "v9-8"}, "ACCELERATOR=v9-8: no runtime is known for it"),
         (("status",), {"PATH": "/nowhere"}, "gcloud is not on PATH: install the Google Cloud CLI"),
         (("run", "--gin_file=a"), {}, "--gin_file=a: no flag of run; what the run is to get goes"),
@@ -618,11 +619,10 @@ def test_wrong_input_is_told_in_one_line(cloud, arguments, environment, message)
             (cloud.folder / "few").mkdir(exist_ok=True)
             (cloud.folder / "few" / name).symlink_to(shutil.which(name))
         environment = {"PATH": str(cloud.folder / "few")}
-    if arguments == ("resume",):
-        cloud.run("create")
-        cloud.run("setup")
     done = cloud.run(*arguments, code=2, **environment)
     assert message in done.stderr
+    # Nothing was made or deleted for it.
+    assert cloud.calls() == []
     errors = [line for line in done.stderr.splitlines() if "error: " in line]
     assert len(errors) == 1
 

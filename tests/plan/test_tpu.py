@@ -238,7 +238,7 @@ def test_decoding_is_planned_as_the_method_evaluates():
         "MAX_RATIONALE_LENGTH=30",
     )
     shape = "8x16x4x6"
-    plain = job(configs.parse(("demo.gin",), given), shape)
+    plain = job(configs.parse(("demo.gin",), (*given, "PACK=True")), shape)
     assert (plain.eval_tokens, plain.eval_inputs, plain.pairs_per_row) == (5, 16, None)
     single = configs.parse(("demo.gin",), (*given, "METHOD='single_task'"))
     assert job(single, "8x16x4").eval_tokens == tokens_before_label(single) + 5 > 5 + 29
