@@ -76,7 +76,7 @@ def test_exit_code_of_the_binary(tmp_path):
         (["--gin_file=demo.gin", "SEED=1"], "error: SEED=1: not a flag"),
         (
             ["--gin_flie=demo.gin"],
-            "error: Unknown command line flag 'gin_flie'. Did you mean: gin_file ?; --help names all",
+            "error: Unknown command line flag 'gin_flie'. Did you mean: gin_file ?",
         ),
         (
             ["--gin_file=demo.gin", "--gin.SEED=99"],
