@@ -154,7 +154,9 @@ remember_run() { # run | eval: the last run is what it is, its arguments and its
     fi
     case "$model_dir" in
       gs://* | [\'\"]gs://*) ;;
-      *) [ "$LOCAL" = 1 ] || fail "MODEL_DIR=${model_dir:-that of the gin file} lies on the workers' own disks, which \
+      "") [ "$LOCAL" = 1 ] || fail "no MODEL_DIR is given, and that of a gin file is not read here: \
+pass --gin.MODEL_DIR=gs://BUCKET/PATH, set BUCKET, or pass --local" ;;
+      *) [ "$LOCAL" = 1 ] || fail "MODEL_DIR=$model_dir lies on the workers' own disks, which \
 a preempted VM loses: pass --gin.MODEL_DIR=gs://BUCKET/PATH, set BUCKET, or pass --local" ;;
     esac
   fi
@@ -309,7 +311,7 @@ fetch_results() {
     case "$argument" in --gin.MODEL_DIR=*) if [ -z "${MODEL_DIR:-}" ]; then folder=${argument#*=}; fi ;; esac
   done
   folder=${folder#[\'\"]} folder=${folder%[\'\"]} folder=${folder%/}
-  [ -n "$folder" ] || fail "which folder? the last run names no MODEL_DIR; pass --model_dir=DIR"
+  [ -n "$folder" ] || fail "which folder? no run with a MODEL_DIR is known; pass --model_dir=DIR"
   OUT=${OUT:-runs/$(basename "$folder")}
   call mkdir -p "$OUT"
   case "$folder" in

@@ -604,11 +604,15 @@ def test_a_dry_run_prints_the_commands_that_are_run(ready, arguments):
         (("create",), {"ACCELERATOR": "v9-8"}, "ACCELERATOR=v9-8: no runtime is known for it"),
         (("status",), {"PATH": "/nowhere"}, "gcloud is not on PATH: install the Google Cloud CLI"),
         (("run", "--gin_file=a"), {}, "--gin_file=a: no flag of run; what the run is to get goes"),
-        (("run", "--", "--gin_file=a"), {}, "MODEL_DIR=that of the gin file lies on the workers'"),
+        (
+            ("run", "--", "--gin_file=a"),
+            {},
+            "no MODEL_DIR is given, and that of a gin file",
+        ),
         (("run", "--", "--gin.MODEL_DIR=runs/a"), {}, "MODEL_DIR=runs/a lies on the workers' own"),
         (("resume",), {}, "nothing was run on vm yet; start with"),
         (("keep",), {}, "nothing was run on vm yet; start with"),
-        (("fetch",), {}, "which folder? the last run names no MODEL_DIR; pass --model_dir=DIR"),
+        (("fetch",), {}, "which folder? no run with a MODEL_DIR is known; pass --model_dir=DIR"),
         (("delete",), {}, "not deleted: answer y, or pass --yes"),
     ],
 )
