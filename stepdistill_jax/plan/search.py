@@ -74,7 +74,7 @@ def _seconds(planned: Planned) -> float:
 
 def _halved(plan: Callable[[int], Planned], planned: Planned) -> Iterator[Planned]:
     """Until it fits, or every device has as few rows as it can."""
-    while not planned.fits:
+    while not planned.fits and planned.rows > 1:
         smaller = plan(planned.rows // 2)
         if smaller.rows >= planned.rows:
             return

@@ -59,9 +59,10 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does():
     assert [plan.rows for plan in largest(plans)] == [16]
 
 
-def test_halving_ends_where_each_device_has_one_row():
-    plans = list(search(planner(lambda _: 17 * GIB, shards=4), iter(ONE), ROWS))
-    assert [plan.rows for plan in plans] == [64, 32, 16, 8, 4]
+@pytest.mark.parametrize(("shards", "least"), [(1, 1), (4, 4)])
+def test_halving_ends_where_each_device_has_one_row(shards, least):
+    plans = list(search(planner(lambda _: 17 * GIB, shards=shards), iter(ONE), ROWS))
+    assert [plan.rows for plan in plans] == [n for n in (64, 32, 16, 8, 4, 2, 1) if n >= least]
     assert largest(plans) == []
 
 
