@@ -93,10 +93,26 @@ read_arguments() {
       --no_follow) FOLLOW=0 ;;
       --yes) YES=1 ;;
       --dry_run | --dry-run) DRY_RUN=1 ;;
+      --env | --env=*) fail "$1: no variable with its value; write --env=NAME=VALUE" ;;
+      --spot=* | --on_demand=* | --queued=* | --local=* | --no_follow=* | --yes=* | --dry_run=* | --dry-run=*)
+        fail "$1: $flag takes no value; write $flag alone, or leave it out" ;;
+      --name | --zone | --project | --accelerator | --version | --bucket | --worker | --lines | --seconds | \
+        --module | --model_dir | --out | --create_flag | --ssh_flag)
+        fail "$1: has no value; write $1=VALUE" ;;
       *) fail "$1: no flag of $subcommand; what the run is to get goes behind --, and '$0 help' lists flags" ;;
     esac
     shift
   done
+}
+
+need_numbers() {
+  local name
+  for name in WORKER LINES_SHOWN SECONDS_TO_STOP MAX_FAILURES LASTING_SECONDS BACKOFF_SECONDS; do
+    case "${!name}" in "" | *[!0-9]*) fail "$name=${!name}: expected a whole number" ;; esac
+  done
+  case "$POLL_SECONDS" in
+    "" | *[!0-9.]* | *.*.* | .) fail "POLL_SECONDS=$POLL_SECONDS: expected seconds, as 30" ;;
+  esac
 }
 
 # What was given stays; what was not is taken from the VM's file.
@@ -156,4 +172,16 @@ runtime_version() {
     v5e-*) fail "ACCELERATOR=$ACCELERATOR: v5e is called v5litepod here; write v5litepod-${ACCELERATOR#*-}" ;;
     *) fail "ACCELERATOR=$ACCELERATOR: no runtime is known for it; pass --version=VERSION" ;;
   esac
+}
+
+# Workers of a slice, for a dry run: four chips each, and a slice of one worker may have eight.
+# https://cloud.google.com/tpu/docs/supported-tpu-configurations
+usual_workers() {
+  local size=${ACCELERATOR##*-} cores=1
+  case "$ACCELERATOR" in
+    v[2-4]-* | v5p-*) cores=2 ;; # These are counted by cores, two to a chip.
+    *) if [ "$size" = 8 ]; then echo 1; return; fi ;;
+  esac
+  case "$size" in "" | *[!0-9]*) echo 1; return ;; esac
+  echo $(((size + 4 * cores - 1) / (4 * cores)))
 }

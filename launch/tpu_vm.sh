@@ -145,11 +145,22 @@ set_up() {
 remember_run() { # run | eval: the last run is what it is, its arguments and its environment
   local argument model_dir=""
   for argument in ${arguments[@]+"${arguments[@]}"}; do
-    case "$argument" in --gin.MODEL_DIR=*) model_dir=${argument#*=} ;; esac
+    case "$argument" in
+      --gin.MODEL_DIR=*) model_dir=${argument#*=} ;;
+      --gin_file=/* | --gin_file=*://* | --from_file=*) ;;
+      --gin_file=*)
+        argument=${argument#*=}
+        [ -e "$here/$argument" ] || [ -e "$here/gin/$argument" ] ||
+          fail "--gin_file=$argument: there is no $argument in $here or its folder gin; correct the name" ;;
+      -* | gs://*) ;;
+      *) [ "$1" = run ] || [ "$LOCAL" = 1 ] || fail "$argument lies on the workers' own disks: name \
+folders at gs://BUCKET/PATH, or pass --local" ;;
+    esac
   done
   if [ "$1" = run ] && [ "$MODULE" = launch.train ]; then
     if [ -z "$model_dir" ] && [ -n "$BUCKET" ]; then
       model_dir=$BUCKET/$NAME
+      say "MODEL_DIR is $model_dir (by BUCKET), whatever a gin file says"
       arguments+=("--gin.MODEL_DIR=$model_dir")
     fi
     case "$model_dir" in
@@ -191,7 +202,7 @@ start_run() {
     on_workers all bash "$worker_script" start python -m "$module" ${arguments[@]+"${arguments[@]}"}
     return
   fi
-  ask 2 gcloud compute tpus tpu-vm describe "$NAME" "${where[@]}" --format='value(networkEndpoints.len())' ||
+  ask "$(usual_workers)" gcloud compute tpus tpu-vm describe "$NAME" "${where[@]}" --format='value(networkEndpoints.len())' ||
     { say "gcloud cannot say how many workers $NAME has: ${said##*$'\n'}"; return 1; }
   workers=$answer
   # A host of a slice of several waits for the others, unless it is told that it is alone with its
@@ -371,6 +382,7 @@ main() {
   # What a dry run takes a VM and its run to be.
   assumed_vm=PREEMPTED assumed_run="idle -"
   read_arguments "$@"
+  need_numbers
   if [ "$DRY_RUN" = 0 ] && ! command -v gcloud >/dev/null; then
     fail "gcloud is not on PATH: install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install)"
   fi

@@ -59,6 +59,8 @@ class Cloud:
             (self.checkout / "launch").mkdir(parents=True, exist_ok=True)
             shutil.copy(path, self.checkout / "launch")
         (self.checkout / "constraints.txt").write_text("")
+        (self.checkout / "gin").mkdir()
+        (self.checkout / "gin/esnli.gin").write_text("")
         for command in ("init --quiet", "add ."):
             subprocess.run(["git", *command.split()], cwd=self.checkout, check=True)
         write_script(
@@ -271,7 +273,7 @@ def test_sync_sends_what_git_tracks_as_it_is_now(ready):
     ready.run("sync")
     found = sorted(str(p.relative_to(code)) for p in code.rglob("*") if p.is_file())
     scripts = [f"launch/tpu_{name}.sh" for name in ("settings", "vm", "worker")]
-    assert found == ["kept file.gin", *scripts, "runs/metrics.jsonl"]
+    assert found == ["gin/esnli.gin", "kept file.gin", *scripts, "runs/metrics.jsonl"]
     assert (code / "kept file.gin").read_text() == "A = 2\n"
 
 
@@ -285,7 +287,8 @@ ODD = (
 
 
 def test_arguments_arrive_as_they_were_given(ready):
-    ready.run("run", "--bucket=gs://ours/", "--env=KEY=a b'c", "--", *ODD)
+    said = ready.run("run", "--bucket=gs://ours/", "--env=KEY=a b'c", "--", *ODD).stderr
+    assert "MODEL_DIR is gs://ours/vm (by BUCKET), whatever a gin file says" in said
     copy, call = ready.calls()
     sent_by = ["gcloud", "compute", "tpus", "tpu-vm", "scp", str(ready.folder / "state/vm.env")]
     assert copy == [*sent_by, "vm:stepdistill.env", *WHERE, "--worker=all"]
@@ -373,6 +376,15 @@ def test_each_worker_scores_its_share_alone(ready):
     ready.run("eval", "--", "gs://b/x")
     ready.wait_for("exit code 0")
     assert (ready.home() / "environment").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "workers"),
+    [("v5litepod-4", 1), ("v6e-8", 1), ("v5litepod-64", 16), ("v4-32", 4)],
+)
+def test_a_dry_run_shows_the_workers_that_a_slice_has(ready, accelerator, workers):
+    shown = ready.run("eval", "--dry_run", f"--accelerator={accelerator}", "--", "gs://b/x").stdout
+    assert shown.count(f"--workers={workers} ") == workers
 
 
 def verbs(calls):
@@ -557,7 +569,7 @@ def test_results_on_a_workers_disk_are_fetched_without_checkpoints(ready):
         ("run", "--bucket=b", "--", *ODD),
         ("status",),
         ("stop",),
-        ("eval", "--", "gs://b/*"),
+        ("eval", "--accelerator=v4-16", "--", "gs://b/*"),
         ("fetch", "--model_dir=gs://b/x"),
         ("keep",),
         ("delete", "--yes"),
@@ -605,10 +617,17 @@ def test_a_dry_run_prints_the_commands_that_are_run(ready, arguments):
         (("status",), {"PATH": "/nowhere"}, "gcloud is not on PATH: install the Google Cloud CLI"),
         (("run", "--gin_file=a"), {}, "--gin_file=a: no flag of run; what the run is to get goes"),
         (
-            ("run", "--", "--gin_file=a"),
+            ("run", "--", "--gin_file=esnli.gin"),
             {},
             "no MODEL_DIR is given, and that of a gin file",
         ),
+        (("run", "--", "--gin_file=a.gin"), {}, "--gin_file=a.gin: there is no a.gin in "),
+        (("eval", "--", "gs://b/x", "runs/a"), {}, "runs/a lies on the workers' own disks: name"),
+        (("run", "--env=KEY"), {}, "--env=KEY: no variable with its value; write --env=NAME=VALUE"),
+        (("create", "--spot=yes"), {}, "--spot=yes: --spot takes no value; write --spot alone"),
+        (("create", "--zone"), {}, "--zone: has no value; write --zone=VALUE"),
+        (("stop", "--seconds=abc"), {}, "SECONDS_TO_STOP=abc: expected a whole number"),
+        (("keep",), {"POLL_SECONDS": "1m"}, "POLL_SECONDS=1m: expected seconds, as 30"),
         (("run", "--", "--gin.MODEL_DIR=runs/a"), {}, "MODEL_DIR=runs/a lies on the workers' own"),
         (("resume",), {}, "nothing was run on vm yet; start with"),
         (("keep",), {}, "nothing was run on vm yet; start with"),
