@@ -127,6 +127,12 @@ def gather(key: str, value: T) -> list[T]:
     return [value for value, _ in found]
 
 
+def meet() -> None:
+    """Nobody goes on before all have come."""
+    if count() > 1:
+        gather(f"stepdistill/meet/{next(_turns)}", None)
+
+
 def connect(mesh: Mesh) -> None:
     """Lets the devices of every group along axes of the mesh make their first sum together.
 

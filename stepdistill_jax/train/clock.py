@@ -19,7 +19,8 @@ from stepdistill_jax.spec import FINISHED_FILE
 GOODPUT_FILE = "goodput.json"
 
 # What the time of one process is spent on. `start` ends with the first batch asked for; `compile`
-# is the first step's dispatch; `checkpoint` what the host waits for, not the writing behind it.
+# is the dispatch of the first step, in every process; `checkpoint` what the host waits for, not the
+# writing behind it.
 PHASES = ("start", "compile", "step", "data_wait", "checkpoint", "evaluation", "profile")
 # Of several processes, one after the other, besides: steps that a kill undid, and no process.
 LOST, STOPPED = "lost", "stopped"

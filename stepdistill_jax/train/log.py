@@ -16,7 +16,7 @@ from stepdistill_jax import records
 from stepdistill_jax.chips import PEAK_FLOPS
 from stepdistill_jax.parallel import processes
 from stepdistill_jax.spec import EXAMPLE_INDEX
-from stepdistill_jax.train.clock import TRAINING, Clock
+from stepdistill_jax.train.clock import Clock
 
 METRICS_FILE = "metrics.jsonl"
 PARAMETERS_FILE = "parameters.txt"
@@ -129,14 +129,14 @@ class Throughput:
     def read(self) -> dict[str, float | None]:
         """Rates a second since the last call; rows that others feed are taken to be as full.
 
-        The seconds are those of training (`clock.TRAINING`): evaluation, saving and tracing are
-        left out. ``fill`` is the share of input and target positions that hold a token,
+        The seconds are those of steps and of waiting for data: compiling, evaluation, saving and
+        tracing are left out. ``fill`` is the share of input and target positions that hold a token,
         ``data_wait`` the share of time in which the device waited for a batch, ``mfu`` the model
         FLOPs utilisation (None where the device's peak is not known). ``<phase>_seconds`` are all
         the seconds since the last call, by `clock.PHASES`.
         """
         spent = self._clock.window()
-        seconds = sum(spent[phase] for phase in TRAINING)
+        seconds = spent["step"] + spent["data_wait"]
         # Not by processes: where the tensor axis crosses them, several feed the same rows.
         whole = self._batch_rows * self._steps / max(self._rows, 1)
         flops = self._flops_per_step * self._steps / seconds

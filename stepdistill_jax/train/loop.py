@@ -265,6 +265,9 @@ class Trainer:
                 _lap_wait(self.clock, pending)
                 step += 1
                 state, metrics = self.trace.run(self.train_step, step, state, self.place(batch))
+                if not compiled:
+                    # The step waits in its sums for whoever compiles longest.
+                    processes.meet()
                 self.clock.lap("step" if compiled else "compile")
                 compiled = True
                 # Reading the metrics of the step before lets the device run on meanwhile.

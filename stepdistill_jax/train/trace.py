@@ -49,16 +49,17 @@ class StepTrace:
             self._clock.lap("profile")
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             result = train_step(state, batch)
+        self._clock.lap(phase)
         if step == self._steps[1]:
             jax.block_until_ready(result)
-            self.close(phase)
+            self.close()
         return result
 
-    def close(self, phase: str = "step") -> None:
-        """Ends and writes the trace, where one is going on; `phase` was the time before."""
+    def close(self) -> None:
+        """Ends and writes the trace, where one is going on."""
         if not self._tracing:
             return
-        self._clock.lap(phase)
+        self._clock.lap("step")
         self._tracing = False
         try:
             jax.profiler.stop_trace()
