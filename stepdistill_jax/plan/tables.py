@@ -80,9 +80,11 @@ def text(planned: Planned) -> str:
         f"{_gib(memory.optimizer)} optimizer",
     ]
     if memory.told:
-        lines.append(
-            f"  activations         {_gib(memory.activations)}, with gradients and buffers"
-        )
+        rest = memory.total - memory.parameters - memory.optimizer - memory.activations
+        lines += [
+            f"  activations         {_gib(memory.activations)}, with gradients and buffers",
+            f"  batch and program   {_gib(rest)}",
+        ]
     if program.failure:
         lines.append(f"  NOT COMPILED        {program.failure}")
         return "\n".join(lines)

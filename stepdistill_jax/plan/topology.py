@@ -17,6 +17,8 @@ from stepdistill_jax.spec import InputError
 _NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(?:x\d+){1,2})(?:\*(?P<slices>[1-9]\d*))?")
 # What libtpu is told that this machine is; what it compiles for is the topology's name alone.
 _ANY_ACCELERATOR = "v5litepod-4"
+# The compiler crashes on a slice of more dimensions than its network has.
+_FLAT = ("v5e", "v6e")
 # JAX counts a v4 chip as one device; its compiler, left alone, as two.
 _OPTIONS: dict[str, dict[str, Any]] = {"v4": {"chip_config_name": "megacore"}}
 
@@ -54,6 +56,11 @@ def topology(name: str) -> Topology:
         raise InputError(
             f"--topology={name}: {hint}expected GENERATION:SHAPE, as v5e:4x4 or v5p:2x2x4, with "
             f"*N for N slices; generations: {', '.join(CHIPS)}"
+        )
+    if match["chip"] in _FLAT and match["shape"].count("x") > 1:
+        raise InputError(
+            f"--topology={name}: a slice of {match['chip']} has two dimensions; write "
+            f"{match['chip']}:ROWSxCOLUMNS, as {match['chip']}:8x8"
         )
     # Else libtpu asks the metadata server of a machine that is no TPU VM, and waits for it.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

@@ -170,6 +170,7 @@ def test_state_of_every_size_is_split_over_its_slice(size, name, mesh):
     [
         ("v5litepod-16", r"--topology=v5litepod-16: .*expected GENERATION:SHAPE"),
         ("v6:2x2", r"did you mean v6e\? expected"),
+        ("v6e:4x4x4", r"a slice of v6e has two dimensions; write v6e:ROWSxCOLUMNS, as v6e:8x8"),
         ("v5e:3x5", r"--topology=v5e:3x5: the TPU compiler knows no such slice"),
         ("v5e:2x2*0", r"--topology=v5e:2x2\*0: expected GENERATION:SHAPE"),
     ],
