@@ -38,6 +38,7 @@ class Run:
         config: as it is scored; None where the folder or an override is wrong.
         failed: why it could not be scored; "" = it could.
         results: of the steps and splits that were asked for, once it is scored.
+        new: how many of them were not there before.
         seconds: that its process took.
         code: its exit code.
     """
@@ -46,6 +47,7 @@ class Run:
     config: RunConfig | None
     failed: str = ""
     results: tuple[Result, ...] = ()
+    new: int = 0
     seconds: float = 0.0
     code: int = 0
 
@@ -142,6 +144,10 @@ def score_each(runs: Sequence[Run], overrides: Sequence[str]) -> tuple[list[Run]
 
 def _score(run: Run, config: RunConfig, overrides: Sequence[str]) -> Run:
     start = time.monotonic()
+    before: tuple[Result, ...] = ()
+    # What cannot be read, the run's own process says.
+    with contextlib.suppress(InputError):
+        before = _asked_for(config)
     command = [sys.executable, "-m", "launch.eval", run.folder, *(f"--gin.{o}" for o in overrides)]
     said: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
     with subprocess.Popen(
@@ -170,7 +176,14 @@ def _score(run: Run, config: RunConfig, overrides: Sequence[str]) -> Run:
         results = () if code else _asked_for(config)
     except InputError as error:
         failed, results = str(error), ()
-    return dataclasses.replace(run, failed=failed, results=results, seconds=seconds, code=code)
+    return dataclasses.replace(
+        run,
+        failed=failed,
+        results=results,
+        new=len(set(results) - set(before)),
+        seconds=seconds,
+        code=code,
+    )
 
 
 def _asked_for(config: RunConfig) -> tuple[Result, ...]:
@@ -200,7 +213,9 @@ def report(runs: Sequence[Run]) -> str:
             rows.append((run.folder, str(result.step), result.split, *numbers, spent))
     failed = [f"failed: {run.folder}: {run.failed}" for run in runs if run.failed]
     scored = [table.columns(rows)] if len(rows) > 1 else []
-    counts = f"{len(runs) - len(failed)} scored, {len(failed)} failed"
+    new = sum(run.new > 0 for run in runs)
+    known = len(runs) - len(failed) - new
+    counts = f"{new} scored now, {known} before, {len(failed)} failed"
     return "\n".join([*scored, *failed, counts])
 
 

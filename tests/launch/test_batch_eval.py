@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import process_group
 import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
@@ -25,9 +26,8 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
-    return {**os.environ, "XLA_FLAGS": "", "STEPDISTILL_CACHE_DIR": str(cache)}
+def environment():
+    return process_group.environment()
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +70,13 @@ def test_one_failure_does_not_end_the_others(tmp_path, trained, environment):
         f"failed: {broken}: exit code 2: {broken}: no checkpoint for EVAL_STEP="
     )
     assert table[4].startswith(f"failed: {empty}: exit code 2: {empty}/config.gin: no such file")
-    assert table[5] == "1 scored, 2 failed"
+    assert table[5] == "1 scored now, 0 before, 2 failed"
     # Validation from training, and test once, however often it is asked for.
     assert [split for split, _ in scored(good)] == ["validation", "test"]
     before = (good / "eval/test/2/predictions.jsonl").stat().st_mtime_ns
     again = launch(environment, good, *flags)
     assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.endswith("\n0 scored now, 1 before, 0 failed\n")
     assert [split for split, _ in scored(good)] == ["validation", "test"]
     assert (good / "eval/test/2/predictions.jsonl").stat().st_mtime_ns == before
 
@@ -180,7 +181,9 @@ def test_the_settings_are_handed_on_and_the_reason_is_what_was_said_last(folders
     )
     # Whatever job this is a worker of: two workers' evaluations would meet.
     assert "one of 1\n" in said
-    assert said.endswith(f"failed: {folders}/z: exit code 2: no room\n0 scored, 1 failed\n")
+    assert said.endswith(
+        f"failed: {folders}/z: exit code 2: no room\n0 scored now, 0 before, 1 failed\n"
+    )
 
 
 @pytest.mark.parametrize(
