@@ -21,6 +21,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 import pytest
 
+from launch import compilation
+
 # A silent change of rank is a shape bug that numpy hides.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -32,6 +34,20 @@ def _let_go_of_programs():
     """Drops what a module compiled: each program maps memory, and Linux allows 65,530 maps."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory) -> pathlib.Path:
+    """Token caches and compiled programs: what one test has made, those after it find.
+
+    All workers of a session share it, and it is never the user's own.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "caches"
+    folder.mkdir(exist_ok=True)
+    os.environ["STEPDISTILL_CACHE_DIR"] = str(folder)
+    compilation.enable_compilation_cache(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Starts one of the binaries in several processes on this machine, and leaves none behind."""
+"""Starts the binaries in one or several processes on this machine, and leaves none behind."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def environment(devices: int = 1, **more: str) -> dict[str, str]:
+    """Of a process with so many CPU devices; its programs are compiled in haste: they run once."""
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return {**os.environ, "XLA_FLAGS": flags, **more}
+
+
 class ProcessGroup:
     """`count` processes of `devices` CPU devices each, that run ``python -m MODULE ARGUMENTS``.
 
@@ -32,15 +38,11 @@ class ProcessGroup:
         devices: int,
         command: Sequence[str],
         folder: pathlib.Path,
-        environment: dict[str, str],
         only: Sequence[int] | None = None,
     ) -> None:
         """Starts them, or of the `count` only those that are named."""
         folder.mkdir(parents=True, exist_ok=True)
         address = f"127.0.0.1:{free_port()}"
-        flags = (
-            f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-        )
         self.processes = []
         self.logs = [folder / f"log{number}" for number in range(count)]
         for number in range(count) if only is None else only:
@@ -54,7 +56,7 @@ class ProcessGroup:
                     subprocess.Popen(
                         [sys.executable, *command],
                         cwd=ROOT,
-                        env={**os.environ, **environment, **named, "XLA_FLAGS": flags},
+                        env=environment(devices, **named),
                         stdout=output,
                         stderr=output,
                     )

@@ -1,7 +1,6 @@
 """A run that is killed at any moment ends with the parameters of one that was not."""
 
 import json
-import os
 import pathlib
 import random
 import signal
@@ -10,6 +9,7 @@ import sys
 import time
 
 import numpy as np
+import process_group
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,17 +32,10 @@ def command(model_dir: pathlib.Path, **more) -> list[str]:
     return [sys.executable, "-m", "launch.train", "--gin_file=demo.gin", *flags]
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    # One device, as a user on a small machine has; the cache is built once.
-    cache = str(tmp_path_factory.mktemp("cache"))
-    return {**os.environ, "XLA_FLAGS": "", "STEPDISTILL_CACHE_DIR": cache}
-
-
-def start(model_dir, environment, log, **more):
-    return subprocess.Popen(
-        command(model_dir, **more), cwd=ROOT, env=environment, stdout=log, stderr=log
-    )
+def start(model_dir, log, **more):
+    # One device, as a user on a small machine has.
+    env = process_group.environment()
+    return subprocess.Popen(command(model_dir, **more), cwd=ROOT, env=env, stdout=log, stderr=log)
 
 
 def parameters(model_dir: pathlib.Path) -> dict[str, np.ndarray]:
@@ -65,21 +58,21 @@ def losses(model_dir: pathlib.Path) -> list[tuple[int, float]]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, environment):
+def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     with open(folder / "log", "w") as log:
-        process = start(folder / "run", environment, log)
+        process = start(folder / "run", log)
         assert process.wait(300) == 0, (folder / "log").read_text()[-3000:]
     return folder / "run"
 
 
-def test_sigkill_at_random_moments_changes_nothing(uninterrupted, environment, tmp_path):
+def test_sigkill_at_random_moments_changes_nothing(uninterrupted, tmp_path):
     moments = random.Random(0)
     model_dir = tmp_path / "run"
     kills = 0
     with open(tmp_path / "log", "w") as log:
         while True:
-            process = start(model_dir, environment, log)
+            process = start(model_dir, log)
             if kills < 4:
                 # Killed after some more lines of metrics, wherever the process then is.
                 seen = len(losses(model_dir)) if (model_dir / "metrics.jsonl").exists() else 0
@@ -109,13 +102,11 @@ def test_sigkill_at_random_moments_changes_nothing(uninterrupted, environment, t
     assert [step for step, _ in losses(model_dir)] == list(range(1, STEPS + 1))
 
 
-def test_sigterm_saves_exits_75_and_the_same_command_continues(
-    uninterrupted, environment, tmp_path
-):
+def test_sigterm_saves_exits_75_and_the_same_command_continues(uninterrupted, tmp_path):
     model_dir = tmp_path / "run"
     # No periodic checkpoint before the signal: the one found afterwards is the signal's own.
     with open(tmp_path / "log", "w") as log:
-        process = start(model_dir, environment, log, CHECKPOINT_PERIOD=1000)
+        process = start(model_dir, log, CHECKPOINT_PERIOD=1000)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             if (model_dir / "metrics.jsonl").exists() and len(losses(model_dir)) >= 3:
@@ -126,7 +117,7 @@ def test_sigterm_saves_exits_75_and_the_same_command_continues(
         saved = [int(p.name) for p in (model_dir / "checkpoints").iterdir() if p.name.isdigit()]
         assert saved
         assert 3 <= max(saved) < STEPS
-        process = start(model_dir, environment, log, CHECKPOINT_PERIOD=1000)
+        process = start(model_dir, log, CHECKPOINT_PERIOD=1000)
         assert process.wait(300) == 0, (tmp_path / "log").read_text()[-3000:]
     want, got = parameters(uninterrupted), parameters(model_dir)
     for name, value in want.items():

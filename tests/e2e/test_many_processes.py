@@ -4,7 +4,6 @@ Losses of different topologies are compared to 1e-5: they sum the same numbers i
 """
 
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -79,27 +78,12 @@ def command(model_dir: pathlib.Path, program=("-m", "launch.train"), **more) -> 
     return [*program, "--gin_file=demo.gin", *given]
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """One cache for all: tokens are made once, and each program is compiled once."""
-    cache = str(tmp_path_factory.mktemp("cache"))
-    before = os.environ.get("STEPDISTILL_CACHE_DIR")
-    os.environ["STEPDISTILL_CACHE_DIR"] = cache
-    yield {"STEPDISTILL_CACHE_DIR": cache}
-    if before is None:
-        del os.environ["STEPDISTILL_CACHE_DIR"]
-    else:
-        os.environ["STEPDISTILL_CACHE_DIR"] = before
+def start(count, devices, model_dir, **more):
+    return process_group.ProcessGroup(count, devices, command(model_dir, **more), model_dir.parent)
 
 
-def start(count, devices, model_dir, environment, **more):
-    return process_group.ProcessGroup(
-        count, devices, command(model_dir, **more), model_dir.parent, environment
-    )
-
-
-def finish(count, devices, model_dir, environment, **more):
-    with start(count, devices, model_dir, environment, **more) as group:
+def finish(count, devices, model_dir, **more):
+    with start(count, devices, model_dir, **more) as group:
         assert group.wait(PATIENCE) == [0] * count, group.output()
     return model_dir
 
@@ -144,7 +128,7 @@ def cut(source: pathlib.Path, target: pathlib.Path, step: int) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory, environment):
+def one(tmp_path_factory):
     """The run of one process on one device."""
     folder = tmp_path_factory.mktemp("one") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -153,15 +137,15 @@ def one(tmp_path_factory, environment):
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory, environment):
+def four(tmp_path_factory):
     """Four processes of one device."""
-    return finish(4, 1, tmp_path_factory.mktemp("four") / "run", environment)
+    return finish(4, 1, tmp_path_factory.mktemp("four") / "run")
 
 
 @pytest.fixture(scope="module")
-def slices(tmp_path_factory, environment):
+def slices(tmp_path_factory):
     """Two processes of two devices, each with a copy of the model as a slice has."""
-    return finish(2, 2, tmp_path_factory.mktemp("slices") / "run", environment, MESH_REPLICA=2)
+    return finish(2, 2, tmp_path_factory.mktemp("slices") / "run", MESH_REPLICA=2)
 
 
 def test_four_processes_have_the_losses_of_one(one, four):
@@ -192,12 +176,12 @@ def test_a_run_of_four_processes_goes_on_elsewhere(four, tmp_path, monkeypatch, 
     assert_same_losses(four, model_dir)
 
 
-def test_a_run_of_one_process_goes_on_in_three(one, four, tmp_path, environment):
-    model_dir = finish(3, 1, cut(one, tmp_path / "run", 5), environment)
+def test_a_run_of_one_process_goes_on_in_three(one, four, tmp_path):
+    model_dir = finish(3, 1, cut(one, tmp_path / "run", 5))
     assert_same_losses(four, model_dir)
 
 
-def test_several_processes_score_as_one_does(four, tmp_path, environment):
+def test_several_processes_score_as_one_does(four, tmp_path):
     splits = ("validation", "test")
     scored = {}
     for name in ("several", "alone"):
@@ -208,7 +192,7 @@ def test_several_processes_score_as_one_does(four, tmp_path, environment):
             eval_binary.main(flags.Arguments(overrides=given, positional=(str(model_dir),)))
         else:
             group = process_group.ProcessGroup(
-                2, 1, ["-m", "launch.eval", *arguments], model_dir.parent, environment
+                2, 1, ["-m", "launch.eval", *arguments], model_dir.parent
             )
             with group:
                 assert group.wait(PATIENCE) == [0, 0], group.output()
@@ -238,9 +222,7 @@ def parameters(model_dir: pathlib.Path) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def test_whatever_happens_to_one_process_all_end_and_the_run_goes_on_exactly(
-    slices, environment, tmp_path
-):
+def test_whatever_happens_to_one_process_all_end_and_the_run_goes_on_exactly(slices, tmp_path):
     model_dir = tmp_path / "run"
     for number, sent, step in [
         (1, signal.SIGTERM, 2),
@@ -249,7 +231,7 @@ def test_whatever_happens_to_one_process_all_end_and_the_run_goes_on_exactly(
     ]:
         program = ("-c", HOLDING, str(tmp_path), str(number), str(step))
         held = tmp_path / f"held{step}"
-        with start(2, 2, model_dir, environment, program=program, MESH_REPLICA=2) as group:
+        with start(2, 2, model_dir, program=program, MESH_REPLICA=2) as group:
             group.signal_when(held.exists, number, sent, PATIENCE)
             codes = group.wait(PATIENCE)
             said = group.logs[1 - number].read_text()
@@ -263,7 +245,7 @@ def test_whatever_happens_to_one_process_all_end_and_the_run_goes_on_exactly(
             assert f"error: process {1 - number} of 2: " in said
             assert "another process" in said
             assert "continues from the last checkpoint" in said
-    finish(2, 2, model_dir, environment, MESH_REPLICA=2)
+    finish(2, 2, model_dir, MESH_REPLICA=2)
     assert_same_losses(slices, model_dir, rtol=0)
     want, got = parameters(slices), parameters(model_dir)
     assert want.keys() == got.keys()

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 
+import process_group
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -54,13 +55,13 @@ def _answers(url: str) -> bool:
         return False
 
 
-def run(program: str, cache: pathlib.Path, **settings) -> subprocess.CompletedProcess:
+def run(program: str, **settings) -> subprocess.CompletedProcess:
     flags = [f"--gin.{name}={value!r}" for name, value in settings.items()]
     gin_file = {"extract": "extract/demo.gin", "train": "demo.gin"}[program]
     return subprocess.run(
         [sys.executable, "-m", f"launch.{program}", f"--gin_file={gin_file}", *flags],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "", "STEPDISTILL_CACHE_DIR": str(cache)},
+        env=process_group.environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -84,7 +85,7 @@ def test_its_rationales_train_a_student(teacher, tmp_path):
         "FRACTION": ROWS / 4000,
         "TIMEOUT": 300.0,
     }
-    first = run("extract", tmp_path, **given)
+    first = run("extract", **given)
     assert first.returncode == 0, first.stderr
     lines = [json.loads(line) for line in (out / "rows" / "train.jsonl").read_text().splitlines()]
     assert len({line["id"] for line in lines}) == len(lines) == asked(log) == ROWS
@@ -93,14 +94,13 @@ def test_its_rationales_train_a_student(teacher, tmp_path):
         # The exemplars alone are longer; the answer is no longer than it may be.
         assert line["prompt_tokens"] > 500
         assert 0 < line["completion_tokens"] <= 64
-    again = run("extract", tmp_path, **given)
+    again = run("extract", **given)
     assert again.returncode == 0, again.stderr
     assert asked(log) == ROWS
     usable = (out / "rationales_train.jsonl").read_text().splitlines()
     assert usable, first.stdout
     trained = run(
         "train",
-        tmp_path,
         RATIONALES=f"file:{out}/rationales_train.jsonl",
         FRACTION=ROWS / 4000,
         TRAIN_STEPS=2,

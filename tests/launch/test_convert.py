@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -12,6 +11,7 @@ import sys
 
 import jax
 import numpy as np
+import process_group
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -263,7 +263,7 @@ def test_as_a_user_runs_it(run, tmp_path):
         return subprocess.run(
             [sys.executable, "-m", "launch.convert", *map(str, arguments)],
             cwd=ROOT,
-            env={**os.environ, "XLA_FLAGS": ""},
+            env=process_group.environment(),
             capture_output=True,
             text=True,
             timeout=120,

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import pathlib
 import re
 import socket
@@ -10,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+import process_group
 import pytest
 
 from launch import assembly, checks, evaluation, preflight
@@ -25,13 +25,12 @@ SMALL = ("FRACTION=0.05", "EVAL_SPLITS=('validation',)", "NUM_ENCODER_LAYERS=1",
 
 
 @pytest.fixture
-def attempt(caches, tmp_path, capsys, monkeypatch):
+def attempt(tmp_path, capsys, monkeypatch):
     """Runs a preflight of a small demo; returns the exit code and check -> (result, text)."""
     monkeypatch.setenv("COLUMNS", "400")
-    monkeypatch.setattr("launch.compilation.enable_compilation_cache", lambda root: None)
 
     def run(*overrides):
-        given = (f"CACHE_DIR={str(caches)!r}", f"MODEL_DIR={str(tmp_path / 'run')!r}")
+        given = f"MODEL_DIR={str(tmp_path / 'run')!r}"
         code = preflight.run(config.parse(["demo.gin"], [*given, *SMALL, *overrides]))
         return code, rows(capsys.readouterr().out)
 
@@ -62,10 +61,10 @@ def tree(folder):
     return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_a_good_run_passes_and_its_folder_stays_as_it_was(attempt, one_device, caches, tmp_path):
+def test_a_good_run_passes_and_its_folder_stays_as_it_was(attempt, one_device, tmp_path):
     made = config.parse(
         ["demo.gin"],
-        [f"CACHE_DIR={str(caches)!r}", f"MODEL_DIR={str(tmp_path / 'run')!r}", *SMALL],
+        [f"MODEL_DIR={str(tmp_path / 'run')!r}", *SMALL],
     )
     mesh = checks.make_mesh(made.mesh)
     evaluator = evaluation.make_evaluator(made, mesh)
@@ -201,32 +200,22 @@ def test_a_failure_of_some_hosts_names_them():
     assert preflight._joined({"a": good, "b": good}) == good
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def two_processes(tmp_path, caches, flags, own=({}, {}), folders=("", "")):
+def two_processes(tmp_path, flags, own=({}, {}), folders=("", "")):
     """A preflight of two processes of one device each; (exit codes, table of the first)."""
-    port = free_port()
+    port = process_group.free_port()
     processes = []
     with contextlib.ExitStack() as stack:
         for index in range(2):
             folder = tmp_path / folders[index]
             folder.mkdir(exist_ok=True)
-            environment = {
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "COLUMNS": "400",
-                "STEPDISTILL_CACHE_DIR": str(caches),
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=1 "
-                "--xla_backend_optimization_level=0",
-                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": str(index),
+            environment = process_group.environment(
+                PYTHONPATH=str(ROOT),
+                COLUMNS="400",
+                JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+                JAX_NUM_PROCESSES="2",
+                JAX_PROCESS_ID=str(index),
                 **own[index],
-            }
+            )
             command = [sys.executable, "-m", "launch.train", "--preflight", "--gin_file=demo.gin"]
             command += [f"--gin.{flag}" for flag in (*SMALL, *flags)]
             out, error = (
@@ -254,9 +243,9 @@ def two_processes(tmp_path, caches, flags, own=({}, {}), folders=("", "")):
     return codes, rows(said[0])
 
 
-def test_two_processes_pass_together(tmp_path, caches):
+def test_two_processes_pass_together(tmp_path):
     codes, found = two_processes(
-        tmp_path, caches, [f"MODEL_DIR={str(tmp_path / 'run')!r}", "METHOD=standard"]
+        tmp_path, [f"MODEL_DIR={str(tmp_path / 'run')!r}", "METHOD=standard"]
     )
     assert codes == [0, 0]
     assert {result for result, _ in found.values()} == {"ok"}
@@ -266,11 +255,10 @@ def test_two_processes_pass_together(tmp_path, caches):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_process_that_differs_is_named(tmp_path, caches):
+def test_a_process_that_differs_is_named(tmp_path):
     # Their working folders differ, so that the relative MODEL_DIR is not one they share.
     codes, found = two_processes(
         tmp_path,
-        caches,
         ["MODEL_DIR=run"],
         own=({}, {"LIBTPU_INIT_ARGS": "--planted"}),
         folders=("a", "b"),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import process_group
 import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
@@ -57,12 +58,11 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def environment(place):
-    # One device, as a user on a small machine has; the cache is built once.
-    own = {"XLA_FLAGS": "", "STEPDISTILL_CACHE_DIR": str(place / "cache")}
+def environment():
     # Of two workers of a job: what they start would wait for what the other worker starts.
     job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}
-    return {**os.environ, **own, **job, "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+    # One device, as a user on a small machine has.
+    return process_group.environment(**job, SLURM_PROCID="1", SLURM_LOCALID="0")
 
 
 def command(place, name, *flags):
@@ -189,7 +189,6 @@ def plan(place, monkeypatch, capsys):
     # Nothing here needs a process of its own.
     monkeypatch.setattr(planning, "survey", planning._survey)
     monkeypatch.setattr(planning, "_PRODUCT_SECONDS", 0.0)
-    monkeypatch.setenv("STEPDISTILL_CACHE_DIR", str(place / "cache"))
 
     def run(name, *overrides, **flags):
         arguments = Arguments(
