@@ -301,15 +301,22 @@ def init_params(config: T5Config, rng: jax.Array) -> Params:
 
 def abstract_params(config: T5Config) -> Params:
     """`jax.ShapeDtypeStruct` for every parameter, without computing any."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return jax.tree.map(lambda box: box.value, _abstract(config), is_leaf=_is_box)
 
 
 def logical_axes(config: T5Config) -> Params:
     """The tree of `init_params` with a tuple of `spec.LOGICAL_AXES` names at every leaf."""
-    boxed = jax.eval_shape(lambda: _init(config, jax.random.key(0)))
-    return jax.tree.map(
-        lambda box: box.names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
-    )
+    return jax.tree.map(lambda box: box.names, _abstract(config), is_leaf=_is_box)
+
+
+@functools.cache
+def _abstract(config: T5Config) -> Params:
+    """Traced once: a start asks for it a dozen times, and unrolled layers take seconds each."""
+    return jax.eval_shape(lambda: _init(config, jax.random.key(0)))
+
+
+def _is_box(tree: Any) -> bool:
+    return isinstance(tree, nn.LogicallyPartitioned)
 
 
 def _init(config: T5Config, rng: jax.Array) -> Params:
