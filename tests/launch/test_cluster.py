@@ -200,7 +200,7 @@ def test_an_address_that_is_not_known_yet_is_not_told(monkeypatch, capfd):
 )
 def test_processes_that_do_not_come_end_the_wait_with_one_line(tmp_path, number, message):
     start = time.monotonic()
-    with process_group.ProcessGroup(2, 1, ["-c", MEET], tmp_path, {}, only=[number]) as group:
+    with process_group.ProcessGroup(2, 1, ["-c", MEET], tmp_path, only=[number]) as group:
         assert group.wait(120) == [EXIT_UNAVAILABLE], group.output()
     assert time.monotonic() - start < 120
     lines = group.logs[number].read_text().splitlines()

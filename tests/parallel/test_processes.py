@@ -52,6 +52,11 @@ for name, call in {
         found[name] = call()
     except Exception as error:
         found[name] = str(error)
+if processes.index() == 1:
+    time.sleep(0.5)
+    (folder / "late").touch()
+processes.meet()
+found["met"] = (folder / "late").exists()
 (folder / f"found{processes.index()}").write_text(json.dumps(found))
 """
 # One of two meets with an error of its own, while the other waits for it.
@@ -81,7 +86,7 @@ def test_one_process_is_the_lead_and_does_all_itself():
 
 def test_the_lead_does_and_decides_for_all(tmp_path):
     command = ["-c", PROGRAM, str(tmp_path)]
-    with process_group.ProcessGroup(2, 1, command, tmp_path, {}) as group:
+    with process_group.ProcessGroup(2, 1, command, tmp_path) as group:
         assert group.wait(120) == [0, 0], group.output()
     lead, other = [json.loads((tmp_path / f"found{i}").read_text()) for i in range(2)]
     assert lead["lead"]
@@ -90,6 +95,7 @@ def test_the_lead_does_and_decides_for_all(tmp_path):
         assert (found["value"], found["made"]) == (7, "0")
         assert found["refused"] == found["refused first"] == "the lead's own"
         assert found["same"] is None
+        assert found["met"]
         assert found["failed"] == "'k'"
         assert "pickle" in found["no pickle"]
     assert (lead["failed oddly"], other["failed oddly"]) == ("code 7", "OddError: code 7")
@@ -101,7 +107,7 @@ def test_the_lead_does_and_decides_for_all(tmp_path):
 def test_an_error_in_one_process_ends_the_other(tmp_path, number):
     start = time.monotonic()
     command = ["-c", ERROR.format(number=number)]
-    with process_group.ProcessGroup(2, 1, command, tmp_path, {}) as group:
+    with process_group.ProcessGroup(2, 1, command, tmp_path) as group:
         codes = group.wait(180)
     assert time.monotonic() - start < 180
     assert codes[number] == 2, group.output()
