@@ -75,8 +75,11 @@ def _contract(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """`jnp.einsum` in the operands' dtype.
 
     XLA for CPU has a fast bfloat16 product only if that ends in float32; elsewhere sums in float32
-    would double what tensor parallelism sends between devices.
+    would double what tensor parallelism sends between devices. In float32 there is no choice, and
+    none is traced.
     """
+    if a.dtype == b.dtype == jnp.float32:
+        return jnp.einsum(subscripts, a, b)
 
     def in_float32(a: jax.Array, b: jax.Array) -> jax.Array:
         product = jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
