@@ -4,7 +4,6 @@
 `test_parity_generate.py` make the same comparisons, and more, live.
 """
 
-import dataclasses
 import json
 import pathlib
 
@@ -31,13 +30,11 @@ def test_logits(name):
 
 
 @pytest.mark.parametrize(
-    ("groups", "scan_layers"),
-    [(cases.PACKED_ROWS, True), (cases.UNPACKED_ROWS, False)],
-    ids=["packed, scanned", "unpacked, unrolled"],
+    "groups", [cases.PACKED_ROWS, cases.UNPACKED_ROWS], ids=["packed", "unpacked"]
 )
 @MODELS
-def test_losses_and_the_gradient_of_every_parameter(name, groups, scan_layers):
-    config = dataclasses.replace(cases.MODELS[name], scan_layers=scan_layers)
+def test_losses_and_the_gradient_of_every_parameter(name, groups):
+    config = cases.MODELS[name]
     golden = GOLDENS[name]
     batch = cases.batch_of_rows(cases.synthetic_pairs(config), groups)
     metrics, gradient = jax.device_get(cases.our_losses(config, cases.weights(config), batch))
