@@ -106,12 +106,16 @@ read_arguments() {
 }
 
 need_numbers() {
-  local name
-  for name in WORKER LINES_SHOWN SECONDS_TO_STOP MAX_FAILURES LASTING_SECONDS BACKOFF_SECONDS; do
-    case "${!name}" in "" | *[!0-9]*) fail "$name=${!name}: expected a whole number" ;; esac
+  local given
+  for given in "--worker=${WORKER/#all/0}" "--lines=$LINES_SHOWN" "--seconds=$SECONDS_TO_STOP" \
+    "MAX_FAILURES=$MAX_FAILURES" "LASTING_SECONDS=$LASTING_SECONDS" "BACKOFF_SECONDS=$BACKOFF_SECONDS"; do
+    # With a zero before it bash would read an octal number.
+    case "${given#*=}" in
+      "" | *[!0-9]* | 0[0-9]*) fail "$given: expected a whole number; write ${given%%=*}=30 or the like" ;;
+    esac
   done
   case "$POLL_SECONDS" in
-    "" | *[!0-9.]* | *.*.* | .) fail "POLL_SECONDS=$POLL_SECONDS: expected seconds, as 30" ;;
+    "" | *[!0-9.]* | *.*.* | .) fail "POLL_SECONDS=$POLL_SECONDS: expected seconds; write 30 or the like" ;;
   esac
 }
 

@@ -142,21 +142,37 @@ set_up() {
   sync_code && on_workers all env PYTHON_VERSION="${PYTHON_VERSION:-3.11}" bash "$worker_script" setup
 }
 
+# What no worker will find, be it a gin file that is not sent or a folder on this disk.
+refuse_hopeless() { # run | eval
+  local argument before="" named=""
+  for argument in ${arguments[@]+"${arguments[@]}"}; do
+    case "$argument" in --gin_search_paths*) return ;; esac
+  done
+  for argument in ${arguments[@]+"${arguments[@]}"}; do
+    case "$before $argument" in
+      "--gin_file "*) named=$argument ;;
+      *" --gin_file="*) named=${argument#*=} ;;
+      *) named="" ;;
+    esac
+    case "$named" in
+      "" | /* | *://*) ;;
+      *) [ -f "$here/$named" ] || [ -f "$here/gin/$named" ] ||
+        fail "--gin_file=$named: there is no $named in $here or its folder gin; correct the name" ;;
+    esac
+    case "$1 $before $argument" in
+      run* | *" -"* | *" gs://"*) ;; # A flag, the value that follows it, or what all workers see.
+      *) fail "$argument lies on the workers' own disks: name folders at gs://BUCKET/PATH, or pass --local" ;;
+    esac
+    case "$argument" in -*=* | [!-]* | "") before="" ;; *) before=$argument ;; esac
+  done
+}
+
 remember_run() { # run | eval: the last run is what it is, its arguments and its environment
   local argument model_dir=""
   for argument in ${arguments[@]+"${arguments[@]}"}; do
-    case "$argument" in
-      --gin.MODEL_DIR=*) model_dir=${argument#*=} ;;
-      --gin_file=/* | --gin_file=*://* | --from_file=*) ;;
-      --gin_file=*)
-        argument=${argument#*=}
-        [ -e "$here/$argument" ] || [ -e "$here/gin/$argument" ] ||
-          fail "--gin_file=$argument: there is no $argument in $here or its folder gin; correct the name" ;;
-      -* | gs://*) ;;
-      *) [ "$1" = run ] || [ "$LOCAL" = 1 ] || fail "$argument lies on the workers' own disks: name \
-folders at gs://BUCKET/PATH, or pass --local" ;;
-    esac
+    case "$argument" in --gin.MODEL_DIR=*) model_dir=${argument#*=} ;; esac
   done
+  if [ "$LOCAL" = 0 ]; then refuse_hopeless "$1"; fi
   if [ "$1" = run ] && [ "$MODULE" = launch.train ]; then
     if [ -z "$model_dir" ] && [ -n "$BUCKET" ]; then
       model_dir=$BUCKET/$NAME

@@ -387,6 +387,23 @@ def test_a_dry_run_shows_the_workers_that_a_slice_has(ready, accelerator, worker
     assert shown.count(f"--workers={workers} ") == workers
 
 
+@pytest.mark.parametrize(
+    ("subcommand", "arguments"),
+    [
+        ("run", ("--gin_file=own.gin", "--gin_search_paths=/mine")),
+        ("run", ("--gin_file=/mine/own.gin", "--gin_file", "esnli.gin")),
+        ("eval", ("--from_file", "/mine/folders", "gs://b/x", "--gin.EVAL_STEP=all")),
+        ("eval", ("gs://b/x", "--verbosity", "0")),
+    ],
+)
+def test_what_a_worker_may_find_is_not_refused(ready, subcommand, arguments):
+    given = ("--gin.MODEL_DIR=gs://b/x",) if subcommand == "run" else ()
+    shown = ready.run(subcommand, "--dry_run", "--", *arguments, *given).stdout
+    assert f" {' '.join(arguments)}" in shown
+    local = ready.run("eval", "--dry_run", "--local", "--", "runs/a", "--gin_file=none.gin").stdout
+    assert "runs/a --gin_file=none.gin" in local
+
+
 def verbs(calls):
     """What was done, in short."""
     known = ("status", "start", "setup", "stop", "mkdir")
@@ -622,12 +639,15 @@ def test_a_dry_run_prints_the_commands_that_are_run(ready, arguments):
             "no MODEL_DIR is given, and that of a gin file",
         ),
         (("run", "--", "--gin_file=a.gin"), {}, "--gin_file=a.gin: there is no a.gin in "),
+        (("run", "--", "--gin_file", "a"), {}, "--gin_file=a: there is no a in "),
+        (("run", "--", "--gin_file=gin"), {}, "--gin_file=gin: there is no gin in "),
+        (("logs", "--lines=08"), {}, "--lines=08: expected a whole number; write --lines=30"),
         (("eval", "--", "gs://b/x", "runs/a"), {}, "runs/a lies on the workers' own disks: name"),
         (("run", "--env=KEY"), {}, "--env=KEY: no variable with its value; write --env=NAME=VALUE"),
         (("create", "--spot=yes"), {}, "--spot=yes: --spot takes no value; write --spot alone"),
         (("create", "--zone"), {}, "--zone: has no value; write --zone=VALUE"),
-        (("stop", "--seconds=abc"), {}, "SECONDS_TO_STOP=abc: expected a whole number"),
-        (("keep",), {"POLL_SECONDS": "1m"}, "POLL_SECONDS=1m: expected seconds, as 30"),
+        (("stop", "--seconds=abc"), {}, "--seconds=abc: expected a whole number; write"),
+        (("keep",), {"POLL_SECONDS": "1m"}, "POLL_SECONDS=1m: expected seconds; write 30"),
         (("run", "--", "--gin.MODEL_DIR=runs/a"), {}, "MODEL_DIR=runs/a lies on the workers' own"),
         (("resume",), {}, "nothing was run on vm yet; start with"),
         (("keep",), {}, "nothing was run on vm yet; start with"),
