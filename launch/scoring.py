@@ -19,7 +19,7 @@ from launch import cluster, sweeping
 from stepdistill_jax import config as configs
 from stepdistill_jax import storage
 from stepdistill_jax.eval import teacher
-from stepdistill_jax.eval.results import VALIDATION, Result, read_results
+from stepdistill_jax.eval.results import METRICS_FILE, VALIDATION, Result, read_results
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import EXIT_INPUT_ERROR, InputError
 from stepdistill_jax.sweep import table
@@ -38,7 +38,7 @@ class Run:
         config: as it is scored; None where the folder or an override is wrong.
         failed: why it could not be scored; "" = it could.
         results: of the steps and splits that were asked for, once it is scored.
-        new: how many of them were not there before.
+        new: how many steps and splits its process scored; the others were.
         seconds: that its process took.
         code: its exit code.
     """
@@ -144,10 +144,10 @@ def score_each(runs: Sequence[Run], overrides: Sequence[str]) -> tuple[list[Run]
 
 def _score(run: Run, config: RunConfig, overrides: Sequence[str]) -> Run:
     start = time.monotonic()
-    before: tuple[Result, ...] = ()
+    before: frozenset[str] = frozenset()
     # What cannot be read, the run's own process says.
-    with contextlib.suppress(InputError):
-        before = _asked_for(config)
+    with contextlib.suppress(Exception):
+        before = _scores(config)
     command = [sys.executable, "-m", "launch.eval", run.folder, *(f"--gin.{o}" for o in overrides)]
     said: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
     with subprocess.Popen(
@@ -171,19 +171,28 @@ def _score(run: Run, config: RunConfig, overrides: Sequence[str]) -> Run:
             process.terminate()
             raise
     seconds = time.monotonic() - start
+    new = 0
     try:
         failed = sweeping.failure("".join(said), code) if code else ""
         results = () if code else _asked_for(config)
+        new = 0 if code else len(_scores(config) - before)
     except InputError as error:
         failed, results = str(error), ()
     return dataclasses.replace(
         run,
         failed=failed,
         results=results,
-        new=len(set(results) - set(before)),
+        new=new,
         seconds=seconds,
         code=code,
     )
+
+
+def _scores(config: RunConfig) -> frozenset[str]:
+    """The scores in a run's folder, a file for each step, split and EVAL_MODE."""
+    folder = epath.Path(config.model_dir) / "eval"
+    found = (folder.glob(f"{below}/{METRICS_FILE}") for below in ("*/*", "*/*/*"))
+    return frozenset(os.fspath(path) for paths in found for path in paths)
 
 
 def _asked_for(config: RunConfig) -> tuple[Result, ...]:
