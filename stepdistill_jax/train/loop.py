@@ -264,10 +264,8 @@ class Trainer:
                 batch = next(self.batches)
                 _lap_wait(self.clock, pending)
                 step += 1
-                state, metrics = self.trace.run(self.train_step, step, state, self.place(batch))
-                if not compiled:
-                    # The step waits in its sums for whoever compiles longest.
-                    processes.meet()
+                call = self.train_step if compiled else self._compile
+                state, metrics = self.trace.run(call, step, state, self.place(batch))
                 self.clock.lap("step" if compiled else "compile")
                 compiled = True
                 # Reading the metrics of the step before lets the device run on meanwhile.
@@ -299,6 +297,12 @@ class Trainer:
             self.clock.lap("checkpoint")
             self.goodput.note(step, saved=True)
         return Outcome(step, stop and step < config.train_steps, tuple(evals))
+
+    def _compile(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        """The first step; in its sums it would wait for the process that compiles longest."""
+        dispatched = self.train_step(state, batch)
+        processes.meet()
+        return dispatched
 
     def _stop_early(self, evals: list[tuple[int, float]]) -> bool:
         """Whether the last `early_stop_evals` evaluations brought nothing above the best before."""

@@ -112,6 +112,7 @@ def test_every_step_is_logged_and_the_last_is_scored_and_saved(tmp_path):
 def test_a_process_that_others_told_to_stop_survives_its_own_late_signal(tmp_path, monkeypatch):
     """JAX has the signal of several processes; here a handler stands for JAX's."""
     monkeypatch.setattr(loop.processes, "count", lambda: 2)
+    monkeypatch.setattr(loop.processes, "meet", lambda: None)
     monkeypatch.setattr(
         loop.multihost_utils, "reached_preemption_sync_point", lambda step: step == 3
     )
@@ -236,6 +237,17 @@ def test_the_columns_of_time_and_the_account_add_up_to_the_wall_time(tmp_path):
     assert 0 < split["checkpoint"] < spent["checkpoint"]  # the last one comes after the last line
     assert sum(spent.values()) == pytest.approx(account["until"] - account["since"], abs=0.01)
     assert account["goodput"] == pytest.approx(spent["step"] / sum(spent.values()), abs=1e-3)
+
+
+@pytest.mark.parametrize("profile", [(), (1, 1)])
+def test_the_wait_for_other_compilers_is_one_of_compiling(tmp_path, monkeypatch, profile):
+    met = []
+    monkeypatch.setattr(loop.processes, "meet", lambda: met.append(time.sleep(0.5)))
+    train(tmp_path, profile=profile)
+    assert len(met) == 1
+    first, *others = logged(tmp_path)
+    assert first["compile_seconds"] >= 0.5 > first["step_seconds"]
+    assert {row["compile_seconds"] for row in others} == {0.0}
 
 
 def test_a_wait_is_one_for_data_from_the_end_of_the_step_before():
