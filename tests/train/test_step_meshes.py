@@ -33,7 +33,7 @@ def reference():
 
 
 # Every axis, alone and together, with and without microbatches.
-EVERYWHERE = (("1x1x1", 4), ("1x8x1", 1), ("1x4x2", 4), ("2x2x2", 1))
+EVERYWHERE = (("1x1x1", 4), ("1x8x1", 1), ("1x4x2", 4), ("1x2x4", 1), ("2x2x2", 1))
 # The rest of the table is of one stream, whose program is half as large.
 ELSEWHERE = [(mesh, m) for mesh in MESHES for m in (1, 4) if (mesh, m) not in EVERYWHERE]
 
