@@ -42,6 +42,20 @@ def checkpoints_folder(model_dir: epath.PathLike) -> epath.Path:
     return epath.Path(path if storage.is_remote(path) else os.path.abspath(path)) / CHECKPOINTS
 
 
+class _Checkpoints(ocp.CheckpointManager):
+    """Orbax's, but that it leaves the question of preemption to the loop."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never.
+
+        JAX takes each question for word of the step that a process is at, and has all stop after
+        the latest. Orbax asks once more about a step when it is written, long after the loop has
+        gone on: the processes would be told to stop at a step that this one has passed.
+        """
+        del step
+        return False
+
+
 @contextlib.contextmanager
 def manager(
     model_dir: epath.PathLike, *, keep: int = 2, read_only: bool = False
@@ -80,9 +94,7 @@ def manager(
         save_root_metadata=not read_only,
     )
     folder = checkpoints_folder(model_dir)
-    checkpoints = ocp.CheckpointManager(
-        folder, item_names=("state", "data", "identity"), options=options
-    )
+    checkpoints = _Checkpoints(folder, item_names=("state", "data", "identity"), options=options)
     try:
         yield checkpoints
         wait(checkpoints)

@@ -141,6 +141,22 @@ def test_a_process_that_others_told_to_stop_survives_its_own_late_signal(tmp_pat
     assert restore.available_steps(tmp_path) == [3, 6]
 
 
+def test_jax_is_asked_of_each_step_once_and_in_order(tmp_path, monkeypatch):
+    """It takes the last question for the step that a process is at; Orbax asks it of old ones."""
+    asked = []
+    monkeypatch.setattr(loop.processes, "count", lambda: 2)
+    monkeypatch.setattr(loop.processes, "meet", lambda: None)
+    monkeypatch.setattr(
+        loop.multihost_utils, "reached_preemption_sync_point", lambda step: bool(asked.append(step))
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        train(tmp_path, checkpoint_period=1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert asked == list(range(1, 11))
+
+
 def test_evaluation_and_checkpoint_periods(tmp_path):
     _, evaluated = train(tmp_path, eval_period=4, checkpoint_period=3)
     assert [step for step, _ in evaluated] == [4, 8, 10]
