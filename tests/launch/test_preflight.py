@@ -30,7 +30,7 @@ def attempt(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
 
     def run(*overrides):
-        given = f"MODEL_DIR={str(tmp_path / 'run')!r}"
+        given = (f"MODEL_DIR={str(tmp_path / 'run')!r}",)
         code = preflight.run(config.parse(["demo.gin"], [*given, *SMALL, *overrides]))
         return code, rows(capsys.readouterr().out)
 
