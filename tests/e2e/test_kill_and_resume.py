@@ -73,7 +73,7 @@ def test_sigkill_at_random_moments_changes_nothing(uninterrupted, tmp_path):
     with open(tmp_path / "log", "w") as log:
         while True:
             process = start(model_dir, log)
-            if kills < 4:
+            if kills < 3:
                 # Killed after some more lines of metrics, wherever the process then is.
                 seen = len(losses(model_dir)) if (model_dir / "metrics.jsonl").exists() else 0
                 goal = min(seen + moments.randint(1, 12), STEPS - 2)
