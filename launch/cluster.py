@@ -31,6 +31,8 @@ MEETING_SECONDS = 300
 # A process from which nothing was heard for so long is dead to the others; most deaths close a
 # connection and are noticed at once. JAX's own default: a busy host may be silent for 10 s.
 HEARTBEAT_SECONDS = 100
+# From then on a process that waits says so.
+_SAYING_SECONDS = 15
 # How long a process that stops with an error waits for others that have met the same one.
 _LEAVING_SECONDS = 5
 # JAX's words for a process that is not there any more.
@@ -66,8 +68,10 @@ def start(*, preemptible: bool = False) -> None:
     jax.config.update("jax_enable_preemption_service", preemptible)
     # JAX would abort with a stack trace of C++ at its own deadline.
     deadline = threading.Timer(MEETING_SECONDS, _nobody_came)
-    deadline.daemon = True
-    deadline.start()
+    waiting = threading.Timer(_SAYING_SECONDS, _still_waiting)
+    for timer in (deadline, waiting):
+        timer.daemon = True
+        timer.start()
     try:
         jax.distributed.initialize(
             **where,
@@ -83,6 +87,7 @@ def start(*, preemptible: bool = False) -> None:
         ) from error
     finally:
         deadline.cancel()
+        waiting.cancel()
     # JAX calls abort() in a thread of its own where a process has died. Python's own handlers run
     # in the main thread, which then waits for a device for ever.
     ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
@@ -203,6 +208,15 @@ def _detected() -> dict[str, Any] | None:
             ) from error
         return {"cluster_detection_method": kind.name} if several else None
     return None
+
+
+def _still_waiting() -> None:
+    address = distributed.global_state.coordinator_address or "the coordinator's address"
+    print(
+        f"waiting for the other processes at {address}, {MEETING_SECONDS} s at most",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _nobody_came() -> None:

@@ -12,7 +12,11 @@ from launch import cluster, train
 from stepdistill_jax.parallel import processes
 from stepdistill_jax.spec import EXIT_INPUT_ERROR, EXIT_UNAVAILABLE, InputError, UnavailableError
 
-MEET = "from launch import cluster; cluster.MEETING_SECONDS = 3; cluster.start()"
+MEET = """
+from launch import cluster
+cluster._SAYING_SECONDS, cluster.MEETING_SECONDS = 1, 3
+cluster.start()
+"""
 
 
 @pytest.fixture
@@ -205,6 +209,7 @@ def test_processes_that_do_not_come_end_the_wait_with_one_line(tmp_path, number,
     assert time.monotonic() - start < 120
     lines = group.logs[number].read_text().splitlines()
     assert [line for line in lines if "error" in line] == [lines[-1]]
+    assert any(line.startswith("waiting for the other processes at 127.0.0.1:") for line in lines)
     assert lines[-1].startswith(f"error: process {number} of 2: the processes have not met at 127.")
     assert "within 3 s" in lines[-1]
     assert message in lines[-1]
