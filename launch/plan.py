@@ -14,11 +14,12 @@ from typing import Any
 
 import jax
 from absl import flags
+from etils import epath
 
 from launch import tpu_plan
 from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax import config as configs
-from stepdistill_jax import records
+from stepdistill_jax import records, storage
 from stepdistill_jax.plan import tables
 from stepdistill_jax.plan.isolated import Isolated
 from stepdistill_jax.plan.program import EFFORTS
@@ -45,6 +46,8 @@ def main(arguments: Arguments) -> int:
         raise InputError(f"{' '.join(arguments.positional)}: not a flag; write --gin_file=FILE")
     if not _TOPOLOGY.value:
         raise InputError("--topology is missing: name slices, as --topology=v5e:4x4")
+    if _JSON.value:
+        _refuse_unwritable(_JSON.value)
     # The plan is for TPUs, whatever this machine has.
     jax.config.update("jax_platforms", "cpu")
     config = arguments.parse()
@@ -83,6 +86,20 @@ def main(arguments: Arguments) -> int:
     # A search looks for what does not fit, too.
     fitting = [plan.fits for plan in found]
     return 0 if (any(fitting) if _SEARCH.value else all(fitting)) else EXIT_INCOMPLETE
+
+
+def _refuse_unwritable(path: str) -> None:
+    """Before minutes of compiling whose plan could not be written."""
+    storage.check("--json", path, write=True)
+    folder = epath.Path(path).parent
+    if storage.is_remote(path):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--json={path}: {folder} cannot be made: {error.strerror}; choose another folder"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -246,6 +246,22 @@ def test_decoding_is_planned_as_the_method_evaluates():
     assert job(configs.parse(("demo.gin",), (*given, "PACK=False")), shape).pairs_per_row == 1
 
 
+def test_a_plan_that_could_not_be_written_is_told_before_it_is_made(tmp_path):
+    (tmp_path / "file").touch()
+    command = ["-m", "launch.plan", "--gin_file=demo.gin", "--topology=v5e:2x2"]
+    done = subprocess.run(
+        [sys.executable, *command, f"--json={tmp_path / 'file' / 'plan.json'}"],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    said = f"error: --json={tmp_path}/file/plan.json: {tmp_path}/file cannot be made: File exists; "
+    assert said in done.stderr
+    assert "train step" not in done.stdout
+
+
 def test_what_does_not_fit_says_by_how_much():
     """Rows far beyond a chip's memory: exit code 4, and the compiler's own figure."""
     sizes = {"VOCAB_SIZE": 1024, "EMB_DIM": 128, "MLP_DIM": 256, "DROPOUT_RATE": 0.0}
