@@ -250,7 +250,9 @@ class Checks:
         self.splits[split] = cache = evaluation.open_split(self.config, split)
         row = cache.row(len(cache) - 1) if len(cache) else {"id": None}
         seconds = time.perf_counter() - started
-        return f"{len(cache):,} rows as tokens in {seconds:.1f} s, the last is {row['id']}"
+        cut = [f"{name} {count:,}" for name, count in cache.manifest.truncated.items() if count]
+        cuts = f"; CUT to their longest: {', '.join(cut)}" if cut else ""
+        return f"{len(cache):,} rows as tokens in {seconds:.1f} s, the last is {row['id']}{cuts}"
 
     def make_state(self) -> str:
         """Weights and optimizer state lie on the mesh."""

@@ -92,6 +92,14 @@ def test_a_good_run_passes_and_its_folder_stays_as_it_was(attempt, one_device, t
     assert "holds a run with ALPHA=0.5 (now 0.1)" in found["run"][1]
 
 
+def test_inputs_that_are_cut_are_told(attempt, one_device, tmp_path):
+    _, found = attempt("MAX_INPUT_LENGTH=4", "MESH_FSDP=3")
+    assert found["data: train"][0] == "ok"
+    assert (
+        "; CUT to their longest: label_inputs 200, rationale_inputs 200" in found["data: train"][1]
+    )
+
+
 def test_every_fault_is_found_in_one_go(attempt, tmp_path):
     (tmp_path / "file").write_text("in the way")
     code, found = attempt(
