@@ -145,6 +145,7 @@ load_state() {
   if [ "${#ssh_flags[@]}" = 0 ]; then ssh_flags=(${saved_ssh_flags[@]+"${saved_ssh_flags[@]}"}); fi
   [ -n "$ZONE" ] || fail "ZONE is missing: where is $NAME? pass --zone=ZONE or set ZONE, as us-central2-b"
   if [ -n "$BUCKET" ]; then BUCKET=gs://${BUCKET#gs://} BUCKET=${BUCKET%/}; fi
+  case "${BUCKET#gs://}" in *:*) fail "BUCKET=${BUCKET#gs://}: expected gs://BUCKET/PATH" ;; esac
   where=(--zone="$ZONE")
   if [ -n "$PROJECT" ]; then where+=(--project="$PROJECT"); fi
 }

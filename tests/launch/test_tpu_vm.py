@@ -643,6 +643,7 @@ def test_a_dry_run_prints_the_commands_that_are_run(ready, arguments):
         (("run", "--", "--gin_file=gin"), {}, "--gin_file=gin: there is no gin in "),
         (("logs", "--lines=08"), {}, "--lines=08: expected a whole number; write --lines=30"),
         (("eval", "--", "gs://b/x", "runs/a"), {}, "runs/a lies on the workers' own disks: name"),
+        (("status",), {"BUCKET": "s3://x"}, "BUCKET=s3://x: expected gs://BUCKET/PATH"),
         (("run", "--env=KEY"), {}, "--env=KEY: no variable with its value; write --env=NAME=VALUE"),
         (("create", "--spot=yes"), {}, "--spot=yes: --spot takes no value; write --spot alone"),
         (("create", "--zone"), {}, "--zone: has no value; write --zone=VALUE"),
