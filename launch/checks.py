@@ -249,10 +249,11 @@ class Checks:
         started = time.perf_counter()
         self.splits[split] = cache = evaluation.open_split(self.config, split)
         row = cache.row(len(cache) - 1) if len(cache) else {"id": None}
-        seconds = time.perf_counter() - started
-        cut = [f"{name} {count:,}" for name, count in cache.manifest.truncated.items() if count]
-        cuts = f"; CUT to their longest: {', '.join(cut)}" if cut else ""
-        return f"{len(cache):,} rows as tokens in {seconds:.1f} s, the last is {row['id']}{cuts}"
+        found = f"{len(cache):,} rows as tokens in {time.perf_counter() - started:.1f} s"
+        cut = ", ".join(f"{name} {n:,}" for name, n in cache.manifest.truncated.items() if n)
+        return f"{found}, the last is {row['id']}" + (
+            f"; CUT to their longest: {cut}" if cut else ""
+        )
 
     def make_state(self) -> str:
         """Weights and optimizer state lie on the mesh."""
