@@ -32,6 +32,7 @@ from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.parallel.place import place_batch
 from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import FINISHED_FILE, InputError
+from stepdistill_jax.sweep.table import duration
 from stepdistill_jax.train.log import device_memory
 from stepdistill_jax.train.state import TrainState, create_state
 
@@ -249,11 +250,10 @@ class Checks:
         started = time.perf_counter()
         self.splits[split] = cache = evaluation.open_split(self.config, split)
         row = cache.row(len(cache) - 1) if len(cache) else {"id": None}
-        found = f"{len(cache):,} rows as tokens in {time.perf_counter() - started:.1f} s"
+        seconds = time.perf_counter() - started
+        found = f"{len(cache):,} rows as tokens in {seconds:.1f} s, the last is {row['id']}"
         cut = ", ".join(f"{name} {n:,}" for name, n in cache.manifest.truncated.items() if n)
-        return f"{found}, the last is {row['id']}" + (
-            f"; CUT to their longest: {cut}" if cut else ""
-        )
+        return f"{found}; CUT to their longest: {cut}" if cut else found
 
     def make_state(self) -> str:
         """Weights and optimizer state lie on the mesh."""
@@ -294,7 +294,7 @@ class Checks:
         left = self.config.train_steps - self.begun
         return (
             f"loss {values['loss']:.3f}; first step {first:.1f} s with compilation, then "
-            f"{seconds:.3f} s each: {_duration(seconds * left)} for {left:,} steps, evaluations "
+            f"{seconds:.3f} s each: {duration(seconds * left)} for {left:,} steps, evaluations "
             f"left out; {_memory()}"
         )
 
@@ -333,7 +333,7 @@ class Checks:
         count = math.ceil((self.config.train_steps - self.begun) / period) if period else 1
         return (
             f"{len(predictions)} rows in {seconds:.2f} s (first {first:.1f} s), such as "
-            f"{predictions[0].text[:_PIECE_WIDTH]!r}; at most {_duration(seconds * batches)} for "
+            f"{predictions[0].text[:_PIECE_WIDTH]!r}; at most {duration(seconds * batches)} for "
             f"all {len(cache):,} of validation, {count:,} times; {_memory()}"
         )
 
@@ -394,10 +394,3 @@ def _memory() -> str:
 
 def _size(count: float) -> str:
     return f"{count / _GIB:,.1f} GiB" if count >= _GIB else f"{count / 2**20:,.1f} MiB"
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"

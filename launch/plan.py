@@ -47,7 +47,9 @@ def main(arguments: Arguments) -> int:
     if not _TOPOLOGY.value:
         raise InputError("--topology is missing: name slices, as --topology=v5e:4x4")
     if _JSON.value:
-        _refuse_unwritable(_JSON.value)
+        _refuse_unwritable(f"--json={_JSON.value}", epath.Path(_JSON.value).parent)
+    if _HLO.value:
+        _refuse_unwritable(f"--hlo={_HLO.value}", epath.Path(_HLO.value))
     # The plan is for TPUs, whatever this machine has.
     jax.config.update("jax_platforms", "cpu")
     config = arguments.parse()
@@ -88,17 +90,16 @@ def main(arguments: Arguments) -> int:
     return 0 if (any(fitting) if _SEARCH.value else all(fitting)) else EXIT_INCOMPLETE
 
 
-def _refuse_unwritable(path: str) -> None:
-    """Before minutes of compiling whose plan could not be written."""
-    storage.check("--json", path, write=True)
-    folder = epath.Path(path).parent
-    if storage.is_remote(path):
+def _refuse_unwritable(flag: str, folder: epath.Path) -> None:
+    """Before minutes of compiling whose outcome could not be written."""
+    if storage.is_remote(folder):
+        storage.check(flag.partition("=")[0], folder, write=True)
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"--json={path}: {folder} cannot be made: {error.strerror}; choose another folder"
+            f"{flag}: {folder} cannot be made: {error.strerror}; choose another folder"
         ) from error
 
 

@@ -144,10 +144,7 @@ def score_each(runs: Sequence[Run], overrides: Sequence[str]) -> tuple[list[Run]
 
 def _score(run: Run, config: RunConfig, overrides: Sequence[str]) -> Run:
     start = time.monotonic()
-    before: frozenset[str] = frozenset()
-    # What cannot be read, the run's own process says.
-    with contextlib.suppress(Exception):
-        before = _scores(config)
+    before = _scores(config)
     command = [sys.executable, "-m", "launch.eval", run.folder, *(f"--gin.{o}" for o in overrides)]
     said: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
     with subprocess.Popen(
@@ -171,18 +168,16 @@ def _score(run: Run, config: RunConfig, overrides: Sequence[str]) -> Run:
             process.terminate()
             raise
     seconds = time.monotonic() - start
-    new = 0
     try:
         failed = sweeping.failure("".join(said), code) if code else ""
         results = () if code else _asked_for(config)
-        new = 0 if code else len(_scores(config) - before)
     except InputError as error:
         failed, results = str(error), ()
     return dataclasses.replace(
         run,
         failed=failed,
         results=results,
-        new=new,
+        new=0 if failed else len(_scores(config) - before),
         seconds=seconds,
         code=code,
     )
@@ -191,8 +186,11 @@ def _score(run: Run, config: RunConfig, overrides: Sequence[str]) -> Run:
 def _scores(config: RunConfig) -> frozenset[str]:
     """The scores in a run's folder, a file for each step, split and EVAL_MODE."""
     folder = epath.Path(config.model_dir) / "eval"
-    found = (folder.glob(f"{below}/{METRICS_FILE}") for below in ("*/*", "*/*/*"))
-    return frozenset(os.fspath(path) for paths in found for path in paths)
+    # They are only counted: what cannot be read, the run's own process says.
+    with contextlib.suppress(Exception):
+        found = [folder.glob(f"{below}/{METRICS_FILE}") for below in ("*/*", "*/*/*")]
+        return frozenset(os.fspath(path) for paths in found for path in paths)
+    return frozenset()
 
 
 def _asked_for(config: RunConfig) -> tuple[Result, ...]:

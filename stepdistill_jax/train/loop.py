@@ -281,12 +281,7 @@ class Trainer:
                     pending = None
                     if processes.is_lead():
                         self.costs.note(step, self.clock.sum(TRAINING))
-                    accuracy = self.evaluate(state.params, step) if evaluates else None
-                    self.clock.lap("evaluation")
-                    if accuracy is not None:
-                        evals.append((step, accuracy))
-                        if processes.is_lead():
-                            bar.write(f"step {step}: validation label accuracy {accuracy:.2%}")
+                    accuracy = self._evaluate(state, step, evals, bar) if evaluates else None
                     self._save(state, step, evals, accuracy)
                     self.clock.lap("checkpoint")
                     self.goodput.note(step, saved=True)
@@ -311,6 +306,17 @@ class Trainer:
             return False
         before = max(accuracy for _, accuracy in evals[:-patience])
         return all(accuracy <= before for _, accuracy in evals[-patience:])
+
+    def _evaluate(
+        self, state: TrainState, step: int, evals: list[tuple[int, float]], bar: tqdm
+    ) -> float:
+        """The label accuracy on validation, which is added to `evals` and shown."""
+        accuracy = self.evaluate(state.params, step)
+        evals.append((step, accuracy))
+        if processes.is_lead():
+            bar.write(f"step {step}: validation label accuracy {accuracy:.2%}")
+        self.clock.lap("evaluation")
+        return accuracy
 
     def _save(
         self,

@@ -246,19 +246,20 @@ def test_decoding_is_planned_as_the_method_evaluates():
     assert job(configs.parse(("demo.gin",), (*given, "PACK=False")), shape).pairs_per_row == 1
 
 
-def test_a_plan_that_could_not_be_written_is_told_before_it_is_made(tmp_path):
+@pytest.mark.parametrize("flag", ["--json={}/file/plan.json", "--hlo={}/file"])
+def test_a_plan_that_could_not_be_written_is_told_before_it_is_made(tmp_path, flag):
     (tmp_path / "file").touch()
+    flag = flag.format(tmp_path)
     command = ["-m", "launch.plan", "--gin_file=demo.gin", "--topology=v5e:2x2"]
     done = subprocess.run(
-        [sys.executable, *command, f"--json={tmp_path / 'file' / 'plan.json'}"],
+        [sys.executable, *command, flag],
         capture_output=True,
         text=True,
         timeout=500,
         check=False,
     )
     assert done.returncode == 2, done.stderr[-3000:]
-    said = f"error: --json={tmp_path}/file/plan.json: {tmp_path}/file cannot be made: File exists; "
-    assert said in done.stderr
+    assert f"error: {flag}: {tmp_path}/file cannot be made: File exists; " in done.stderr
     assert "train step" not in done.stdout
 
 
