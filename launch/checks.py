@@ -253,7 +253,11 @@ class Checks:
         seconds = time.perf_counter() - started
         found = f"{len(cache):,} rows as tokens in {seconds:.1f} s, the last is {row['id']}"
         cut = ", ".join(f"{name} {n:,}" for name, n in cache.manifest.truncated.items() if n)
-        return f"{found}; CUT to their longest: {cut}" if cut else found
+        if cut:
+            found += f"; CUT to their longest: {cut}"
+        if split == "train" and self.config.pipeline.batch_size > len(cache):
+            found += f"; FEWER than a batch of BATCH_SIZE={self.config.pipeline.batch_size:,}"
+        return found
 
     def make_state(self) -> str:
         """Weights and optimizer state lie on the mesh."""

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import logging as python_logging
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -21,6 +22,8 @@ _PREFIX = "--gin."
 _HELP = frozenset({"--help", "-h", "-help", "--helpfull", "-helpfull"})
 # Not a defect of the program: a full, read-only or forbidden folder.
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+# absl passes Python's own words on.
+_RAW = {"invalid literal for int": "a whole number", "Non-boolean argument": "true or false"}
 
 _PACKAGE = str(pathlib.Path(config.__file__).parent)
 
@@ -131,7 +134,10 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))
     except flags.Error as error:
-        _stop(f"{' '.join(str(error).split())}; --help names all")
+        told = " ".join(str(error).split())
+        for raw, words in _RAW.items():
+            told = re.sub(rf"^flag (.*?): .*{raw}.*", rf"\1: expected {words}", told)
+        _stop(f"{told}; --help names all")
 
 
 def _is_wanted(record: python_logging.LogRecord) -> bool:

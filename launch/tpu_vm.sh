@@ -157,7 +157,10 @@ refuse_hopeless() { # run | eval
     case "$named" in
       "" | /* | *://*) ;;
       *) [ -f "$here/$named" ] || [ -f "$here/gin/$named" ] ||
-        fail "--gin_file=$named: there is no $named in $here or its folder gin; correct the name" ;;
+        fail "--gin_file=$named: there is no $named in $here or its folder gin; correct the name"
+        git -C "$here" ls-files --error-unmatch "$named" >/dev/null 2>&1 ||
+          git -C "$here" ls-files --error-unmatch "gin/$named" >/dev/null 2>&1 ||
+          fail "--gin_file=$named: git does not track it, so that sync leaves it behind; git add it" ;;
     esac
     case "$1 $before $argument" in
       run* | *" -"* | *" gs://"*) ;; # A flag, the value that follows it, or what all workers see.

@@ -77,6 +77,7 @@ def main(config: RunConfig) -> int:
         finally:
             trainer.log.close()
     if outcome.preempted:
+        cluster.say(clock.describe(config.model_dir))
         cluster.say(
             f"preempted: step {outcome.step} is saved in {config.model_dir}; run the same command "
             "again to continue",

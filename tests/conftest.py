@@ -5,14 +5,10 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-# Nearly all of the suite's time is compilation of programs that run once: the cheap machine code
-# halves it. As users do, .ci/run compiles the demo.
+from process_group import IN_HASTE
+
 os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-    ]
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", IN_HASTE]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

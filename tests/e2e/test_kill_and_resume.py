@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -114,6 +115,7 @@ def test_sigterm_saves_exits_75_and_the_same_command_continues(uninterrupted, tm
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 75, (tmp_path / "log").read_text()[-3000:]
+        assert re.search(r"^goodput [\d.]+% of", (tmp_path / "log").read_text(), re.MULTILINE)
         saved = [int(p.name) for p in (model_dir / "checkpoints").iterdir() if p.name.isdigit()]
         assert saved
         assert 3 <= max(saved) < STEPS

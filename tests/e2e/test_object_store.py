@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from process_group import environment
 
 from launch import compilation, conversion, report
 from launch.flags import Arguments
@@ -56,12 +57,6 @@ def train(model_dir, **more):
     return program("train", "--gin_file=demo.gin", **SETTINGS, MODEL_DIR=str(model_dir), **more)
 
 
-def environment(disk, **more):
-    """Of a machine with one device; its programs are compiled in haste, for they run once."""
-    flags = "--xla_backend_optimization_level=0"
-    return {**os.environ, "XLA_FLAGS": flags, "STEPDISTILL_CACHE_DIR": str(disk), **more}
-
-
 def finish(command, env):
     done = subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500, check=False
@@ -79,7 +74,9 @@ def machines(tmp_path_factory):
 def local(remote, machines):
     """A run on a disk, never interrupted; of the other it has the compiled programs alone."""
     programs = f"{CACHE}/xla/{compilation.host()}"
-    env = environment(machines / "first_disk", JAX_COMPILATION_CACHE_DIR=programs)
+    env = environment(
+        STEPDISTILL_CACHE_DIR=str(machines / "first_disk"), JAX_COMPILATION_CACHE_DIR=programs
+    )
     finish(train(machines / "run"), env)
     return machines
 
@@ -94,7 +91,7 @@ def remote(store, machines):
         process = subprocess.Popen(
             train(RUN, CACHE_DIR=CACHE),
             cwd=ROOT,
-            env=environment(folder / "first_disk"),
+            env=environment(STEPDISTILL_CACHE_DIR=str(folder / "first_disk")),
             stdout=log,
             stderr=log,
         )
@@ -109,7 +106,10 @@ def remote(store, machines):
     (folder / "without").mkdir()
     (folder / "without" / "sitecustomize.py").write_text(BLOCKED)
     paths = os.pathsep.join([str(folder / "without"), str(ROOT)])
-    said = finish(train(RUN, CACHE_DIR=CACHE), environment(folder / "other_disk", PYTHONPATH=paths))
+    said = finish(
+        train(RUN, CACHE_DIR=CACHE),
+        environment(STEPDISTILL_CACHE_DIR=str(folder / "other_disk"), PYTHONPATH=paths),
+    )
     return {"killed": killed, "said": said, "disk": folder / "other_disk"}
 
 
@@ -173,7 +173,7 @@ def test_the_second_machine_found_tokens_and_programs_on_the_store(store, remote
 
 
 def test_eval_and_report_read_it_where_it_lies(store, local, remote):
-    env = environment(local / "first_disk")
+    env = environment(STEPDISTILL_CACHE_DIR=str(local / "first_disk"))
     settings = {"EVAL_SPLITS": ("test",), "CACHE_DIR": str(local / "first_disk")}
     said = finish(program("eval", RUN, str(local / "run"), **settings), env)
     name = f"eval/test/{STEPS}/predictions.jsonl"
@@ -231,7 +231,7 @@ def test_a_bucket_that_is_not_there_is_one_line(store, tmp_path):
     done = subprocess.run(
         train("gs://nobody/run"),
         cwd=ROOT,
-        env=environment(tmp_path),
+        env=environment(STEPDISTILL_CACHE_DIR=str(tmp_path)),
         capture_output=True,
         text=True,
         timeout=120,

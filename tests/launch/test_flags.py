@@ -78,6 +78,8 @@ def test_exit_code_of_the_binary(tmp_path):
             ["--gin_flie=demo.gin"],
             "error: Unknown command line flag 'gin_flie'. Did you mean: gin_file ?",
         ),
+        (["-v=x"], "error: --verbosity=x: expected a whole number;"),
+        (["--logtostderr=maybe"], "error: --logtostderr=maybe: expected true or false; --help"),
         (
             ["--gin_file=demo.gin", "--gin.SEED=99"],
             "error: runs/demo/config.gin: No space left on device; free or unlock the disk",

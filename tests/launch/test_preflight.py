@@ -92,12 +92,14 @@ def test_a_good_run_passes_and_its_folder_stays_as_it_was(attempt, one_device, t
     assert "holds a run with ALPHA=0.5 (now 0.1)" in found["run"][1]
 
 
-def test_inputs_that_are_cut_are_told(attempt, one_device, tmp_path):
-    _, found = attempt("MAX_INPUT_LENGTH=4", "MESH_FSDP=3")
-    assert found["data: train"][0] == "ok"
-    assert (
-        "; CUT to their longest: label_inputs 200, rationale_inputs 200" in found["data: train"][1]
-    )
+def test_inputs_that_are_cut_and_batches_beyond_the_rows_are_told(attempt, one_device):
+    _, found = attempt("MAX_INPUT_LENGTH=4", "BATCH_SIZE=201", "MESH_FSDP=3")
+    result, said = found["data: train"]
+    assert result == "ok"
+    assert "; CUT to their longest: label_inputs 200, rationale_inputs 200" in said
+    assert said.endswith("; FEWER than a batch of BATCH_SIZE=201")
+    assert "FEWER" not in found["data: validation"][1]
+    assert "FEWER" not in attempt("BATCH_SIZE=200", "MESH_FSDP=3")[1]["data: train"][1]
 
 
 def test_every_fault_is_found_in_one_go(attempt, tmp_path):

@@ -63,6 +63,7 @@ class Cloud:
         (self.checkout / "gin/esnli.gin").write_text("")
         for command in ("init --quiet", "add ."):
             subprocess.run(["git", *command.split()], cwd=self.checkout, check=True)
+        (self.checkout / "gin/untracked.gin").write_text("")
         write_script(
             folder / "bin/gcloud", f'#!/bin/sh\nexec {sys.executable} -S {STAND_IN} "$@"\n'
         )
@@ -641,6 +642,11 @@ def test_a_dry_run_prints_the_commands_that_are_run(ready, arguments):
         (("run", "--", "--gin_file=a.gin"), {}, "--gin_file=a.gin: there is no a.gin in "),
         (("run", "--", "--gin_file", "a"), {}, "--gin_file=a: there is no a in "),
         (("run", "--", "--gin_file=gin"), {}, "--gin_file=gin: there is no gin in "),
+        (
+            ("run", "--", "--gin_file=untracked.gin"),
+            {},
+            "--gin_file=untracked.gin: git does not track it, so that sync leaves it behind;",
+        ),
         (("logs", "--lines=08"), {}, "--lines=08: expected a whole number; write --lines=30"),
         (("eval", "--", "gs://b/x", "runs/a"), {}, "runs/a lies on the workers' own disks: name"),
         (("status",), {"BUCKET": "s3://x"}, "BUCKET=s3://x: expected gs://BUCKET/PATH"),
