@@ -63,7 +63,6 @@ class Cloud:
         (self.checkout / "gin/esnli.gin").write_text("")
         for command in ("init --quiet", "add ."):
             subprocess.run(["git", *command.split()], cwd=self.checkout, check=True)
-        (self.checkout / "gin/untracked.gin").write_text("")
         write_script(
             folder / "bin/gcloud", f'#!/bin/sh\nexec {sys.executable} -S {STAND_IN} "$@"\n'
         )
@@ -669,6 +668,7 @@ def test_wrong_input_is_told_in_one_line(cloud, arguments, environment, message)
             (cloud.folder / "few").mkdir(exist_ok=True)
             (cloud.folder / "few" / name).symlink_to(shutil.which(name))
         environment = {"PATH": str(cloud.folder / "few")}
+    (cloud.checkout / "gin/untracked.gin").touch()
     done = cloud.run(*arguments, code=2, **environment)
     assert message in done.stderr
     # Nothing was made or deleted for it.
