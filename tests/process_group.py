@@ -12,9 +12,8 @@ import time
 from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Nearly all of the suite's time is compilation of programs that run once: cheap machine code by
-# the emitters that are quickest to compile cuts it to a third. As users do, .ci/run compiles the
-# demo.
+# Much of the suite's time is compilation of programs that run once: cheap machine code, by the
+# emitters that compile quickest. As users do, .ci/run compiles the demo.
 IN_HASTE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
