@@ -127,45 +127,45 @@ def make_trainer(
     count = log.write_inventory(config.model_dir, state.params)
     cluster.say(_training_data(cache.manifest))
     cluster.say(
-        f"{count:,} parameters; {len(cache):,} pairs for training; a step is {shape.rows} rows of "
-        f"{shape.inputs} inputs and {dict(shape.targets)} targets on {mesh.size} device(s)"
-        f"{_of_processes()}; "
+        f"{count:,} parameters; {_step(parts, mesh)}; "
         f"{_origin(config, checkpoints.latest_step())}; "
         f"ready in {time.perf_counter() - started:.1f} s"
     )
-    if int(state.step) < config.train_steps:
+    step = int(state.step)
+    if step < config.train_steps:
         cluster.say("compiling the step, which may take a minute or more; then it trains")
     flops = train_flops(config.model, shape.rows, shape.inputs, shape.targets)
     trainer = loop.Trainer(
         config=loop.LoopConfig(
-            model_dir=config.model_dir,
-            train_steps=config.train_steps,
-            log_period=config.log_period,
-            eval_period=config.eval_period,
-            checkpoint_period=config.checkpoint_period,
-            early_stop_evals=config.early_stop_evals,
+            **{f.name: getattr(config, f.name) for f in dataclasses.fields(loop.LoopConfig)}
         ),
         train_step=parts.train_step,
         batches=parts.batches,
         place=lambda batch: place_batch(batch, mesh, config.microbatches),
         evaluate=lambda params, step: evaluator.evaluate(params, step, "validation").accuracy,
         checkpoints=checkpoints,
-        log=log.MetricLog(config.model_dir, int(state.step), tensorboard=config.tensorboard),
+        log=log.MetricLog(config.model_dir, step, tensorboard=config.tensorboard),
         throughput=log.Throughput(flops, shape.rows, clock),
         costs=CostMeter(
-            config.model_dir,
-            int(state.step),
-            train_pairs=len(cache),
-            flops_per_step=flops,
-            devices=mesh.size,
+            config.model_dir, step, train_pairs=len(cache), flops_per_step=flops, devices=mesh.size
         ),
         clock=clock,
-        goodput=Goodput(config.model_dir, clock, int(state.step), writes=processes.is_lead()),
+        goodput=Goodput(config.model_dir, clock, step, writes=processes.is_lead()),
         trace=StepTrace(config.model_dir, config.profile_steps, clock),
         example_ids=lambda index: [cache.row(int(i) - 1)["id"] for i in np.unique(index)],
         identity=identity,
     )
     return trainer, state, evals
+
+
+def _step(parts: Parts, mesh: Mesh) -> str:
+    """What a step is, and of how many pairs in all."""
+    shape = parts.shape
+    return (
+        f"{len(parts.cache):,} pairs for training; a step is {shape.rows} rows of "
+        f"{shape.inputs} inputs and {dict(shape.targets)} targets on {mesh.size} device(s)"
+        f"{_of_processes()}"
+    )
 
 
 def _training_data(manifest: Manifest) -> str:

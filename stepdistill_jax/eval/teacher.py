@@ -166,21 +166,24 @@ def score(
     records.write_jsonl(folder / PREDICTIONS_FILE, map(_line, answers, right))
     facts = dataclasses.asdict(result)
     del facts["selected_on"]
-    about = {
-        "metric": data.metric,
-        "mode": METHOD,
-        "data": fingerprint,
-        **({"parse": config.parse} if answers[0].by_parse else {}),
-        "accuracy_by_parse": {
-            parse: _accuracy(data.metric, answers, [a.by_parse[parse] for a in answers]).accuracy
-            for parse in answers[0].by_parse
-        },
-        "failures": dict(collections.Counter(a.failure for a in answers if a.failure)),
-        "mean_tokens": tokens,
-    }
+    about = {"data": fingerprint, "mean_tokens": tokens, **_about(data.metric, config, answers)}
     records.write_atomic(folder / METRICS_FILE, json.dumps({**facts, **about}, indent=1) + "\n")
     append_result(model_dir, result)
     return result
+
+
+def _about(metric: str, config: TeacherEvalConfig, answers: Sequence[Answer]) -> dict[str, Any]:
+    """How the answers were read and scored, and what the other ways of reading would give."""
+    return {
+        "metric": metric,
+        "mode": METHOD,
+        **({"parse": config.parse} if answers[0].by_parse else {}),
+        "accuracy_by_parse": {
+            parse: _accuracy(metric, answers, [a.by_parse[parse] for a in answers]).accuracy
+            for parse in answers[0].by_parse
+        },
+        "failures": dict(collections.Counter(a.failure for a in answers if a.failure)),
+    }
 
 
 def read_answers(reader: Reader, parse: str) -> list[Answer]:
