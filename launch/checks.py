@@ -256,7 +256,7 @@ class Checks:
         if cut:
             found += f"; CUT to their longest: {cut}"
         if split == "train" and self.config.pipeline.batch_size > len(cache):
-            found += f"; FEWER than a batch of BATCH_SIZE={self.config.pipeline.batch_size:,}"
+            found += f"; FEWER than BATCH_SIZE={self.config.pipeline.batch_size:,}, lower it"
         return found
 
     def make_state(self) -> str:

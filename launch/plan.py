@@ -10,6 +10,7 @@ something does not fit or was not compiled; of a search, nothing does fit.
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 import jax
@@ -47,6 +48,8 @@ def main(arguments: Arguments) -> int:
     if not _TOPOLOGY.value:
         raise InputError("--topology is missing: name slices, as --topology=v5e:4x4")
     if _JSON.value:
+        if epath.Path(_JSON.value).is_dir():
+            raise InputError(f"--json={_JSON.value} is a folder; name a file in it")
         _refuse_unwritable(f"--json={_JSON.value}", epath.Path(_JSON.value).parent)
     if _HLO.value:
         _refuse_unwritable(f"--hlo={_HLO.value}", epath.Path(_HLO.value))
@@ -97,9 +100,12 @@ def _refuse_unwritable(flag: str, folder: epath.Path) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "a file is in the way" if in_the_way else error.strerror
         raise InputError(
-            f"{flag}: {folder} cannot be made: {error.strerror}; choose another folder"
+            f"{flag}: {folder} cannot be written: {reason}; choose another folder"
         ) from error
 
 

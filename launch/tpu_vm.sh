@@ -155,6 +155,7 @@ refuse_hopeless() { # run | eval
       *) named="" ;;
     esac
     case "$named" in
+      "$here"/*) fail "--gin_file=$named: no worker has that path; write --gin_file=${named#"$here"/}" ;;
       "" | /* | *://*) ;;
       *) [ -f "$here/$named" ] || [ -f "$here/gin/$named" ] ||
         fail "--gin_file=$named: there is no $named in $here or its folder gin; correct the name"

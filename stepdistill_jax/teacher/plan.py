@@ -35,7 +35,8 @@ class Plan:
         sampled: rows that tokens were counted on.
         cached: share of the sampled requests that the cache will answer.
         tokens: estimate, of the requests that will be sent.
-        most: the same at their bounds, with every answer as long as it may be and every hint.
+        most: the same at their bounds, with every answer as long as it may be and every hint;
+            where prompts are counted, each as long as the longest of those.
         prompt_basis, written_basis: what the estimates rest on.
         cost, most_cost: None without prices.
     """
@@ -83,16 +84,16 @@ def make(
     sent = [request for request in asked if cache.get(request.key) is None]
     cached = 1 - len(sent) / len(asked) if asked else 0.0
     number = round(requests * (1 - cached))
-    prompt, prompt_basis = _prompt_tokens(sent, rows, count, how)
+    prompt, longest_prompt, prompt_basis = _prompt_tokens(sent, rows, count, how)
     hinted = [row for row in rows if extract.hint_wrong and teaching.may_need_hint(row)]
     sure = sum(row.answers.keys() >= {*slots} for row in hinted)
     hints = [teaching.request(row, HINT, 0) for row in _spread(hinted, SAMPLED)]
-    hint_prompt, hint_basis = _prompt_tokens(hints, rows, count, how)
+    hint_prompt, longest_hint, hint_basis = _prompt_tokens(hints, rows, count, how)
     written, written_basis = _written_tokens([*sent, *hints], rows)
     tokens = Tokens(round(number * prompt + sure * hint_prompt), round((number + sure) * written))
-    # What is counted is its own bound.
+    # Those that are not counted may be longer than the mean of those that are.
     read = (
-        (prompt, hint_prompt)
+        (longest_prompt, longest_hint)
         if count is not None
         else (_bound(sent, bounds), _bound(hints, bounds))
     )
@@ -140,18 +141,20 @@ def _prompt_tokens(
     rows: Sequence[Row],
     count: Callable[[Request], int] | None,
     how: str,
-) -> tuple[float, str]:
+) -> tuple[float, float, str]:
+    """Mean and longest of the requests, and how they are known."""
     if not sent:
-        return 0.0, "nothing to count"
+        return 0.0, 0.0, "nothing to count"
     if count is not None:
         counted = _spread(sent, HINTS_COUNTED if sent[0].purpose == HINT else COUNTED)
-        return statistics.mean(map(count, counted)), f"{how} on {len(counted)} requests"
-    if known := _known(rows, "prompt_tokens"):
-        return statistics.mean(known), f"the mean of {len(known)} answers so far"
-    sizes = [len(request.text.encode()) / _BYTES_A_TOKEN for request in sent]
-    return statistics.mean(sizes), (
-        f"a guess at {_BYTES_A_TOKEN} bytes a token; TEACHER_TOKENIZER counts"
-    )
+        sizes = [float(count(each)) for each in counted]
+        basis = f"{how} on {len(counted)} requests of up to {max(sizes):,.0f}"
+    elif sizes := [float(known) for known in _known(rows, "prompt_tokens")]:
+        basis = f"the mean of {len(sizes)} answers so far"
+    else:
+        sizes = [len(request.text.encode()) / _BYTES_A_TOKEN for request in sent]
+        basis = f"a guess at {_BYTES_A_TOKEN} bytes a token; TEACHER_TOKENIZER counts"
+    return statistics.mean(sizes), max(sizes), basis
 
 
 def _written_tokens(sent: Sequence[Request], rows: Sequence[Row]) -> tuple[float, str]:

@@ -97,7 +97,7 @@ def test_inputs_that_are_cut_and_batches_beyond_the_rows_are_told(attempt, one_d
     result, said = found["data: train"]
     assert result == "ok"
     assert "; CUT to their longest: label_inputs 200, rationale_inputs 200" in said
-    assert said.endswith("; FEWER than a batch of BATCH_SIZE=201")
+    assert said.endswith("; FEWER than BATCH_SIZE=201, lower it")
     assert "FEWER" not in found["data: validation"][1]
     assert "FEWER" not in attempt("BATCH_SIZE=200", "MESH_FSDP=3")[1]["data: train"][1]
 

@@ -646,6 +646,11 @@ def test_a_dry_run_prints_the_commands_that_are_run(ready, arguments):
             {},
             "--gin_file=untracked.gin: git does not track it, so that sync leaves it behind;",
         ),
+        (
+            ("run", "--", "--gin_file=CHECKOUT/gin/esnli.gin"),
+            {},
+            "gin/esnli.gin: no worker has that path; write --gin_file=gin/esnli.gin",
+        ),
         (("logs", "--lines=08"), {}, "--lines=08: expected a whole number; write --lines=30"),
         (("eval", "--", "gs://b/x", "runs/a"), {}, "runs/a lies on the workers' own disks: name"),
         (("status",), {"BUCKET": "s3://x"}, "BUCKET=s3://x: expected gs://BUCKET/PATH"),
@@ -669,6 +674,7 @@ def test_wrong_input_is_told_in_one_line(cloud, arguments, environment, message)
             (cloud.folder / "few" / name).symlink_to(shutil.which(name))
         environment = {"PATH": str(cloud.folder / "few")}
     (cloud.checkout / "gin/untracked.gin").touch()
+    arguments = [argument.replace("CHECKOUT", str(cloud.checkout)) for argument in arguments]
     done = cloud.run(*arguments, code=2, **environment)
     assert message in done.stderr
     # Nothing was made or deleted for it.

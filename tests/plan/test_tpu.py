@@ -246,8 +246,16 @@ def test_decoding_is_planned_as_the_method_evaluates():
     assert job(configs.parse(("demo.gin",), (*given, "PACK=False")), shape).pairs_per_row == 1
 
 
-@pytest.mark.parametrize("flag", ["--json={}/file/plan.json", "--hlo={}/file"])
-def test_a_plan_that_could_not_be_written_is_told_before_it_is_made(tmp_path, flag):
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--json={}/file/plan.json", ": {}/file cannot be written: a file is in the way; choose"),
+        ("--json={}", " is a folder; name a file in it"),
+        ("--hlo={}/file", ": {}/file cannot be written: a file is in the way; choose"),
+        ("--hlo=/proc", ": /proc cannot be written: "),
+    ],
+)
+def test_a_plan_that_could_not_be_written_is_told_before_it_is_made(tmp_path, flag, told):
     (tmp_path / "file").touch()
     flag = flag.format(tmp_path)
     command = ["-m", "launch.plan", "--gin_file=demo.gin", "--topology=v5e:2x2"]
@@ -259,7 +267,7 @@ def test_a_plan_that_could_not_be_written_is_told_before_it_is_made(tmp_path, fl
         check=False,
     )
     assert done.returncode == 2, done.stderr[-3000:]
-    assert f"error: {flag}: {tmp_path}/file cannot be made: File exists; " in done.stderr
+    assert f"error: {flag}{told.format(tmp_path)}" in done.stderr
     assert "train step" not in done.stdout
 
 
