@@ -12,6 +12,7 @@ depend on them. Nothing is written to MODEL_DIR.
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import jax
 from absl import flags
@@ -53,6 +54,8 @@ def main(arguments: Arguments) -> None:
     config = arguments.parse()
     if _AGAINST.value:
         require_torch()
+        # JAX would take three quarters of a GPU at once, and leave PyTorch the rest.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     left_out: list[str] = []
     found: list[Measurement] = []
     if _TRAJECTORIES.value:

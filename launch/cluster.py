@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src import clusters, distributed
 
-from stepdistill_jax import storage
+from stepdistill_jax import device_memory, storage
 from stepdistill_jax.parallel import processes
 from stepdistill_jax.spec import EXIT_UNAVAILABLE, InputError, UnavailableError
 
@@ -126,6 +126,11 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def understood(error: Exception) -> InputError | None:
+    """An error of a store or of the devices' memory, in the words of its remedy; else None."""
+    return storage.failure(error) or device_memory.failure(error)
+
+
 def end(error: Exception) -> None:
     """Ends this process because of `error`, where it is one of several; else does nothing.
 
@@ -135,7 +140,7 @@ def end(error: Exception) -> None:
     """
     if processes.count() == 1:
         return
-    error = storage.failure(error) or error
+    error = understood(error) or error
     if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
         leave(error.exit_code)

@@ -103,6 +103,7 @@ def run_with_arguments(
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.INFO)
             logging.get_absl_handler().addFilter(_is_wanted)
+            logging.get_absl_handler().setFormatter(_Plain())
         arguments = Arguments(
             tuple(_GIN_FILE.value), overrides, tuple(_SEARCH_PATHS.value), tuple(left[1:])
         )
@@ -113,7 +114,7 @@ def run_with_arguments(
         except InputError as error:
             _stop(str(error), error.exit_code)
         except OSError as error:
-            _stop_for_store(error)
+            _stop_if_understood(error)
             if error.errno not in _DISK_ERRORS:
                 cluster.end(error)
                 raise
@@ -122,7 +123,7 @@ def run_with_arguments(
                 f"choose other folders with MODEL_DIR and CACHE_DIR"
             )
         except Exception as error:
-            _stop_for_store(error)
+            _stop_if_understood(error)
             cluster.end(error)
             raise
 
@@ -140,6 +141,14 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         _stop(f"{told}; --help names all")
 
 
+class _Plain(logging.PythonFormatter):
+    """What the run tells stands in plain words; who warns, when and where, before a warning."""
+
+    def format(self, record: python_logging.LogRecord) -> str:
+        told = record.levelno == python_logging.INFO and record.pathname.startswith(_PACKAGE)
+        return record.getMessage() if told else super().format(record)
+
+
 def _is_wanted(record: python_logging.LogRecord) -> bool:
     """Whether to log: what libraries say of every checkpoint would hide what the run says."""
     if record.pathname.startswith(_PACKAGE):
@@ -148,9 +157,9 @@ def _is_wanted(record: python_logging.LogRecord) -> bool:
     return record.levelno >= loud
 
 
-def _stop_for_store(error: Exception) -> None:
-    """Stops where a store failed, which has been tried again for a while by then."""
-    failure = storage.failure(error)
+def _stop_if_understood(error: Exception) -> None:
+    """Stops where a store failed, after its retries, or devices had too little memory."""
+    failure = cluster.understood(error)
     if failure:
         _stop(str(failure), failure.exit_code)
 

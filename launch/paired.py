@@ -119,6 +119,8 @@ def train(parts: Benchmark, recipe: OfficialRecipe, steps: int) -> list[Measurem
         found.append(Measurement(f"first step, {name}", "s", spread([first])))
     count = steps or windows.steps_for(slowest)
     theirs.prepare(count * parts.turns)
+    if jax.default_backend() == "gpu":
+        theirs.rehearse()
     batches.close()
     taken = take_turns(
         {n: functools.partial(w, count) for n, w in contestants.items()}, parts.turns
@@ -195,6 +197,15 @@ class _RecipeLoop:
         for _ in range(steps):
             pairs = list(itertools.islice(self._pairs, self._batch_size))
             self._ready.append(self._recipe.collate(pairs))
+
+    def rehearse(self) -> None:
+        """Takes the prepared steps once, untimed: PyTorch is slow with every new shape on a GPU.
+
+        Its batches are padded to their own longest rows, so shapes are many; a long run has seen
+        them all.
+        """
+        for batch in self._ready:
+            _read(self._recipe.step(batch))
 
     def window(self, steps: int) -> Window:
         """Times `steps` steps, reading the metrics of the one before as the train loop does."""

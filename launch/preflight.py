@@ -8,13 +8,13 @@ and compiled programs, which the run then finds.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import shutil
 import textwrap
 import time
 import uuid
 from collections.abc import Iterable
 
-import jax
 from absl import logging
 from etils import epath
 
@@ -24,10 +24,6 @@ from stepdistill_jax.run_config import RunConfig
 from stepdistill_jax.spec import EXIT_INPUT_ERROR, InputError
 
 OK, FAILED, NOT_RUN = "ok", "FAILED", "not run"
-_NO_MEMORY = (
-    "lower BATCH_SIZE (for the decode EVAL_BATCH_SIZE), raise MICROBATCHES, set REMAT='full', or "
-    "take more devices"
-)
 # Width of the first three columns; the rest is for what was found.
 _LABELS = 33
 _NARROWEST = 40
@@ -102,16 +98,17 @@ def _judge(check: checks.Check, before: dict[str, Finding], key: str) -> Finding
 
 def explain(error: Exception) -> tuple[str, str]:
     """What an error says of the cause, and of the remedy."""
+    error = cluster.understood(error) or error
     text = str(error)
     if isinstance(error, InputError):
         found, _, remedy = text.rpartition("; ")
         return (found, remedy) if found else (remedy, "")
     if isinstance(error, OSError) and error.strerror:
         found = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            return found, "choose another folder: a part of this path is a file"
         return found, "make room, give the right to read and write, or choose another folder"
     first = next(iter(text.splitlines()), "")
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:
-        return f"out of device memory: {first}", _NO_MEMORY
     logging.error("Not foreseen:", exc_info=error)
     return f"{type(error).__name__}: {first}", "read the stack trace above"
 

@@ -202,7 +202,10 @@ def _load(name: str, setting: str) -> Vocabulary:
     if name == "bytes":
         return ByteVocabulary()
     if name == "demo":
-        return SentencePieceVocabulary(_demo_model(), sentinels=0, where="the demo's vocabulary")
+        demo_words = SentencePieceVocabulary(_demo_model(), 0, where="the demo's vocabulary")
+        # The model's bytes differ from one release of SentencePiece to the next, its ids do not.
+        demo_words.fingerprint = _sha256(b"demo", *map(str.encode, demo_words.pieces()))
+        return demo_words
     storage.check(setting, name)
     path = epath.Path(name.removeprefix(hub.PREFIX)).expanduser()
     if path.is_dir():
@@ -220,7 +223,7 @@ def _load(name: str, setting: str) -> Vocabulary:
 
 
 def _demo_model() -> bytes:
-    """A word-level SentencePiece model of every word of the demo, the same on every machine."""
+    """A word-level SentencePiece model of every word of the demo, with the same ids everywhere."""
     words = demo.words()
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -17,6 +16,7 @@ from jax.sharding import Mesh
 from stepdistill_jax import optim
 from stepdistill_jax.data.packing import RowShape
 from stepdistill_jax.decode.greedy import greedy
+from stepdistill_jax.device_memory import exceeded
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import abstract_params, logical_axes
 from stepdistill_jax.objective import ObjectiveConfig, alpha_schedule
@@ -254,18 +254,3 @@ def _memory(found: Any, parameters: int, moments: int) -> Memory:
         + found.temp_size_in_bytes
         + found.generated_code_size_in_bytes,
     )
-
-
-_UNITS: Mapping[str, int] = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-def exceeded(message: str) -> float | None:
-    """Bytes of HBM that a program would need, of the compiler's words that it does not fit.
-
-    None of other words: of another memory, too, which no smaller batch need mend.
-    """
-    if "RESOURCE_EXHAUSTED" not in message or re.search("memory space (?!hbm)", message):
-        return None
-    # It has two ways of saying so, before and after it has placed every array.
-    used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", message)
-    return float(used[1]) * _UNITS[used[2]] if used else math.inf

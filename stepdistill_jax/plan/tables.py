@@ -98,7 +98,8 @@ def text(planned: Planned) -> str:
     if work is not None and limit is not None:
         lines += _work_lines(planned, limit)
     lines.append(
-        f"  compiled in         {program.lower_seconds:.1f} s + {program.compile_seconds:.1f} s"
+        f"  compiled in         {program.compile_seconds:.1f} s, traced and lowered before in "
+        f"{program.lower_seconds:.1f} s"
     )
     return "\n".join(lines)
 
@@ -227,7 +228,7 @@ def _cells(planned: Planned) -> tuple[str, ...]:
 
 
 def _gib(amount: float) -> str:
-    return f"{amount / GIB:.2f} GiB"
+    return f"{amount / GIB:.2f} GiB" if amount >= GIB / 10 or not amount else _mib(amount)
 
 
 def _mib(amount: float) -> str:

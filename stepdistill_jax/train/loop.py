@@ -267,7 +267,10 @@ class Trainer:
                 call = self.train_step if compiled else self._compile
                 state, metrics = self.trace.run(call, step, state, self.place(batch))
                 self.clock.lap("step" if compiled else "compile")
-                compiled = True
+                if not compiled:
+                    # The bar's rate and end are those of the steps to come.
+                    bar.unpause()
+                    compiled = True
                 # Reading the metrics of the step before lets the device run on meanwhile.
                 if pending is not None:
                     self._report(pending, bar)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from absl import logging
 from etils import epath
+from tqdm import tqdm
 
 from stepdistill_jax.train.clock import Clock
 
@@ -63,8 +64,8 @@ class StepTrace:
         self._tracing = False
         try:
             jax.profiler.stop_trace()
-            logging.info("The trace is in %s.", self._folder)
+            tqdm.write(f"the trace is in {self._folder}")
         except jax.errors.JaxRuntimeError as error:
             # Hours of training are worth more than a trace that could not be written.
-            logging.error("No trace in %s: %s", self._folder, error)
+            tqdm.write(f"no trace in {self._folder}: {error}", file=sys.stderr)
         self._clock.lap("profile")

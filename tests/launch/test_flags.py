@@ -1,5 +1,6 @@
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -28,6 +29,10 @@ def main(config):
 
         said = {96: (403, "No access"), 97: (503, "Service Unavailable")}[config.seed]
         raise HttpError(dict(zip(("code", "message"), said)))
+    if config.seed == 95:
+        import jax.numpy
+
+        jax.numpy.zeros(1 << 50, "int8").block_until_ready()
     if config.seed == 98:
         raise KeyError("a defect")
     return 75 if config.seed == 75 else None
@@ -103,6 +108,16 @@ def test_an_outage_of_a_store_is_one_line_and_an_exit_code_of_its_own(tmp_path):
     assert done.stderr == (
         "error: Google Cloud Storage: Service Unavailable, 503; once it answers, the same command "
         "continues\n"
+    )
+
+
+def test_too_little_device_memory_is_one_line_with_its_remedies(tmp_path):
+    done = launch(tmp_path, "--gin_file=demo.gin", "--gin.SEED=95")
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"error: out of device memory: RESOURCE_EXHAUSTED: .*1125899906842624 bytes.*; lower "
+        r"BATCH_SIZE .*raise MICROBATCHES.*\n",
+        done.stderr,
     )
 
 

@@ -14,6 +14,7 @@ from launch.tpu_plan import job
 from stepdistill_jax import config as configs
 from stepdistill_jax.chips import GIB
 from stepdistill_jax.data.packing import RowShape
+from stepdistill_jax.device_memory import exceeded
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.flops import train_flops
 from stepdistill_jax.model.network import abstract_params
@@ -26,7 +27,6 @@ from stepdistill_jax.plan.program import (
     TRAIN,
     Job,
     bytes_per_device,
-    exceeded,
     failed_program,
     train_program,
 )

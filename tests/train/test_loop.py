@@ -309,10 +309,10 @@ def test_chosen_steps_alone_are_traced_as_far_as_the_run_goes(tmp_path, chosen, 
     assert sum(row["profile_seconds"] for row in logged(tmp_path)) > 0
 
 
-def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
+def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path, capsys):
     (tmp_path / "profile").write_text("in the way")
     outcome, _ = train(tmp_path, profile=(3, 4), train_steps=6)
     assert outcome.step == 6
-    assert f"No trace in {tmp_path}/profile: " in caplog.text
+    assert f"no trace in {tmp_path}/profile: " in capsys.readouterr().err
     (tmp_path / "profile").unlink()
     jax.profiler.stop_trace()  # JAX would else take the trace for one that goes on
