@@ -83,6 +83,7 @@ def topology(name: str) -> Topology:
                 "pip install -c constraints.txt '.[tpu]'"
             ) from error
         raise InputError(
-            f"--topology={name}: the TPU compiler knows no such slice ({reason})"
+            f"--topology={name}: the TPU compiler knows no such slice ({reason}); name one that "
+            "Google Cloud has, as v5e:2x4, v5e:8x8, v5p:2x2x4 or v5p:4x4x8"
         ) from error
     return Topology(name, CHIPS[match["chip"]], slices, tuple(found.devices))
