@@ -374,7 +374,7 @@ def test_model_name():
 
 def test_wheel_brings_its_gin_files(tmp_path):
     source = tmp_path / "source"
-    ignore = shutil.ignore_patterns(".git", "build", "dist", "*.egg-info", "runs", ".*_cache")
+    ignore = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "runs")
     shutil.copytree(ROOT, source, ignore=ignore)
     subprocess.run(
         [sys.executable, "-c", "import setuptools.build_meta as b; b.build_wheel('out')"],

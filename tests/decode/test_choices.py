@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_params import random_params
 
 from stepdistill_jax.decode.choices import choice_log_probs, choice_probabilities
 from stepdistill_jax.model.config import T5Config
-from stepdistill_jax.model.network import Transformer, init_params
+from stepdistill_jax.model.network import Transformer
 from stepdistill_jax.model.stack import unstack_layers
 
 V1_1 = T5Config(
@@ -50,7 +51,7 @@ def alone(config, params, row, choice):
 @pytest.mark.parametrize("length_normalised", [False, True])
 @VARIANTS
 def test_a_choice_scores_as_it_does_alone(config, length_normalised):
-    params = init_params(config, jax.random.key(0))
+    params = random_params(config)
     found = choice_log_probs(
         config, params, INPUTS, SEGMENTS, jnp.array(CHOICES), length_normalised
     )
@@ -64,7 +65,7 @@ def test_a_choice_scores_as_it_does_alone(config, length_normalised):
 
 
 def test_a_shared_list_is_every_row_s_list():
-    params = init_params(V1_1, jax.random.key(0))
+    params = random_params(V1_1)
     shared = jnp.array(CHOICES[1])
     found = choice_log_probs(V1_1, params, INPUTS, SEGMENTS, shared)
     each = choice_log_probs(V1_1, params, INPUTS, SEGMENTS, jnp.stack([shared, shared]))
@@ -73,7 +74,7 @@ def test_a_shared_list_is_every_row_s_list():
 
 
 def test_scanned_equals_unrolled():
-    params = init_params(V1_1, jax.random.key(0))
+    params = random_params(V1_1)
     unrolled = dataclasses.replace(V1_1, scan_layers=False)
     args = (INPUTS, SEGMENTS, jnp.array(CHOICES))
     np.testing.assert_allclose(
@@ -84,7 +85,7 @@ def test_scanned_equals_unrolled():
 
 
 def test_order_of_the_choices_and_padding_of_the_inputs_do_not_matter():
-    params = init_params(V1_1, jax.random.key(0))
+    params = random_params(V1_1)
     choices = jnp.array(CHOICES)
     found = choice_log_probs(V1_1, params, INPUTS, SEGMENTS, choices)
     wider = [jnp.pad(x, ((0, 0), (0, 3))) for x in (INPUTS, SEGMENTS)]
@@ -93,7 +94,7 @@ def test_order_of_the_choices_and_padding_of_the_inputs_do_not_matter():
 
 
 def test_the_encoder_runs_once_for_all_choices():
-    params = init_params(V1_1, jax.random.key(0))
+    params = random_params(V1_1)
     jaxpr = jax.make_jaxpr(choice_log_probs, static_argnums=0)(
         V1_1, params, INPUTS, SEGMENTS, jnp.array(CHOICES)
     )

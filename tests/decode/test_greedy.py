@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_params import random_params
 
 from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.model.config import T5Config
-from stepdistill_jax.model.network import Transformer, init_params
+from stepdistill_jax.model.network import Transformer
 
 V1_1 = T5Config(
     vocab_size=23,
@@ -43,7 +44,7 @@ def teacher_forced(config, params, decoder_inputs):
 @VARIANTS
 def test_cached_decode_equals_teacher_forcing_at_every_position(config, scan_layers):
     config = dataclasses.replace(config, scan_layers=scan_layers)
-    params = init_params(config, jax.random.key(0))
+    params = random_params(config)
     # More positions than exact buckets of the relative-position bias.
     fed = jax.random.randint(jax.random.key(1), (3, 18), 2, 23).at[:, 0].set(0)
     expected = teacher_forced(config, params, fed)
@@ -60,7 +61,7 @@ def test_cached_decode_equals_teacher_forcing_at_every_position(config, scan_lay
 @VARIANTS
 def test_greedy_takes_the_best_token_of_a_whole_pass(config, scan_layers):
     config = dataclasses.replace(config, scan_layers=scan_layers)
-    params = init_params(config, jax.random.key(2))
+    params = random_params(config, seed=12)
     found = np.asarray(greedy(config, params, INPUTS, SEGMENTS, max_length=9))
 
     expected = np.zeros((3, 9), np.int32)
@@ -99,7 +100,7 @@ def scripted(monkeypatch):
 
 
 def test_stops_when_the_last_row_ends_and_pads_after_eos(scripted):
-    params = init_params(V1_1, jax.random.key(0))
+    params = random_params(V1_1)
     found = greedy(V1_1, params, INPUTS, SEGMENTS, max_length=6)
     assert found.tolist() == [[7, 1, 0, 0, 0, 0], [5, 6, 7, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
     jax.effects_barrier()
@@ -107,7 +108,7 @@ def test_stops_when_the_last_row_ends_and_pads_after_eos(scripted):
 
 
 def test_rows_of_padding_count_as_ended(scripted):
-    params = init_params(V1_1, jax.random.key(0))
+    params = random_params(V1_1)
     segments = SEGMENTS.at[1].set(0)
     found = greedy(V1_1, params, INPUTS, segments, max_length=6)
     assert found.tolist() == [[7, 1, 0, 0, 0, 0], [0] * 6, [1, 0, 0, 0, 0, 0]]
@@ -116,20 +117,20 @@ def test_rows_of_padding_count_as_ended(scripted):
 
 
 def test_stops_at_the_longest_length(scripted):
-    params = init_params(V1_1, jax.random.key(0))
+    params = random_params(V1_1)
     found = greedy(V1_1, params, INPUTS, SEGMENTS, max_length=3)
     assert found.tolist() == [[7, 1, 0], [5, 6, 7], [1, 0, 0]]
 
 
 def test_a_batch_of_padding_decodes_nothing():
-    params = init_params(V1_1, jax.random.key(0))
+    params = random_params(V1_1)
     found = greedy(V1_1, params, INPUTS, jnp.zeros_like(SEGMENTS), max_length=4)
     assert found.tolist() == [[0] * 4] * 3
 
 
 def test_compiled_once_per_shape():
     config = dataclasses.replace(V1_1, num_encoder_layers=1)
-    params = init_params(config, jax.random.key(0))
+    params = random_params(config)
     greedy(config, params, INPUTS, SEGMENTS, max_length=4)
     compiled = greedy._cache_size()
     for shift in range(3):
@@ -142,7 +143,7 @@ def test_compiled_once_per_shape():
 @SCAN
 def test_the_loop_never_projects_the_encoder_output(scan_layers):
     config = dataclasses.replace(V1_1, scan_layers=scan_layers)
-    params = init_params(config, jax.random.key(0))
+    params = random_params(config)
     jaxpr = jax.make_jaxpr(greedy, static_argnums=(0, 4))(config, params, INPUTS, SEGMENTS, 7)
     outer = jaxpr.jaxpr.eqns[0].params["jaxpr"].jaxpr
     (loop,) = [e for e in outer.eqns if e.primitive.name == "while"]
@@ -154,7 +155,7 @@ def test_the_loop_never_projects_the_encoder_output(scan_layers):
 
 def test_bfloat16_cache_decodes():
     config = dataclasses.replace(V1_1, dtype="bfloat16")
-    params = init_params(config, jax.random.key(0))
+    params = random_params(config)
     encoded = apply(config, params, INPUTS, SEGMENTS, method="encode")
     cache = apply(config, params, encoded, SEGMENTS, length=5, method="start_cache")
     assert {cache.self_key.dtype, cache.cross_value.dtype} == {jnp.dtype(jnp.bfloat16)}

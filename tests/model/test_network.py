@@ -10,6 +10,7 @@ import pytest
 import reference_t5
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from random_params import random_params
 
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import (
@@ -44,15 +45,6 @@ EXAMPLES = [
 ]
 ROWS = [(0, 1), (2, 3)]
 L, T = 32, 8
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def perturbed(config):
-    """Parameters away from the initialiser's ones and zeros, so that each of them matters."""
-    leaves, tree = jax.tree.flatten(init_params(config, jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, leaves)
 
 
 def pack(rows, length, side):
@@ -102,7 +94,7 @@ def assert_trees_close(found, expected, atol):
 @VARIANTS
 def test_packed_rows_equal_the_numpy_reference_of_each_example(config, scan_layers):
     config = dataclasses.replace(config, scan_layers=scan_layers)
-    params = perturbed(config)
+    params = random_params(config)
     logits = np.asarray(forward(config, params, *batch()))
     reference_params = jax.tree.map(lambda x: np.asarray(x, np.float64), unstack_layers(params))
     for row, members in enumerate(ROWS):
@@ -117,7 +109,7 @@ def test_packed_rows_equal_the_numpy_reference_of_each_example(config, scan_laye
 
 @VARIANTS
 def test_packed_equals_unpacked(config):
-    params = perturbed(config)
+    params = random_params(config)
     packed = np.asarray(forward(config, params, *batch()))
     apart = np.asarray(forward(config, params, *batch([(0,), (1,), (2,), (3,)])))
     for row, members in enumerate(ROWS):
@@ -132,7 +124,7 @@ def test_packed_equals_unpacked(config):
 
 def test_what_lies_at_padding_changes_nothing():
     inputs, input_segments, decoder_inputs, target_segments = batch()
-    params = perturbed(V1_1)
+    params = random_params(V1_1)
     changed = (
         jnp.where(input_segments > 0, inputs, 17),
         input_segments,
@@ -149,7 +141,7 @@ def test_what_lies_at_padding_changes_nothing():
 @VARIANTS
 def test_scanned_equals_unrolled_in_outputs_and_gradients(config):
     unrolled = dataclasses.replace(config, scan_layers=False)
-    params = perturbed(config)
+    params = random_params(config)
     apart = unstack_layers(params)
     assert_trees_close(
         forward(unrolled, apart, *batch()), forward(config, params, *batch()), atol=1e-5
@@ -161,7 +153,7 @@ def test_scanned_equals_unrolled_in_outputs_and_gradients(config):
 
 def test_stacking_is_undone_by_unstacking():
     unrolled = dataclasses.replace(V1_1, scan_layers=False)
-    params = perturbed(unrolled)
+    params = random_params(unrolled)
     stacked = stack_layers(params)
     assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, abstract_params(V1_1))
     assert_trees_close(unstack_layers(stacked), params, atol=0)
@@ -176,7 +168,7 @@ def test_stacking_is_undone_by_unstacking():
 def test_recomputation_changes_no_gradient(remat, scan_layers):
     config = dataclasses.replace(V1_1, dropout_rate=0.2, scan_layers=scan_layers)
     recomputing = dataclasses.replace(config, remat=remat)
-    params = perturbed(config)
+    params = random_params(config)
     rngs = {"dropout": jax.random.key(3)}
     expected = gradients(config, params, rngs)
     found = gradients(recomputing, params, rngs)
@@ -197,7 +189,7 @@ def test_recomputation_stores_less(remat, fewer):
 
 @VARIANTS
 def test_gradient_reaches_every_parameter(config):
-    grads = gradients(config, perturbed(config))
+    grads = gradients(config, random_params(config))
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         # Of each layer too, where they are stacked; the bias only of buckets that occur.
         name = jax.tree_util.keystr(path)
@@ -207,7 +199,7 @@ def test_gradient_reaches_every_parameter(config):
 
 def test_one_hot_embedding_equals_gather():
     one_hot = dataclasses.replace(V1_1, one_hot_embedding=True)
-    params = perturbed(V1_1)
+    params = random_params(V1_1)
     assert_trees_close(
         gradients(one_hot, params),
         gradients(V1_1, params),
@@ -217,7 +209,7 @@ def test_one_hot_embedding_equals_gather():
 
 def test_dropout_follows_its_key_and_is_off_by_default():
     config = dataclasses.replace(V1_1, dropout_rate=0.3)
-    params = perturbed(config)
+    params = random_params(config)
 
     def dropped(seed):
         return forward(
@@ -409,7 +401,7 @@ def test_initial_standard_deviations_are_t5x_s():
 
 def test_sharded_over_eight_devices_equals_one_device():
     config = dataclasses.replace(V1_1, vocab_size=40)
-    params = perturbed(config)
+    params = random_params(config)
     args = batch([(0, 1), (2, 3)] * 2)
     alone = jax.jit(jax.value_and_grad(lambda p: _mean(config, p, args)))
     expected_loss, expected = alone(params)

@@ -40,7 +40,8 @@ def run(place, server, capsys):
 
 
 def test_the_cap_stops_at_exactly_the_last_row_with_16_in_flight(run, server, place):
-    server.latency = 0.05
+    # Long enough for 16 threads to have asked on a busy machine, before the first is answered.
+    server.latency = 1.0
     # An answer is eleven words, as long as it may be: what is reserved is what is charged.
     cap = ("PRICE_INPUT=0.0", "PRICE_OUTPUT=1.0", "MAX_NEW_TOKENS=11", f"MAX_COST={37 * 11e-6:.6f}")
     code, stdout, _ = run(*cap)
