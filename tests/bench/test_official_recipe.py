@@ -1,15 +1,14 @@
 import dataclasses
 import importlib.util
 
-import jax
 import numpy as np
 import pytest
+from random_params import random_params
 
 from stepdistill_jax.bench.official_recipe import IGNORED, OfficialRecipe, RecipeConfig
 from stepdistill_jax.checkpoint.fill import arrays
 from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.model.config import T5Config
-from stepdistill_jax.model.network import init_params
 from stepdistill_jax.objective import ObjectiveConfig
 from stepdistill_jax.optim import OptimizerConfig
 from stepdistill_jax.spec import EOS_ID, InputError
@@ -31,7 +30,7 @@ CONFIG = RecipeConfig(MODEL, ObjectiveConfig(alpha=0.25), OptimizerConfig(), tra
 def recipe(**changes):
     pytest.importorskip("torch", reason="the released recipe runs on PyTorch")
     config = dataclasses.replace(CONFIG, **changes)
-    return OfficialRecipe(config, init_params(config.model, jax.random.key(0)), threads=1)
+    return OfficialRecipe(config, random_params(config.model), threads=1)
 
 
 def pair(label_inputs, label, rationale_inputs, rationale, rationale_weight=1.0):
@@ -84,7 +83,7 @@ def test_first_update_is_adams_of_the_full_rate_and_decay_spares_norms():
 @pytest.mark.parametrize("model", [MODEL, TIED])
 def test_output_matrix_is_tied_only_where_ours_is(model):
     trained = recipe(model=model)
-    expected = dict(arrays(init_params(model, jax.random.key(0)), "hf"))
+    expected = dict(arrays(random_params(model), "hf"))
     assert trained.arrays().keys() == expected.keys()
     assert all(np.array_equal(trained.arrays()[name], expected[name]) for name in expected)
     trained.step(trained.collate(PAIRS))
@@ -101,7 +100,7 @@ def test_norm_by_which_it_clips_and_the_precise_one():
 
 @pytest.mark.parametrize("model", [MODEL, TIED])
 def test_writes_what_our_decoder_writes(model):
-    params = init_params(model, jax.random.key(0))
+    params = random_params(model)
     written = recipe(model=model).generate([p["label_inputs"] for p in PAIRS], 6)
     inputs = np.array([[3, 4, 5, 1], [3, 11, 1, 0]], np.int32)
     ours = np.asarray(greedy(model, params, inputs, (inputs > 0).astype(np.int32), 6)).tolist()

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from random_params import random_params
 from safetensors.numpy import load_file, save_file
 from same_trees import assert_same
 
@@ -13,7 +14,7 @@ from stepdistill_jax.checkpoint import fill, hf, hf_export, names
 from stepdistill_jax.data.sources import demo
 from stepdistill_jax.data.vocabulary import SentencePieceVocabulary, load_vocabulary
 from stepdistill_jax.model.config import T5Config
-from stepdistill_jax.model.network import Transformer, abstract_params, init_params
+from stepdistill_jax.model.network import Transformer, abstract_params
 from stepdistill_jax.spec import EOS_ID, PAD_ID, InputError
 
 SIZES = {
@@ -37,10 +38,7 @@ def model(variant, **changes):
 
 
 def host_params(config, seed=0):
-    """Parameters none of which is constant: norms start as ones."""
-    rng = np.random.default_rng(seed)
-    fresh = jax.device_get(init_params(config, jax.random.key(seed)))
-    return jax.tree.map(lambda x: x + rng.normal(size=x.shape, scale=0.1).astype(x.dtype), fresh)
+    return jax.device_get(random_params(config, seed))
 
 
 def write(folder, config, params, **changes):

@@ -15,6 +15,7 @@ import process_group
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from random_params import random_params
 
 from launch import conversion, convert, evaluation
 from launch.flags import Arguments
@@ -23,7 +24,7 @@ from stepdistill_jax.checkpoint import initial, manager, names, restore
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.eval.results import Result, append_result
-from stepdistill_jax.model.network import abstract_params, init_params
+from stepdistill_jax.model.network import abstract_params
 from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
 from stepdistill_jax.spec import EOS_ID, PAD_ID, InputError
 
@@ -37,7 +38,7 @@ BEST, LATEST = 10, 20
 
 
 def params_of(run, step):
-    fresh = jax.device_get(init_params(run.model, jax.random.key(step)))
+    fresh = jax.device_get(random_params(run.model, step))
     # Larger than at the start of training, so that no two tokens tie.
     return jax.tree.map(lambda x: 3 * x, fresh)
 
