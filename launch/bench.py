@@ -54,8 +54,6 @@ def main(arguments: Arguments) -> None:
     config = arguments.parse()
     if _AGAINST.value:
         require_torch()
-        # JAX would take three quarters of a GPU at once, and leave PyTorch the rest.
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     left_out: list[str] = []
     found: list[Measurement] = []
     if _TRAJECTORIES.value:
@@ -69,6 +67,9 @@ def main(arguments: Arguments) -> None:
         if _STARTUP.value:
             benchmark.say("start-up")
             found += benchmark.start_up(arguments, _WINDOWS.value, left_out)
+        if _AGAINST.value:
+            # JAX would take three quarters of a GPU at once, and leave PyTorch the rest.
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         cluster.start()
         parts = benchmark.Benchmark(config, _WINDOWS.value)
         if _AGAINST.value:

@@ -88,8 +88,9 @@ def run_with_arguments(
 
     `help_text` says which gin files and macros there are.
 
-    `InputError`, a store that fails and a disk that cannot be written become one line on stderr
-    and `EXIT_INPUT_ERROR`, or `EXIT_UNAVAILABLE` where the same may go well later.
+    `InputError`, a store that fails, a disk that cannot be written and devices with too little
+    memory become one line on stderr and `EXIT_INPUT_ERROR`, or `EXIT_UNAVAILABLE` where the same
+    may go well later.
     """
     argv = list(sys.argv if argv is None else argv)
     if _HELP & set(argv[1:]):

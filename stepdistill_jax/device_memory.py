@@ -11,8 +11,8 @@ import jax
 from stepdistill_jax.spec import InputError
 
 REMEDY = (
-    "lower BATCH_SIZE (for the decode EVAL_BATCH_SIZE), raise MICROBATCHES, set REMAT='full', or "
-    "take more devices"
+    "lower BATCH_SIZE (for the decode EVAL_BATCH_SIZE), raise MICROBATCHES, set REMAT='full', take "
+    "more devices, or on a GPU let JAX have more of it (XLA_PYTHON_CLIENT_MEM_FRACTION=0.95)"
 )
 _UNITS: Mapping[str, int] = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -32,8 +32,15 @@ def exceeded(message: str) -> float | None:
 def failure(error: BaseException) -> InputError | None:
     """What compiling or running raised for want of device memory, in one line; else None."""
     said = str(error)
-    of_jax = isinstance(error, jax.errors.JaxRuntimeError) and exceeded(said) is not None
-    # PyTorch's, of a recipe that is measured.
-    if not of_jax and type(error).__name__ != "OutOfMemoryError":
+    # A full disk is exhausted too, but in other words.
+    is_jax = (
+        isinstance(error, jax.errors.JaxRuntimeError)
+        and exceeded(said) is not None
+        and re.search("out of memory|allocat|memory space hbm", said, re.IGNORECASE)
+    )
+    # Of a recipe that is measured.
+    is_torch = f"{type(error).__module__}.{type(error).__name__}" == "torch.OutOfMemoryError"
+    if not is_jax and not is_torch:
         return None
-    return InputError(f"out of device memory: {said.splitlines()[0]}; {REMEDY}")
+    first = next(iter(said.splitlines()), "")
+    return InputError(f"out of device memory: {first}; {REMEDY}")

@@ -203,7 +203,7 @@ def _load(name: str, setting: str) -> Vocabulary:
         return ByteVocabulary()
     if name == "demo":
         demo_words = SentencePieceVocabulary(_demo_model(), 0, where="the demo's vocabulary")
-        # The model's bytes differ from one release of SentencePiece to the next, its ids do not.
+        # The model's bytes differ from one release of SentencePiece to the next, its pieces do not.
         demo_words.fingerprint = _sha256(b"demo", *map(str.encode, demo_words.pieces()))
         return demo_words
     storage.check(setting, name)

@@ -10,6 +10,7 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
+from stepdistill_jax.parallel import processes
 from stepdistill_jax.train.clock import Clock
 
 PROFILE_FOLDER = "profile"
@@ -64,7 +65,8 @@ class StepTrace:
         self._tracing = False
         try:
             jax.profiler.stop_trace()
-            tqdm.write(f"the trace is in {self._folder}")
+            if processes.is_lead():
+                tqdm.write(f"the trace is in {self._folder}")
         except jax.errors.JaxRuntimeError as error:
             # Hours of training are worth more than a trace that could not be written.
             tqdm.write(f"no trace in {self._folder}: {error}", file=sys.stderr)

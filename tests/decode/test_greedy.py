@@ -10,6 +10,8 @@ from random_params import random_params
 from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import Transformer
+from stepdistill_jax.model.stack import unstack_layers
+from stepdistill_jax.spec import EOS_ID
 
 V1_1 = T5Config(
     vocab_size=23,
@@ -60,9 +62,13 @@ def test_cached_decode_equals_teacher_forcing_at_every_position(config, scan_lay
 @SCAN
 @VARIANTS
 def test_greedy_takes_the_best_token_of_a_whole_pass(config, scan_layers):
+    # With which several tokens are written, and some rows end.
+    params = random_params(config, seed=75)
     config = dataclasses.replace(config, scan_layers=scan_layers)
-    params = random_params(config, seed=12)
+    params = params if scan_layers else unstack_layers(params)
     found = np.asarray(greedy(config, params, INPUTS, SEGMENTS, max_length=9))
+    assert len(np.unique(found)) > 4
+    assert (found == EOS_ID).any()
 
     expected = np.zeros((3, 9), np.int32)
     ended = np.zeros(3, bool)

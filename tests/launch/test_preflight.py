@@ -190,9 +190,14 @@ def test_a_method_that_trains_nothing_is_refused(shared):
         (OSError(errno.ENOSPC, "No space left", "x/y"), "x/y: No space left", "make room"),
         (OSError(errno.ENOTDIR, "Not a directory", "x"), "x: Not a directory", "choose another"),
         (
-            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB\nmore"),
-            "out of device memory: RESOURCE_EXHAUSTED: 9 GiB",
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore"),
+            "out of device memory: RESOURCE_EXHAUSTED: Out of memory",
             "lower BATCH_SIZE",
+        ),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: No space left on device"),
+            "JaxRuntimeError: RESOURCE_EXHAUSTED: No space left on device",
+            "read the stack trace above",
         ),
         (KeyError("k"), "KeyError: 'k'", "read the stack trace above"),
     ],
