@@ -109,7 +109,7 @@ def writable(config: RunConfig) -> Iterator[None]:
         storage.raise_failure(error)
         raise InputError(
             f"MODEL_DIR={config.model_dir!r} cannot be written: {error.strerror or error}; "
-            "make room or give the right to write, or choose another MODEL_DIR"
+            "choose another MODEL_DIR, or make room or give the right to write"
         ) from error
 
 
