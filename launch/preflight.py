@@ -8,7 +8,6 @@ and compiled programs, which the run then finds.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import shutil
 import textwrap
 import time
@@ -105,8 +104,6 @@ def explain(error: Exception) -> tuple[str, str]:
         return (found, remedy) if found else (remedy, "")
     if isinstance(error, OSError) and error.strerror:
         found = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            return found, "choose another folder: a part of this path is a file"
         return found, "make room, give the right to read and write, or choose another folder"
     first = next(iter(text.splitlines()), "")
     logging.error("Not foreseen:", exc_info=error)

@@ -268,8 +268,7 @@ class Trainer:
                 state, metrics = self.trace.run(call, step, state, self.place(batch))
                 self.clock.lap("step" if compiled else "compile")
                 if not compiled:
-                    # The bar's rate and end are those of the steps to come.
-                    bar.unpause()
+                    bar.unpause()  # Its rate and end are those of the steps to come.
                     compiled = True
                 # Reading the metrics of the step before lets the device run on meanwhile.
                 if pending is not None:

@@ -188,7 +188,6 @@ def test_a_method_that_trains_nothing_is_refused(shared):
     [
         (InputError("a is 1; set b; set c"), "a is 1; set b", "set c"),
         (OSError(errno.ENOSPC, "No space left", "x/y"), "x/y: No space left", "make room"),
-        (OSError(errno.ENOTDIR, "Not a directory", "x"), "x: Not a directory", "choose another"),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore"),
             "out of device memory: RESOURCE_EXHAUSTED: Out of memory",
