@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from absl import flags
 
-from launch import scoring, workers
+from launch import workers
 from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax.spec import EXIT_INCOMPLETE, EXIT_PREEMPTED, EXIT_UNAVAILABLE, InputError
-from stepdistill_jax.sweep import dealing
+from stepdistill_jax.sweep import batch_eval, dealing
 
 _FROM_FILE = flags.DEFINE_multi_string(
     "from_file", [], "A file of folders or patterns, one a line; may be given several times."
@@ -32,18 +32,18 @@ def main(arguments: Arguments) -> int:
         raise InputError(
             f"--gin_file={arguments.gin_files[0]}: a folder brings its own config.gin; take it out"
         )
-    named = [*arguments.positional, *scoring.read_lists(_FROM_FILE.value)]
-    folders = scoring.expand(named)
-    runs = [scoring.look(folder, arguments.overrides) for folder in folders]
-    scoring.refuse_hopeless(runs)
+    named = [*arguments.positional, *batch_eval.read_lists(_FROM_FILE.value)]
+    folders = batch_eval.expand(named)
+    runs = [batch_eval.look(folder, arguments.overrides) for folder in folders]
+    batch_eval.refuse_hopeless(runs)
     worker, count = workers.given("EVAL")
     # By their number alone: what one worker cannot read of a folder, another may.
     mine = dealing.share([0.0] * len(runs), worker, count, "EVAL")
     of = f"worker {worker} of {count}: {len(mine)} of " if count > 1 else ""
     print(f"{of}{len(runs)} folders", flush=True)
     share = [run for index, run in enumerate(runs) if index in mine]
-    done, stopped = scoring.score_each(share, arguments.overrides)
-    print(scoring.report(done))
+    done, stopped = batch_eval.score_each(share, arguments.overrides)
+    print(batch_eval.report(done))
     if stopped:
         print(f"stopped after {len(done)} of {len(share)}: the same command again continues")
         return EXIT_PREEMPTED

@@ -17,12 +17,12 @@ import os
 import jax
 from absl import flags
 
-from launch import benchmark, cluster, paired, trajectories
 from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax import records
-from stepdistill_jax.bench import machine, report
+from stepdistill_jax.bench import against_recipe, benchmark, machine, report, trajectories
 from stepdistill_jax.bench.measure import Measurement
 from stepdistill_jax.bench.official_recipe import require_torch
+from stepdistill_jax.parallel import cluster
 from stepdistill_jax.spec import InputError
 
 _WINDOWS = flags.DEFINE_integer("windows", 5, "Timed windows of each measurement.", lower_bound=1)
@@ -66,14 +66,20 @@ def main(arguments: Arguments) -> None:
         # First of all: an accelerator belongs to one process at a time.
         if _STARTUP.value:
             benchmark.say("start-up")
-            found += benchmark.start_up(arguments, _WINDOWS.value, left_out)
+            found += benchmark.start_up(
+                arguments.gin_files,
+                arguments.overrides,
+                arguments.search_paths,
+                _WINDOWS.value,
+                left_out,
+            )
         if _AGAINST.value:
             # JAX would take three quarters of a GPU at once, and leave PyTorch the rest.
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         cluster.start()
         parts = benchmark.Benchmark(config, _WINDOWS.value)
         if _AGAINST.value:
-            found += paired.measure(parts, _STEPS.value)
+            found += against_recipe.measure(parts, _STEPS.value)
         else:
             found += benchmark.measure(parts, _STEPS.value, _CACHE_BUILD.value, left_out)
         shapes = {f"{mode} batch": dataclasses.asdict(s) for mode, s in parts.shapes.items()}

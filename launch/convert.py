@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from absl import flags
 
-from launch import conversion
 from launch.flags import Arguments, run_with_arguments
+from stepdistill_jax.export import convert
 from stepdistill_jax.spec import InputError
 
 _TO = flags.DEFINE_string(
@@ -43,18 +43,18 @@ def main(arguments: Arguments) -> None:
             "launch.convert CHECKPOINT [--to=FORM --out=FOLDER]"
         )
     name = arguments.positional[0]
-    if _TO.value and _TO.value not in conversion.KINDS:
-        raise InputError(f"--to={_TO.value}: expected one of {', '.join(conversion.KINDS)}")
+    if _TO.value and _TO.value not in convert.KINDS:
+        raise InputError(f"--to={_TO.value}: expected one of {', '.join(convert.KINDS)}")
     if bool(_TO.value) != bool(_OUT.value):
         given, missing = ("--to", "--out") if _TO.value else ("--out", "--to")
         raise InputError(f"{given} is given and {missing} is not; --help lists the forms")
-    source = conversion.open_source(
+    source = convert.open_source(
         name, arguments.overrides, scan_layers=_SCAN_LAYERS.value, listing=not _TO.value
     )
     if not _TO.value:
-        print(conversion.listing(source))
+        print(convert.listing(source))
         return
-    written = conversion.convert(source, _TO.value, _OUT.value)
+    written = convert.convert(source, _TO.value, _OUT.value)
     print(f"{_OUT.value}: {written}")
 
 

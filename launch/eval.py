@@ -13,17 +13,17 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from launch import cluster, compilation, evaluation, flags
-from launch.claim import reach, refuse_strangers
-from stepdistill_jax import config as configs
-from stepdistill_jax.checkpoint.restore import available_steps, restore_params
-from stepdistill_jax.eval import teacher
+from launch import flags
+from stepdistill_jax.checkpoint.restore import available_steps, restore_params, sharded_params
+from stepdistill_jax.eval.build import make_evaluator, score_teacher
 from stepdistill_jax.eval.follow import steps_to_score
-from stepdistill_jax.eval.results import Result
-from stepdistill_jax.parallel import processes
+from stepdistill_jax.parallel import cluster, compilation, processes
 from stepdistill_jax.parallel.mesh import make_mesh
-from stepdistill_jax.run_config import RunConfig
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.run import load as configs
+from stepdistill_jax.run.config import RunConfig
+from stepdistill_jax.run.folder import reach, refuse_strangers
+from stepdistill_jax.run.results import Result
+from stepdistill_jax.spec import TEACHER, InputError
 
 
 def runs(arguments: flags.Arguments) -> list[RunConfig]:
@@ -66,13 +66,13 @@ def _same_run(config: RunConfig) -> RunConfig:
 
 def score(config: RunConfig) -> Iterator[Result]:
     """Scores the chosen steps of one run on the chosen splits, yielding each result."""
-    if config.method == teacher.METHOD:
-        yield from evaluation.score_teacher(config)
+    if config.method == TEACHER:
+        yield from score_teacher(config)
         return
     mesh = make_mesh(config.mesh)
     processes.connect(mesh)
-    evaluator = evaluation.make_evaluator(config, mesh)
-    abstract = evaluation.abstract_sharded_params(config, mesh)
+    evaluator = make_evaluator(config, mesh)
+    abstract = sharded_params(config.model, mesh)
     for step, selected_on in steps_to_score(config.model_dir, config.eval):
         known = {split: evaluator.known(step, split, selected_on) for split in config.eval.splits}
         params = {}

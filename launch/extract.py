@@ -19,10 +19,11 @@ import sys
 
 from absl import flags
 
-from launch import extracting, merging, workers
+from launch import workers
 from launch.flags import Arguments, run_with_arguments
-from stepdistill_jax import extract_config
 from stepdistill_jax.spec import EXIT_INCOMPLETE, EXIT_PREEMPTED, InputError
+from stepdistill_jax.teacher import extraction as extracting
+from stepdistill_jax.teacher import load, merge
 from stepdistill_jax.teacher.clients import redact
 from stepdistill_jax.teacher.requests import EndpointError
 from stepdistill_jax.teacher.store import Share
@@ -60,12 +61,10 @@ def _main(arguments: Arguments) -> int:
                 "--merge wants folders and no --gin_file, as in --merge a b --gin.EXTRACT_DIR=out; "
                 "what they have in common is in their config.gin"
             )
-        return merging.merge(arguments.positional, arguments.overrides)
+        return merge.merge(arguments.positional, arguments.overrides)
     if arguments.positional:
         raise InputError(f"{' '.join(arguments.positional)}: not a flag; see --help")
-    extraction = extract_config.parse(
-        arguments.gin_files, arguments.overrides, arguments.search_paths
-    )
+    extraction = load.parse(arguments.gin_files, arguments.overrides, arguments.search_paths)
     share = Share(*workers.given("EXTRACT"))
     asked = extracting.prepare(extraction, share)
     if _SHOW_PROMPT.value:
@@ -78,4 +77,4 @@ def _main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    run_with_arguments(main, help_text=extract_config.help_text)
+    run_with_arguments(main, help_text=load.help_text)

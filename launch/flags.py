@@ -13,9 +13,10 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from launch import cluster
-from stepdistill_jax import config, storage
-from stepdistill_jax.run_config import RunConfig
+from stepdistill_jax import storage
+from stepdistill_jax.parallel import cluster
+from stepdistill_jax.run import load
+from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.spec import EXIT_INPUT_ERROR, InputError
 
 _PREFIX = "--gin."
@@ -25,7 +26,7 @@ _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES,
 # absl passes Python's own words on.
 _RAW = {"invalid literal for int": "a whole number", "Non-boolean argument": "true or false"}
 
-_PACKAGE = str(pathlib.Path(config.__file__).parent)
+_PACKAGE = str(pathlib.Path(load.__file__).parents[1])
 
 _GIN_FILE = flags.DEFINE_multi_string(
     "gin_file", [], "Gin file, in the working folder or shipped; may be given several times."
@@ -62,7 +63,7 @@ class Arguments:
                 "--gin_file is missing: name a run file, as in --gin_file=demo.gin; "
                 "--help lists those shipped"
             )
-        return config.parse(self.gin_files, self.overrides, self.search_paths)
+        return load.parse(self.gin_files, self.overrides, self.search_paths)
 
 
 def run(main: Callable[[RunConfig], int | None], argv: Sequence[str] | None = None) -> None:
@@ -82,7 +83,7 @@ def run(main: Callable[[RunConfig], int | None], argv: Sequence[str] | None = No
 def run_with_arguments(
     main: Callable[[Arguments], int | None],
     argv: Sequence[str] | None = None,
-    help_text: Callable[[], str] = config.help_text,
+    help_text: Callable[[], str] = load.help_text,
 ) -> None:
     """Runs a binary on its `Arguments` and exits with what it returns (None = 0).
 

@@ -17,14 +17,13 @@ import jax
 from absl import flags
 from etils import epath
 
-from launch import tpu_plan
 from launch.flags import Arguments, run_with_arguments
-from stepdistill_jax import config as configs
 from stepdistill_jax import records, storage
-from stepdistill_jax.plan import tables
+from stepdistill_jax.plan import plans, tables
 from stepdistill_jax.plan.isolated import Isolated
 from stepdistill_jax.plan.program import EFFORTS
 from stepdistill_jax.plan.topology import topology
+from stepdistill_jax.run import load as configs
 from stepdistill_jax.spec import EXIT_INCOMPLETE, InputError
 
 _TOPOLOGY = flags.DEFINE_list(
@@ -57,7 +56,7 @@ def main(arguments: Arguments) -> int:
     jax.config.update("jax_platforms", "cpu")
     config = arguments.parse()
     slices = [topology(name) for name in _TOPOLOGY.value]
-    work = tpu_plan.job(config, _SHAPE.value)
+    work = plans.job(config, _SHAPE.value)
     if config.eval.mode == "choices" and not _SEARCH.value:
         print(
             "EVAL_MODE='choices' scores each choice in one pass; planned is decoding, which is more"
@@ -66,9 +65,9 @@ def main(arguments: Arguments) -> int:
     with Isolated() as compiler:
         for target in slices:
             planned = (
-                tpu_plan.searched(work, target, _EFFORT.value, compiler)
+                plans.searched(work, target, _EFFORT.value, compiler)
                 if _SEARCH.value
-                else tpu_plan.plans(config, work, target, _EFFORT.value, compiler)
+                else plans.plans(config, work, target, _EFFORT.value, compiler)
             )
             for plan in planned:
                 print(tables.summary([plan]) if _SEARCH.value else tables.text(plan), flush=True)

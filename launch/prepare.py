@@ -22,8 +22,8 @@ from stepdistill_jax import records
 from stepdistill_jax.data import audit, release, survey, vocabulary
 from stepdistill_jax.data.audit import SplitAudit
 from stepdistill_jax.data.config import DATA_DIR_VARIABLE, TokenConfig
+from stepdistill_jax.data.metrics import correct
 from stepdistill_jax.data.survey import RELEASED, Tokens
-from stepdistill_jax.eval.metrics import correct
 from stepdistill_jax.spec import InputError
 
 _DATA_DIR = flags.DEFINE_string(

@@ -17,10 +17,10 @@ import pathlib
 
 from absl import flags
 
-from launch import planning, sweeping, workers
+from launch import workers
 from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.sweep import dealing, matrix, state, table
+from stepdistill_jax.sweep import dealing, matrix, measure, runner, state, table
 
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
 _RETRY = flags.DEFINE_bool("retry", True, "Try runs again that failed when last run.")
@@ -40,7 +40,7 @@ def main(arguments: Arguments) -> int:
     worker, count = workers.given("SWEEP")
     share = dealing.deal(planned.runs, worker, count)
     print(f"looking at the data of {len(share)} runs", flush=True)
-    found = planning.survey([run.config for run in share])
+    found = measure.survey([run.config for run in share])
     work = {run.name: w for run, w in zip(share, found.work, strict=True) if not isinstance(w, str)}
     refused = list(planned.impossible)
     for run, reason in zip(share, found.work, strict=True):
@@ -54,7 +54,7 @@ def main(arguments: Arguments) -> int:
             refused.append(matrix.Impossible(run.name, reason))
     mine = [run for run in share if run.name in work]
     folder = pathlib.Path(planned.config.dir)
-    sweep = sweeping.Sweep(folder, planned.runs, mine, work, found.product_rate, _RETRY.value)
+    sweep = runner.Sweep(folder, planned.runs, mine, work, found.product_rate, _RETRY.value)
     of = f"worker {worker} of {count}: {len(mine)} of " if count > 1 else ""
     again = f"; {planned.repeated} combinations repeat one of them" if planned.repeated else ""
     print(f"{of}{len(planned.runs)} runs in {folder}{again}")

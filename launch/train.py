@@ -13,15 +13,18 @@ from __future__ import annotations
 
 from absl import flags as absl_flags
 
-from launch import assembly, cluster, compilation, evaluation, flags, preflight
-from launch.claim import claim, reach
+from launch import flags
 from stepdistill_jax.checkpoint import initial, manager, restore
 from stepdistill_jax.eval import teacher
-from stepdistill_jax.parallel import processes
+from stepdistill_jax.eval.build import make_evaluator, score_best, score_teacher
+from stepdistill_jax.parallel import cluster, compilation, processes
 from stepdistill_jax.parallel.mesh import make_mesh
-from stepdistill_jax.run_config import RunConfig
-from stepdistill_jax.spec import EXIT_NON_FINITE, EXIT_PREEMPTED
-from stepdistill_jax.train import clock, loop
+from stepdistill_jax.run.config import RunConfig
+from stepdistill_jax.run.folder import claim, mark_finished, reach
+from stepdistill_jax.run.splits import open_split
+from stepdistill_jax.spec import EXIT_NON_FINITE, EXIT_PREEMPTED, TEACHER
+from stepdistill_jax.train import clock, loop, preflight
+from stepdistill_jax.train.build import make_trainer
 
 _PREFLIGHT = absl_flags.DEFINE_bool("preflight", False, "Try everything once, and stop.")
 
@@ -38,12 +41,12 @@ def main(config: RunConfig) -> int:
     """Trains, scores and says where everything lies; returns the exit code."""
     timer = clock.Clock()
     # The teacher's answers are scored by no loop that would ask for the notice.
-    cluster.start(preemptible=config.method != teacher.METHOD)
+    cluster.start(preemptible=config.method != TEACHER)
     reach(config)
-    if config.method == teacher.METHOD:
+    if config.method == TEACHER:
         claim(config)
-        scored = evaluation.score_teacher(config)
-        evaluation.mark_finished(config, teacher.STEP, teacher.STEP, scored)
+        scored = score_teacher(config)
+        mark_finished(config, teacher.STEP, teacher.STEP, scored)
         for result in scored:
             cluster.say(
                 f"{result.split} accuracy of the teacher {result.accuracy:.2%} (standard error "
@@ -57,14 +60,12 @@ def main(config: RunConfig) -> int:
     compilation.enable_compilation_cache(config.tokens.root())
     mesh = make_mesh(config.mesh)
     processes.connect(mesh)
-    evaluator = evaluation.make_evaluator(config, mesh)
+    evaluator = make_evaluator(config, mesh)
     # Splits are opened before hours are spent, not after; by all processes in one order.
     for split in sorted({"validation", *config.eval.splits}):
-        evaluation.open_split(config, split)
+        open_split(config, split)
     with manager.manager(config.model_dir, keep=config.keep_checkpoints) as checkpoints:
-        trainer, state, evals = assembly.make_trainer(
-            config, mesh, evaluator, checkpoints, text, timer
-        )
+        trainer, state, evals = make_trainer(config, mesh, evaluator, checkpoints, text, timer)
         try:
             outcome = trainer.run(state, evals)
         except loop.NonFiniteError as error:
@@ -84,7 +85,7 @@ def main(config: RunConfig) -> int:
             error=True,
         )
         return EXIT_PREEMPTED
-    for result in evaluation.score_best(config, evaluator, outcome.step):
+    for result in score_best(config, evaluator, outcome.step):
         cluster.say(
             f"{result.split} accuracy {result.accuracy:.2%} (standard error {result.stderr:.2%}, "
             f"n {result.n}) with step {result.step}, the best on validation of {outcome.step} "

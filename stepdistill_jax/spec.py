@@ -21,6 +21,9 @@ FEATURES = ("label_inputs", "label_targets", "rationale_inputs", "rationale_targ
 # cached pair, in the rationale's place.
 COUNTERFACTUAL = "counterfactual"
 
+# The method that trains nothing.
+TEACHER = "teacher"
+
 # Method -> the streams that it trains. Every method is a configuration of the one train step;
 # `teacher` trains nothing: the teacher's own answers are scored.
 METHOD_STREAMS: dict[str, tuple[str, ...]] = {
@@ -29,7 +32,7 @@ METHOD_STREAMS: dict[str, tuple[str, ...]] = {
     "single_task": (LABEL,),
     "rationale_as_input": (LABEL,),
     "pinto": (LABEL, COUNTERFACTUAL),
-    "teacher": (),
+    TEACHER: (),
 }
 # Methods that train on rationales, whichever stream they come in by.
 RATIONALE_METHODS = ("step_by_step", "single_task", "rationale_as_input", "pinto")
@@ -84,7 +87,26 @@ def batch_keys(streams: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{stream}_{suffix}" for stream in streams for suffix in suffixes)
 
 
-# In MODEL_DIR when a run is over: scored to the end, or stopped by a loss that is not finite.
+# Every file and folder of MODEL_DIR.
+# The resolved configuration, written when the run starts.
+CONFIG_FILE = "config.gin"
+CHECKPOINTS = "checkpoints"
+# A line every LOG_PERIOD steps.
+METRICS_FILE = "metrics.jsonl"
+# Name, shape and size of every parameter.
+PARAMETERS_FILE = "parameters.txt"
+# A line per saved or scored step: what the training up to it cost.
+COSTS_FILE = "costs.jsonl"
+GOODPUT_FILE = "goodput.json"
+PROFILE_FOLDER = "profile"
+TENSORBOARD_FOLDER = "tensorboard"
+# A line per scored step and split.
+RESULTS_FILE = "results.jsonl"
+EVAL_FOLDER = "eval"
+# In eval/SPLIT/STEP: a line per example; the score and the settings that decided it.
+PREDICTIONS_FILE = "predictions.jsonl"
+SCORE_FILE = "metrics.json"
+# The run is over: scored to the end, or stopped by a loss that is not finite.
 FINISHED_FILE = "finished.json"
 NON_FINITE_FILE = "non_finite.json"
 

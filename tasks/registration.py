@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import seqio
 
+from stepdistill_jax.data import metrics
 from stepdistill_jax.data.config import TokenConfig
 from stepdistill_jax.data.join import DataConfig
 from stepdistill_jax.data.preprocessors import seqio_task
 from stepdistill_jax.data.sources import SOURCES
-from stepdistill_jax.eval import metrics
 
 LABELS = ("gold", "teacher")
 

@@ -19,7 +19,7 @@ os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 import jax
 import pytest
 
-from launch import compilation
+from stepdistill_jax.parallel import compilation
 
 # A silent change of rank is a shape bug that numpy hides.
 jax.config.update("jax_numpy_rank_promotion", "raise")

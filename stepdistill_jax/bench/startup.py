@@ -9,10 +9,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.spec import METRICS_FILE, InputError
 
 # Written by the train loop when a step's metrics have been read; `train.log` has the name.
-METRICS_FILE = "metrics.jsonl"
 _LOOK_EVERY = 0.02
 _TAIL = 2000
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from stepdistill_jax.bench.measure import Window
-from stepdistill_jax.data.pipeline import PairSource
+from stepdistill_jax.data.pipeline import RowSubset
 from stepdistill_jax.spec import EXAMPLE_INDEX
 
 # A window of train steps that is left to choose lasts about as long, and holds a few steps.
@@ -128,34 +128,7 @@ def one_core() -> Iterator[bool]:
         os.sched_setaffinity(0, allowed)
 
 
-class Sample:
-    """Some rows of a token cache, itself read like one."""
-
-    def __init__(self, cache: Any, index: np.ndarray) -> None:
-        """Takes the rows `index` [rows], in that order."""
-        self._cache = cache
-        self._index = index
-
-    @property
-    def lengths(self) -> Mapping[str, np.ndarray]:
-        """Feature -> int32 [rows]: tokens, EOS included."""
-        source: PairSource = self._cache
-        return {name: np.asarray(values)[self._index] for name, values in source.lengths.items()}
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        pair: Mapping[str, Any] = self._cache[int(self._index[index])]
-        return pair
-
-    def row(self, index: int) -> Mapping[str, Any]:
-        """One pair with its texts."""
-        row: Mapping[str, Any] = self._cache.row(int(self._index[index]))
-        return row
-
-
-class EvenSample(Sample):
+class EvenSample(RowSubset):
     """`rows` rows of a token cache, spread evenly over it."""
 
     def __init__(self, cache: Any, rows: int) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 from etils import epath
 
 from stepdistill_jax import hub
-from stepdistill_jax.checkpoint import fill, hf, manager, restore, t5x_native
+from stepdistill_jax.checkpoint import fill, hf, restore, t5x_native
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import abstract_params
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.spec import CHECKPOINTS, InputError
 
 PyTree = Any
 
@@ -70,7 +70,7 @@ def _is_hf(name: str) -> bool:
 def _run_and_step(name: str) -> tuple[epath.Path, int]:
     """The run's folder and step that the name of one of our checkpoints means."""
     folder = epath.Path(name)
-    if folder.parent.name == manager.CHECKPOINTS and folder.name.isdigit():
+    if folder.parent.name == CHECKPOINTS and folder.name.isdigit():
         return folder.parent.parent, int(folder.name)
     steps = restore.available_steps(folder)
     if not steps:

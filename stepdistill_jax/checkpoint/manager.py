@@ -15,9 +15,8 @@ from etils import epath
 
 from stepdistill_jax import storage
 from stepdistill_jax.checkpoint.zarr_arrays import in_short
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.spec import CHECKPOINTS, InputError
 
-CHECKPOINTS = "checkpoints"
 METRIC = "validation_accuracy"
 
 PyTree = Any

@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.sharding import Mesh
 
 from stepdistill_jax.checkpoint import manager, names
+from stepdistill_jax.model.config import T5Config
+from stepdistill_jax.model.network import abstract_params, logical_axes
+from stepdistill_jax.parallel.rules import param_shardings
 from stepdistill_jax.spec import InputError
 
 PyTree = Any
@@ -87,3 +92,13 @@ def check_shapes(model_dir: epath.PathLike, step: int, abstract_params: PyTree) 
             f"{f' and {len(problems) - 5} more' if len(problems) > 5 else ''}; "
             "use the config.gin beside it"
         )
+
+
+def sharded_params(model: T5Config, mesh: Mesh) -> Any:
+    """The model's parameters as shapes with shardings: what `restore_params` fills."""
+    shapes = abstract_params(model)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        param_shardings(logical_axes(model), shapes, mesh),
+    )

@@ -7,8 +7,8 @@ from typing import Any
 
 from etils import epath
 
+from stepdistill_jax.data.equation import EquationError, evaluate
 from stepdistill_jax.data.sources.base import REMEDY, Options, collect, field, text
-from stepdistill_jax.eval.equation import EquationError, evaluate
 from stepdistill_jax.records import Annotation, Example, read_jsonl
 from stepdistill_jax.spec import InputError
 

@@ -11,7 +11,8 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
-from stepdistill_jax.data import triage
+from stepdistill_jax.data import equation, triage
+from stepdistill_jax.data import parse as parser
 from stepdistill_jax.data.config import FILE_PREFIX, DataConfig, reject
 from stepdistill_jax.data.read import Reader
 from stepdistill_jax.data.sources import SOURCES, ColumnConfig
@@ -19,10 +20,8 @@ from stepdistill_jax.data.sources.base import SPLITS
 from stepdistill_jax.data.subsets import carve_validation, derange, take_fraction, without
 from stepdistill_jax.data.teacher_outputs import Parsed
 from stepdistill_jax.data.triage import Verdict
-from stepdistill_jax.eval import equation
 from stepdistill_jax.records import Annotation, Example, Pair, ParseFailure
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.teacher import parse as parser
 
 __all__ = ["ColumnConfig", "DataConfig", "JoinReport", "load_pairs", "source_fingerprint"]
 

@@ -275,3 +275,30 @@ def _fill_slots(segment_ids: np.ndarray, values: np.ndarray, dtype: type) -> np.
     slots: np.ndarray = np.zeros(segment_ids.shape, dtype)
     slots[segment_ids > 0] = values
     return slots
+
+
+class RowSubset:
+    """Some rows of a token cache, itself read like one."""
+
+    def __init__(self, cache: Any, index: np.ndarray) -> None:
+        """Takes the rows `index` [rows], in that order."""
+        self._cache = cache
+        self._index = index
+
+    @property
+    def lengths(self) -> Mapping[str, np.ndarray]:
+        """Feature -> int32 [rows]: tokens, EOS included."""
+        source: PairSource = self._cache
+        return {name: np.asarray(values)[self._index] for name, values in source.lengths.items()}
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        pair: Mapping[str, Any] = self._cache[int(self._index[index])]
+        return pair
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        """One pair with its texts."""
+        row: Mapping[str, Any] = self._cache.row(int(self._index[index]))
+        return row

@@ -11,6 +11,7 @@ from etils import epath
 from stepdistill_jax.data import audit, inputs, join, release, triage
 from stepdistill_jax.data.audit import Lengths, SplitAudit, TeacherAudit
 from stepdistill_jax.data.config import DataConfig, TokenConfig
+from stepdistill_jax.data.parse import parse_release
 from stepdistill_jax.data.read import Reader
 from stepdistill_jax.data.sources import SOURCES, Options, Source
 from stepdistill_jax.data.sources.base import SPLITS, release_split, row_number
@@ -23,7 +24,6 @@ from stepdistill_jax.data.teacher_outputs import (
 from stepdistill_jax.data.vocabulary import ENVIRONMENT, Vocabulary
 from stepdistill_jax.records import Annotation, Example, Pair, ParseFailure
 from stepdistill_jax.spec import LABEL, RATIONALE, InputError
-from stepdistill_jax.teacher.parse import parse_release
 
 # The data sets of the release and ASDiv, in the order of the paper.
 RELEASED = ("esnli", "anli", "cqa", "svamp", "asdiv")

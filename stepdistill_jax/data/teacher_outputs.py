@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from etils import epath
 
+from stepdistill_jax.data import parse as parser
 from stepdistill_jax.data.sources.base import Source, release_split, row_number
 from stepdistill_jax.records import (
     Annotation,
@@ -24,7 +25,6 @@ from stepdistill_jax.records import (
     refuse_surrogates,
 )
 from stepdistill_jax.spec import SEPARATOR, InputError
-from stepdistill_jax.teacher import parse as parser
 
 Parsed = Annotation | ParseFailure
 

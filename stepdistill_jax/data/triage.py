@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from stepdistill_jax.data import audit
-from stepdistill_jax.eval.metrics import correct
+from stepdistill_jax.data.metrics import correct
 
 # The label beside the rationale is not the gold one, or none could be read.
 WRONG = "wrong"

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from etils import epath
 
 from stepdistill_jax.checkpoint.restore import available_steps, best_step
-from stepdistill_jax.eval.config import EvalConfig
-from stepdistill_jax.eval.results import NOT_SELECTED, VALIDATION
 from stepdistill_jax.parallel import processes
+from stepdistill_jax.run.eval_config import EvalConfig
+from stepdistill_jax.run.results import NOT_SELECTED, VALIDATION
 from stepdistill_jax.spec import FINISHED_FILE, NON_FINITE_FILE, InputError
 
 

@@ -17,26 +17,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from stepdistill_jax import records
-from stepdistill_jax.costs import read_costs
+from stepdistill_jax.data import metrics
 from stepdistill_jax.data.pipeline import SplitCache, TextSource, eval_batches
 from stepdistill_jax.data.views import label_after_marker
 from stepdistill_jax.data.vocabulary import Vocabulary
 from stepdistill_jax.decode.choices import choice_log_probs, choice_probabilities
 from stepdistill_jax.decode.greedy import greedy
-from stepdistill_jax.eval import metrics
-from stepdistill_jax.eval.config import EvalConfig
-from stepdistill_jax.eval.results import (
-    METRICS_FILE,
-    NOT_SELECTED,
-    PREDICTIONS_FILE,
-    RESULTS_FILE,
-    VALIDATION,
-    Result,
-    RunFacts,
-    append_result,
-    find_result,
-    mark_selected,
-)
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.flops import serving_flops
 from stepdistill_jax.model.network import abstract_params, logical_axes
@@ -44,7 +30,27 @@ from stepdistill_jax.model.stack import Params
 from stepdistill_jax.parallel import processes
 from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.parallel.rules import activation_rules, fitting_rules
-from stepdistill_jax.spec import EOS_ID, LABEL, PAD_ID, InputError
+from stepdistill_jax.run.costs import read_costs
+from stepdistill_jax.run.eval_config import EvalConfig
+from stepdistill_jax.run.results import (
+    NOT_SELECTED,
+    VALIDATION,
+    Result,
+    RunFacts,
+    append_result,
+    find_result,
+    mark_selected,
+)
+from stepdistill_jax.spec import (
+    EOS_ID,
+    EVAL_FOLDER,
+    LABEL,
+    PAD_ID,
+    PREDICTIONS_FILE,
+    RESULTS_FILE,
+    SCORE_FILE,
+    InputError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +200,7 @@ class Evaluator:
         facts = dataclasses.asdict(result)
         del facts["selected_on"]
         text = json.dumps({**facts, **about}, indent=1)
-        records.write_atomic(folder / METRICS_FILE, text + "\n")
+        records.write_atomic(folder / SCORE_FILE, text + "\n")
         append_result(self.model_dir, result)
         return result
 
@@ -219,7 +225,7 @@ class Evaluator:
             known = dataclasses.replace(known, selected_on=selected_on)
         folder = self._folder(step, split)
         if known is not None and folder.name == self.config.mode:
-            path = folder / METRICS_FILE
+            path = folder / SCORE_FILE
             stored = json.loads(path.read_text()) if path.exists() else None
             known = stored and dataclasses.replace(
                 known,
@@ -244,7 +250,7 @@ class Evaluator:
         }
 
     def _refuse_other_conditions(self, step: int, split: str) -> None:
-        path = self._folder(step, split) / METRICS_FILE
+        path = self._folder(step, split) / SCORE_FILE
         stored = json.loads(path.read_text()) if path.exists() else {}
         for name, now in self._conditions(split).items():
             if name in stored and stored[name] != now:
@@ -256,8 +262,8 @@ class Evaluator:
                 )
 
     def _folder(self, step: int, split: str) -> epath.Path:
-        folder = self.model_dir / "eval" / split / str(step)
-        path = folder / METRICS_FILE
+        folder = self.model_dir / EVAL_FOLDER / split / str(step)
+        path = folder / SCORE_FILE
         if path.exists() and json.loads(path.read_text())["mode"] != self.config.mode:
             return folder / self.config.mode
         return folder

@@ -18,33 +18,27 @@ import numpy as np
 from etils import epath
 
 from stepdistill_jax import records
-from stepdistill_jax.data import release
-from stepdistill_jax.data.config import OWN, SPLIT_FIELD, DataConfig
+from stepdistill_jax.data import metrics, release
+from stepdistill_jax.data.config import SPLIT_FIELD, DataConfig
+from stepdistill_jax.data.equation import EquationError, evaluate
 from stepdistill_jax.data.fetch import SHA256, digest
 from stepdistill_jax.data.join import source_fingerprint
+from stepdistill_jax.data.parse import parse_release
 from stepdistill_jax.data.read import Reader
 from stepdistill_jax.data.sources.base import row_number
 from stepdistill_jax.data.subsets import carve_validation
 from stepdistill_jax.data.teacher_outputs import Parsed, output_files, read_outputs
-from stepdistill_jax.eval import metrics
-from stepdistill_jax.eval.equation import EquationError, evaluate
-from stepdistill_jax.eval.results import (
-    METRICS_FILE,
-    NOT_SELECTED,
+from stepdistill_jax.records import Annotation, Example, ParseFailure
+from stepdistill_jax.run.eval_config import RELEASE, REPAIRED, TeacherEvalConfig
+from stepdistill_jax.run.results import NOT_SELECTED, Result, RunFacts, append_result, find_result
+from stepdistill_jax.spec import (
+    EVAL_FOLDER,
     PREDICTIONS_FILE,
     RESULTS_FILE,
-    Result,
-    RunFacts,
-    append_result,
-    find_result,
+    SCORE_FILE,
+    TEACHER,
+    InputError,
 )
-from stepdistill_jax.records import Annotation, Example, ParseFailure
-from stepdistill_jax.spec import InputError
-from stepdistill_jax.teacher.parse import parse_release
-
-METHOD = "teacher"
-RELEASE, REPAIRED = "release", "repaired"
-PARSES = (RELEASE, REPAIRED)
 
 # Nothing is trained: the step of every result.
 STEP = 0
@@ -55,30 +49,6 @@ NO_OUTPUT, NO_LABEL = "no output", "no label"
 # With the gold label given, which an answer would repeat.
 HINTED = "hinted"
 NOT_AS_AGREED = "not in the agreed format"
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherEvalConfig:
-    """How METHOD=teacher is scored.
-
-    Attributes:
-        parse: [TEACHER_PARSE] ``release``, the published code's rules, or ``repaired``, ours; only
-            for released outputs, since a file of RATIONALES=file:PATH holds labels.
-        parameters: [TEACHER_PARAMETERS] of the teacher; 0 = those of PaLM where the outputs are
-            the release's by their sha256, else not known.
-    """
-
-    parse: str = RELEASE
-    parameters: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.parse not in PARSES:
-            raise InputError(f"TEACHER_PARSE is {self.parse!r}: expected one of {PARSES}")
-        if not 0 <= self.parameters < float("inf"):
-            raise InputError(
-                f"TEACHER_PARAMETERS is {self.parameters}: expected a number of parameters, or 0 "
-                "where it is not known"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,23 +68,6 @@ class Answer:
     failure: str
     written: str
     by_parse: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
-def check(data: DataConfig) -> None:
-    """Refuses data that no teacher's answers belong to.
-
-    Raises:
-        InputError: RATIONALES names none.
-    """
-    if data.rationale_path:
-        return
-    if data.rationales != "teacher" or data.dataset in OWN:
-        raise InputError(
-            f"METHOD='teacher' scores a teacher's labels, and RATIONALES={data.rationales!r} of "
-            f"DATASET={data.dataset!r} has none; set RATIONALES to 'file:PATH' (with "
-            f"{SPLIT_FIELD} in PATH and a label a line)"
-            + ("" if data.dataset in OWN else ", or to 'teacher'")
-        )
 
 
 def score(
@@ -144,7 +97,7 @@ def score(
     data = dataclasses.replace(
         data, labels="gold", fraction=1.0, augment="", triage=(), triage_weight=0.0
     )
-    folder = epath.Path(model_dir) / "eval" / split / str(STEP)
+    folder = epath.Path(model_dir) / EVAL_FOLDER / split / str(STEP)
     fingerprint = source_fingerprint(data, split)
     known = find_result(model_dir, STEP, split)
     if known is not None:
@@ -167,7 +120,7 @@ def score(
     facts = dataclasses.asdict(result)
     del facts["selected_on"]
     about = {"data": fingerprint, "mean_tokens": tokens, **_about(data.metric, config, answers)}
-    records.write_atomic(folder / METRICS_FILE, json.dumps({**facts, **about}, indent=1) + "\n")
+    records.write_atomic(folder / SCORE_FILE, json.dumps({**facts, **about}, indent=1) + "\n")
     append_result(model_dir, result)
     return result
 
@@ -176,7 +129,7 @@ def _about(metric: str, config: TeacherEvalConfig, answers: Sequence[Answer]) ->
     """How the answers were read and scored, and what the other ways of reading would give."""
     return {
         "metric": metric,
-        "mode": METHOD,
+        "mode": TEACHER,
         **({"parse": config.parse} if answers[0].by_parse else {}),
         "accuracy_by_parse": {
             parse: _accuracy(metric, answers, [a.by_parse[parse] for a in answers]).accuracy
@@ -298,12 +251,12 @@ def released_parameters(reader: Reader) -> int | None:
 def _facts(data: DataConfig, parameters: int | None) -> RunFacts:
     return RunFacts(
         dataset=data.name,
-        method=METHOD,
+        method=TEACHER,
         labels="none",
         rationales=data.rationales,
         fraction=1.0,
         seed=0,
-        model=METHOD,
+        model=TEACHER,
         data_seed=data.data_seed,
         train_split=data.train_split,
         parameters=parameters,
@@ -311,7 +264,7 @@ def _facts(data: DataConfig, parameters: int | None) -> RunFacts:
 
 
 def _refuse_other_data(folder: epath.Path, fingerprint: str) -> None:
-    path = folder / METRICS_FILE
+    path = folder / SCORE_FILE
     stored = json.loads(path.read_text()) if path.exists() else {}
     if stored.get("data", fingerprint) != fingerprint:
         raise InputError(

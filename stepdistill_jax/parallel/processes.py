@@ -1,9 +1,9 @@
 """The processes of one run: which is the lead, and what it alone does or decides for all.
 
-Goes through JAX's coordination service, so no device is needed and waiting has no deadline: a
-process that dies ends the others (`launch.cluster`), who then wait no longer. Every process has to
-make the same calls in the same order: one that swallows an error of its own, and so leaves out a
-call that the others make, keeps them waiting for ever. In a run of one process all of it is free.
+All of it goes through JAX's coordination service. It needs no device and waits without a deadline;
+a process that dies ends the others (`parallel.cluster`). Every process has to make the same calls
+in the same order. A process that swallows an error and skips a call keeps the others waiting
+forever. In a run of one process every call is free.
 """
 
 from __future__ import annotations

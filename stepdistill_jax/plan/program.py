@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 from stepdistill_jax import optim
 from stepdistill_jax.data.packing import RowShape
 from stepdistill_jax.decode.greedy import greedy
-from stepdistill_jax.device_memory import exceeded
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import abstract_params, logical_axes
 from stepdistill_jax.objective import ObjectiveConfig, alpha_schedule
 from stepdistill_jax.optim import OptimizerConfig
+from stepdistill_jax.parallel.device_memory import exceeded
 from stepdistill_jax.parallel.mesh import batch_shards
 from stepdistill_jax.parallel.place import batch_sharding
 from stepdistill_jax.parallel.rules import activation_rules, fitting_rules

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from stepdistill_jax.chips import Chip
+from stepdistill_jax.parallel.chips import Chip
 from stepdistill_jax.plan.work import Work
 
 

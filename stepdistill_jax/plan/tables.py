@@ -8,9 +8,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from stepdistill_jax.chips import GIB, Chip
+from stepdistill_jax.parallel.chips import GIB, Chip
 from stepdistill_jax.plan.program import DECODE, Program
 from stepdistill_jax.plan.roofline import Bound, bound
+from stepdistill_jax.text import columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,12 +176,7 @@ _HEADINGS = (
 
 def summary(plans: Sequence[Planned]) -> str:
     """One line a plan, in columns; HBM, work and traffic are of one device."""
-    rows = [_HEADINGS, *map(_cells, plans)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return columns([_HEADINGS, *map(_cells, plans)])
 
 
 def largest(plans: Sequence[Planned]) -> list[Planned]:

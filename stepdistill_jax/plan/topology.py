@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.experimental import topologies
 
-from stepdistill_jax.chips import CHIPS, Chip
+from stepdistill_jax.parallel.chips import CHIPS, Chip
 from stepdistill_jax.spec import InputError
 
 _NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(?:x\d+){1,2})(?:\*(?P<slices>[1-9]\d*))?")

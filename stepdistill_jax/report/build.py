@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from etils import epath
 
 from stepdistill_jax import records
-from stepdistill_jax.eval.results import RESULT_FIELDS
 from stepdistill_jax.report import (
     accuracy,
     annotation,
@@ -32,6 +31,7 @@ from stepdistill_jax.report.learning_curve import Prices
 from stepdistill_jax.report.predictions import Predictions
 from stepdistill_jax.report.read import Runs, read_runs
 from stepdistill_jax.report.tables import Scores, collect
+from stepdistill_jax.run.results import RESULT_FIELDS
 
 PAGE, MARKDOWN, CSV, FIGURES = "index.html", "report.md", "results.csv", "figures"
 # Of extractions.

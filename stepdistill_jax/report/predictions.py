@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from stepdistill_jax import records
-from stepdistill_jax.eval.results import PREDICTIONS_FILE
 from stepdistill_jax.report.read import Line
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.spec import PREDICTIONS_FILE, InputError
 
 NO_PREDICTIONS = "no predictions"
 _FIELDS = ("id", "input", "target", "correct")

@@ -10,13 +10,19 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from stepdistill_jax import storage
-from stepdistill_jax.eval.results import RESULTS_FILE, Result, read_results
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.run.results import Result, read_results
+from stepdistill_jax.spec import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    EVAL_FOLDER,
+    RESULTS_FILE,
+    TENSORBOARD_FOLDER,
+    InputError,
+)
 
 # A run that was started has it, before any result.
-_CONFIG_FILE = "config.gin"
 # Of a run; nothing below them is another run.
-_OWN_FOLDERS = frozenset({"checkpoints", "eval", "tensorboard"})
+_OWN_FOLDERS = frozenset({CHECKPOINTS, EVAL_FOLDER, TENSORBOARD_FOLDER})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +79,7 @@ def read_runs(folders: Sequence[epath.PathLike]) -> Runs:
         if not below:
             raise InputError(
                 f"{root}: no run in it or below (a run's folder holds {RESULTS_FILE} or "
-                f"{_CONFIG_FILE})"
+                f"{CONFIG_FILE})"
             )
         for folder in below:
             found.setdefault(storage.absolute(folder), _names(root, folder))
@@ -104,7 +110,7 @@ def _runs_below(folder: epath.Path) -> Iterator[epath.Path]:
         for run in _runs_below(child)
     ]
     yield from below
-    if not below and (folder / _CONFIG_FILE).exists():
+    if not below and (folder / CONFIG_FILE).exists():
         yield folder
 
 

@@ -7,10 +7,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from stepdistill_jax.eval.results import VALIDATION, Result
 from stepdistill_jax.report import paper
 from stepdistill_jax.report.read import Line, Runs
 from stepdistill_jax.report.statistics import mean_error
+from stepdistill_jax.run.results import VALIDATION, Result
 from stepdistill_jax.spec import METHOD_STREAMS, InputError
 
 TEACHER = "teacher"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stepdistill_jax.model.flops import train_flops
-from stepdistill_jax.run_config import RunConfig
+from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.spec import RATIONALE, InputError
 from stepdistill_jax.sweep.matrix import PlannedRun
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from stepdistill_jax.data.packing import row_shape
 from stepdistill_jax.data.pipeline import SplitCache
 from stepdistill_jax.model.flops import train_flops
-from stepdistill_jax.run_config import RunConfig
+from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.sweep.matrix import PlannedRun
 
 # Share of the device's rate in one large matrix product that a train step is taken to reach, as

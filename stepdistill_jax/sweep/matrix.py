@@ -18,11 +18,11 @@ from typing import Any
 
 from etils import epath
 
-from stepdistill_jax import config as configs
-from stepdistill_jax import gin_settings
-from stepdistill_jax.gin_settings import SWEEP_PART, SWEEP_PREFIX, Macro, Setting
 from stepdistill_jax.model.config import T5Config
-from stepdistill_jax.run_config import RunConfig
+from stepdistill_jax.run import gin_files as gin_settings
+from stepdistill_jax.run import load as configs
+from stepdistill_jax.run.config import RunConfig
+from stepdistill_jax.run.gin_files import SWEEP_PART, SWEEP_PREFIX, Macro, Setting
 from stepdistill_jax.spec import InputError
 
 _TEACHER = "teacher"

@@ -10,14 +10,12 @@ import os
 import pathlib
 from typing import Any
 
-from stepdistill_jax import config as configs
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import restore
-from stepdistill_jax.eval.results import RESULTS_FILE
-from stepdistill_jax.run_config import RunConfig
-from stepdistill_jax.spec import FINISHED_FILE, InputError
+from stepdistill_jax.run import load as configs
+from stepdistill_jax.run.config import RunConfig
+from stepdistill_jax.spec import FINISHED_FILE, METRICS_FILE, RESULTS_FILE, InputError
 from stepdistill_jax.sweep.matrix import PlannedRun
-from stepdistill_jax.train.log import METRICS_FILE
 
 # In a run's folder: what the sweep asked for, what came of the latest attempt, who is at it.
 PLANNED_FILE = "planned.gin"

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from stepdistill_jax.run.eval_config import SPLITS
 from stepdistill_jax.sweep.estimate import BY_KIND, EFFICIENCY, ROUGH, START_SECONDS, Group
 from stepdistill_jax.sweep.matrix import Impossible
 from stepdistill_jax.sweep.state import Look, State
+from stepdistill_jax.text import columns, duration
 
 _HEADINGS = ("data", "method", "labels", "model")
 _PLAN_HEADINGS = (
     *(*_HEADINGS, "start", "fraction", "seeds", "steps", "pairs"),
     *("tokens", "FLOPs", "time left", "state"),
 )
-# Their columns hold words.
-_WORDS = {*_HEADINGS, "start", "state", "folder", "split"}
+_NUMBERS = {"fraction", "seeds", "steps", "pairs", "tokens", "FLOPs", "time left", *SPLITS}
 
 
 def quantity(number: float) -> str:
@@ -26,14 +27,6 @@ def quantity(number: float) -> str:
         if number >= size:
             return f"{number / (1e3 if unit == 'k' else size):.1f}{unit}"
     return f"{number:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: 45 s, 12 min, 3.4 h, 2.1 days."""
-    for size, unit in ((2 * 86400, "days"), (3 * 3600, "h")):
-        if seconds >= size:
-            return f"{seconds / (86400 if unit == 'days' else 3600):.1f} {unit}"
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def plan(groups: Sequence[Group], looks: Mapping[str, Look], impossible: int = 0) -> str:
@@ -66,7 +59,7 @@ def plan(groups: Sequence[Group], looks: Mapping[str, Look], impossible: int = 0
         ("~" if rough else "") + duration(seconds),
         _states(looks[run.name].state for group in groups for run in group.runs),
     )
-    text = columns([_PLAN_HEADINGS, *lines, total])
+    text = columns([_PLAN_HEADINGS, *lines, total], _NUMBERS)
     above = f"every run starts from {max(starts)}" if one_start and any(starts) else ""
     return "\n".join(filter(None, (above, text, _basis(groups, impossible))))
 
@@ -155,20 +148,4 @@ def progress(groups: Sequence[Group], looks: Mapping[str, Look]) -> str:
             means.append(f"{100 * sum(values) / len(values):.1f}" if values else "")
         states = _states(looks[run.name].state for run in group.runs)
         lines.append((*_identity(group), *means, states))
-    return columns([(*_HEADINGS, "fraction", *splits, "state"), *lines])
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in aligned columns, words to the left and numbers to the right; empty ones are left out.
-
-    The first row holds the headings.
-    """
-    kept = [index for index in range(len(rows[0])) if any(row[index] for row in rows[1:])]
-    widths = {index: max(len(row[index]) for row in rows) for index in kept}
-    return "\n".join(
-        "  ".join(
-            row[i].ljust(widths[i]) if rows[0][i] in _WORDS else row[i].rjust(widths[i])
-            for i in kept
-        ).rstrip()
-        for row in rows
-    )
+    return columns([(*_HEADINGS, "fraction", *splits, "state"), *lines], _NUMBERS)

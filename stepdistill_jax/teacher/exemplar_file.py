@@ -17,9 +17,9 @@ from typing import Any
 from etils import epath
 
 from stepdistill_jax.data.config import OWN, DataConfig
+from stepdistill_jax.data.equation import EquationError, evaluate
 from stepdistill_jax.data.sources import SOURCES, ColumnConfig, cqa, jsonl
 from stepdistill_jax.data.sources.base import REMEDY, field, text
-from stepdistill_jax.eval.equation import EquationError, evaluate
 from stepdistill_jax.records import Example, decode_utf8, json_fault, refuse_surrogates
 from stepdistill_jax.spec import SEPARATOR, InputError
 

@@ -15,11 +15,11 @@ import re
 from collections.abc import Callable, Sequence
 
 from stepdistill_jax.data.config import DataConfig
+from stepdistill_jax.data.parse import parse
 from stepdistill_jax.records import Example, ParseFailure
 from stepdistill_jax.spec import SEPARATOR, InputError
 from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.exemplar_file import Exemplar, read
-from stepdistill_jax.teacher.parse import parse
 from stepdistill_jax.teacher.requests import ANSWER, HINT, Message, Request
 
 __all__ = ["Exemplar", "Prompt", "load"]

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stepdistill_jax.data import audit
-from stepdistill_jax.eval import metrics
+from stepdistill_jax.data import audit, metrics
 from stepdistill_jax.records import Annotation, ParseFailure
 from stepdistill_jax.teacher.annotated import Annotated
 from stepdistill_jax.teacher.wording import (

@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from decimal import Decimal
 from typing import Protocol
 
+from stepdistill_jax.data import parse as parser
 from stepdistill_jax.records import Example, ParseFailure
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.teacher import parse as parser
 from stepdistill_jax.teacher import store
 from stepdistill_jax.teacher.annotated import Annotated
 from stepdistill_jax.teacher.budget import NOTHING, Budget, Prices, Tokens

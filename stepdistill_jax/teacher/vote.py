@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from stepdistill_jax.eval.equation import EquationError, evaluate
-from stepdistill_jax.eval.metrics import correct
+from stepdistill_jax.data.equation import EquationError, evaluate
+from stepdistill_jax.data.metrics import correct
 from stepdistill_jax.records import Annotation, Example, ParseFailure
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher.annotated import Annotated

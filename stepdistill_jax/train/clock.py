@@ -14,9 +14,7 @@ from typing import Any
 from etils import epath
 
 from stepdistill_jax import records
-from stepdistill_jax.spec import FINISHED_FILE
-
-GOODPUT_FILE = "goodput.json"
+from stepdistill_jax.spec import FINISHED_FILE, GOODPUT_FILE
 
 # What the time of one process is spent on. `start` ends with the first batch asked for; `compile`
 # is the dispatch of the first step, in every process; `checkpoint` what the host waits for, not the

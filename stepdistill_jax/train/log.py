@@ -13,13 +13,10 @@ from clu import parameter_overview
 from etils import epath
 
 from stepdistill_jax import records
-from stepdistill_jax.chips import PEAK_FLOPS
 from stepdistill_jax.parallel import processes
-from stepdistill_jax.spec import EXAMPLE_INDEX
+from stepdistill_jax.parallel.chips import PEAK_FLOPS
+from stepdistill_jax.spec import EXAMPLE_INDEX, METRICS_FILE, PARAMETERS_FILE, TENSORBOARD_FOLDER
 from stepdistill_jax.train.clock import Clock
-
-METRICS_FILE = "metrics.jsonl"
-PARAMETERS_FILE = "parameters.txt"
 
 
 def write_inventory(model_dir: epath.PathLike, params: Any) -> int:
@@ -52,7 +49,7 @@ class MetricLog:
             # clu's writer imports TensorFlow: seconds of start-up that only TENSORBOARD pays.
             from clu import metric_writers
 
-            self._writer = metric_writers.SummaryWriter(str(folder / "tensorboard"))
+            self._writer = metric_writers.SummaryWriter(str(folder / TENSORBOARD_FOLDER))
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
         """Writes one line ``{"step": step, **values}``; a None is written as null."""

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import manager
-from stepdistill_jax.costs import CostMeter
 from stepdistill_jax.parallel import processes
+from stepdistill_jax.run.costs import CostMeter
 from stepdistill_jax.spec import EXAMPLE_INDEX, NON_FINITE_FILE, InputError
 from stepdistill_jax.train.clock import TRAINING, Clock, Goodput
 from stepdistill_jax.train.log import MetricLog, Throughput

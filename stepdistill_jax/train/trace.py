@@ -11,9 +11,8 @@ from etils import epath
 from tqdm import tqdm
 
 from stepdistill_jax.parallel import processes
+from stepdistill_jax.spec import PROFILE_FOLDER
 from stepdistill_jax.train.clock import Clock
-
-PROFILE_FOLDER = "profile"
 
 
 class StepTrace:

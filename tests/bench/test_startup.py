@@ -5,10 +5,9 @@ import time
 
 import pytest
 
-from stepdistill_jax import config
 from stepdistill_jax.bench.startup import seconds_to_first_step, train_command
-from stepdistill_jax.spec import InputError
-from stepdistill_jax.train.log import METRICS_FILE
+from stepdistill_jax.run import load
+from stepdistill_jax.spec import METRICS_FILE, InputError
 
 TRAINS = """
 import os, pathlib, sys, time
@@ -53,7 +52,7 @@ def test_train_command_is_the_run_with_one_step_and_folders_of_its_own(tmp_path)
     assert parts[:3] == [sys.executable, "-m", "launch.train"]
     overrides = [part.removeprefix("--gin.") for part in parts if part.startswith("--gin.")]
     files = [part.removeprefix("--gin_file=") for part in parts if part.startswith("--gin_file=")]
-    run = config.parse(files, overrides)
+    run = load.parse(files, overrides)
     assert (run.seed, run.train_steps, run.initial_checkpoint) == (3, 1, None)
     assert pathlib.Path(run.model_dir) == tmp_path / "a run"
     assert run.tokens.root() == tmp_path / "caches"

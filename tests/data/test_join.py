@@ -9,11 +9,11 @@ from fractions import Fraction
 import pytest
 from etils import epath
 
+from stepdistill_jax.data import equation
 from stepdistill_jax.data.config import DATA_DIR_VARIABLE
 from stepdistill_jax.data.join import ColumnConfig, DataConfig, load_pairs, source_fingerprint
 from stepdistill_jax.data.sources import SOURCES, Options
 from stepdistill_jax.data.subsets import carve_validation, content_key, derange, take_fraction
-from stepdistill_jax.eval import equation
 from stepdistill_jax.records import Example
 from stepdistill_jax.spec import InputError
 

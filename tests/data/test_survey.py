@@ -11,10 +11,10 @@ import pytest
 from stepdistill_jax.data import audit, survey
 from stepdistill_jax.data.audit import Lengths
 from stepdistill_jax.data.config import DataConfig, TokenConfig
+from stepdistill_jax.data.metrics import correct
 from stepdistill_jax.data.sources import ColumnConfig
 from stepdistill_jax.data.survey import Tokens, choose, survey_pairs, survey_released
 from stepdistill_jax.data.vocabulary import load_vocabulary
-from stepdistill_jax.eval.metrics import correct
 from stepdistill_jax.spec import InputError
 
 BYTES = Tokens(TokenConfig(vocabulary="bytes", max_label_length=5), load_vocabulary("bytes"))

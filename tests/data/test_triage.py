@@ -7,9 +7,9 @@ import pytest
 
 from stepdistill_jax.data import triage
 from stepdistill_jax.data.join import ColumnConfig, DataConfig, load_pairs, source_fingerprint
+from stepdistill_jax.data.metrics import correct
 from stepdistill_jax.data.survey import survey_pairs
 from stepdistill_jax.data.triage import Tally, Verdict, caught, yields
-from stepdistill_jax.eval.metrics import correct
 from stepdistill_jax.spec import InputError
 
 ALL = triage.FILTERS

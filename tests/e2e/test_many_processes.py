@@ -15,8 +15,8 @@ import pytest
 
 from launch import eval as eval_binary
 from launch import flags, train
-from stepdistill_jax import config as configs
 from stepdistill_jax.parallel.mesh import make_mesh
+from stepdistill_jax.run import load as configs
 
 STEPS = 8
 # What one wait may take on a busy machine; nothing here depends on how fast it is.

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from process_group import environment
 
-from launch import compilation, conversion, report
+from launch import report
 from launch.flags import Arguments
-from stepdistill_jax import config as configs
 from stepdistill_jax.checkpoint import initial, restore
-from stepdistill_jax.eval.config import EvalConfig
 from stepdistill_jax.eval.follow import steps_to_score
+from stepdistill_jax.export import convert
 from stepdistill_jax.model.network import abstract_params
+from stepdistill_jax.parallel import compilation
+from stepdistill_jax.run import load as configs
+from stepdistill_jax.run.eval_config import EvalConfig
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.train.clock import PHASES
 
@@ -202,13 +204,13 @@ def test_another_run_starts_from_it(remote):
 @pytest.mark.parametrize("form", ["hf", "orbax", "t5x"])
 def test_it_is_converted_from_the_store_to_the_store(store, remote, form):
     out = f"gs://bucket/converted/{form}"
-    conversion.convert(conversion.open_source(RUN), form, out)
+    convert.convert(convert.open_source(RUN), form, out)
     config = configs.read(RUN)
     params = initial.initial_params(out, _placed(abstract_params(config.model)))
     want = initial.initial_params(RUN, _placed(abstract_params(config.model)))
     assert _equal(params, want)
     with pytest.raises(InputError, match="is not empty"):
-        conversion.convert(conversion.open_source(RUN), form, out)
+        convert.convert(convert.open_source(RUN), form, out)
 
 
 def test_a_run_is_followed_as_its_checkpoints_appear(store, remote, gs_folder):

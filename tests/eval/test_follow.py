@@ -1,8 +1,8 @@
 import pytest
 
 from stepdistill_jax.eval import follow
-from stepdistill_jax.eval.config import EvalConfig
 from stepdistill_jax.eval.follow import steps_to_score
+from stepdistill_jax.run.eval_config import EvalConfig
 from stepdistill_jax.spec import FINISHED_FILE, NON_FINITE_FILE, InputError
 
 

@@ -11,14 +11,14 @@ from stepdistill_jax import records
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.eval import runner
-from stepdistill_jax.eval.config import EvalConfig
-from stepdistill_jax.eval.results import RunFacts
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.flops import serving_flops
 from stepdistill_jax.model.network import Transformer, init_params, logical_axes
 from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
 from stepdistill_jax.parallel.rules import param_shardings
+from stepdistill_jax.run.eval_config import EvalConfig
+from stepdistill_jax.run.results import RunFacts
 from stepdistill_jax.spec import EOS_ID, InputError
 
 VOCABULARY = load_vocabulary("bytes")

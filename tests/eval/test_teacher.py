@@ -11,12 +11,13 @@ import pytest
 from launch import eval as eval_binary
 from launch import train
 from launch.flags import Arguments
-from stepdistill_jax import config, records
+from stepdistill_jax import records
 from stepdistill_jax.data import join
 from stepdistill_jax.data.config import DataConfig
 from stepdistill_jax.eval import teacher
-from stepdistill_jax.eval.results import read_results
 from stepdistill_jax.eval.teacher import RELEASED_PARAMETERS, TeacherEvalConfig
+from stepdistill_jax.run import load
+from stepdistill_jax.run.results import read_results
 from stepdistill_jax.spec import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -25,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def run_of(folder, gin_file, shared, *overrides):
     """The configuration that ``--gin_file=GIN_FILE --gin_file=methods/teacher.gin`` gives."""
     settings = (f"MODEL_DIR={folder}", f"DATA_DIR={shared / 'data'}", "VOCABULARY=bytes")
-    return config.parse([gin_file, "methods/teacher.gin"], [*settings, *overrides])
+    return load.parse([gin_file, "methods/teacher.gin"], [*settings, *overrides])
 
 
 def lines_of(folder, split):

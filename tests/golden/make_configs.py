@@ -7,14 +7,14 @@ Run it after a change of the gin files that is meant, and read the difference be
 
 import pathlib
 
-from stepdistill_jax import config
+from stepdistill_jax.run import load
 
 FOLDER = pathlib.Path(__file__).parent / "configs"
 
 
 def run_files() -> list[pathlib.Path]:
     """The shipped run files: those at the top of the gin folder."""
-    return sorted(config.gin_folder().glob("*.gin"))
+    return sorted(load.gin_folder().glob("*.gin"))
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     for old in FOLDER.glob("*.gin"):
         old.unlink()
     for path in run_files():
-        (FOLDER / path.name).write_text(config.dump(config.parse([path])))
+        (FOLDER / path.name).write_text(load.dump(load.parse([path])))
 
 
 if __name__ == "__main__":

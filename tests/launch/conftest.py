@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from launch import benchmark
+from stepdistill_jax.bench import benchmark
 from stepdistill_jax.parallel.mesh import make_mesh
 
 

@@ -13,9 +13,10 @@ import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
-from launch import batch_eval, scoring
+from launch import batch_eval as binary
 from launch.flags import Arguments
 from stepdistill_jax.spec import InputError
+from stepdistill_jax.sweep import batch_eval
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = (
@@ -93,22 +94,22 @@ def folders(tmp_path, trained):
 
 def test_folders_patterns_and_files_name_each_run_once(folders):
     (folders / "list").write_text(f"# the last\n\n  {folders}/z/ \n{folders}/s/m1/*\n")
-    listed = scoring.read_lists([folders / "list"])
-    found = scoring.expand([f"{folders}/s/*/*", *listed])
+    listed = batch_eval.read_lists([folders / "list"])
+    found = batch_eval.expand([f"{folders}/s/*/*", *listed])
     names = [os.path.relpath(folder, folders) for folder in found]
     assert names == ["s/m1/x", "s/m1/y", "s/m2/x", "s/m2/y", "z"]
 
 
 def test_a_pattern_may_be_of_the_working_folder(folders, monkeypatch):
     monkeypatch.chdir(folders)
-    assert scoring.expand(["s/m1/[xy]", "z"]) == ["s/m1/x", "s/m1/y", "z"]
-    assert scoring.expand(["s/m1/*", "./s/m1/x", f"{folders}/s/m1/y"]) == ["s/m1/x", "s/m1/y"]
+    assert batch_eval.expand(["s/m1/[xy]", "z"]) == ["s/m1/x", "s/m1/y", "z"]
+    assert batch_eval.expand(["s/m1/*", "./s/m1/x", f"{folders}/s/m1/y"]) == ["s/m1/x", "s/m1/y"]
 
 
 @pytest.mark.parametrize("pattern", ["gs://b/**/x", "gs://b*/x"])
 def test_a_pattern_that_no_store_knows_is_one_clear_line(pattern):
     with pytest.raises(InputError, match=r"a pattern on a store has no \*\* and names its bucket"):
-        scoring.expand([pattern])
+        batch_eval.expand([pattern])
 
 
 @pytest.mark.parametrize(("first", "code"), [(69, 69), (2, 4)])
@@ -136,7 +137,7 @@ def run(monkeypatch, capsys):
         monkeypatch.setattr(sys, "executable", program)
         with flagsaver.flagsaver(**flags):
             try:
-                code = batch_eval.main(Arguments(positional=named, overrides=tuple(overrides)))
+                code = binary.main(Arguments(positional=named, overrides=tuple(overrides)))
             except InputError as error:
                 code = str(error)
         return code, capsys.readouterr().out
@@ -225,9 +226,10 @@ def test_sigterm_reaches_the_one_at_work_and_the_rest_is_left(folders, environme
 
 
 def test_this_program_leaves_the_accelerator_to_those_that_it_starts(trained, environment):
-    code = "from launch import scoring; from jax._src import xla_bridge; import sys; "
-    code += "run = scoring.look(sys.argv[1], []); "
-    code += "print([r.step for r in scoring._asked_for(run.config)], "
+    code = "from stepdistill_jax.sweep import batch_eval; import sys; "
+    code += "from jax._src import xla_bridge; "
+    code += "run = batch_eval.look(sys.argv[1], []); "
+    code += "print([r.step for r in batch_eval._asked_for(run.config)], "
     code += "xla_bridge.backends_are_initialized())"
     done = subprocess.run(
         [sys.executable, "-c", code, str(trained)],

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from stepdistill_jax import config
 from stepdistill_jax.data.token_cache import open_or_build
+from stepdistill_jax.run import load
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -54,7 +54,7 @@ def overrides(folder):
 def folder(tmp_path_factory):
     """Holds warm token caches of a small part of the demo."""
     folder = tmp_path_factory.mktemp("bench")
-    run = config.parse(["demo.gin"], overrides(folder))
+    run = load.parse(["demo.gin"], overrides(folder))
     for split in ("train", "validation"):
         open_or_build(run.data, run.tokens, split)
     return folder

@@ -17,15 +17,19 @@ from absl import flags
 from absl.testing import flagsaver
 from random_params import random_params
 
-from launch import conversion, convert, evaluation
+from launch import convert as binary
 from launch.flags import Arguments
-from stepdistill_jax import config, records
+from stepdistill_jax import records
 from stepdistill_jax.checkpoint import initial, manager, names, restore
+from stepdistill_jax.checkpoint.restore import sharded_params
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.decode.greedy import greedy
-from stepdistill_jax.eval.results import Result, append_result
+from stepdistill_jax.eval.build import run_facts
+from stepdistill_jax.export import convert
 from stepdistill_jax.model.network import abstract_params
 from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
+from stepdistill_jax.run import load
+from stepdistill_jax.run.results import Result, append_result
 from stepdistill_jax.spec import EOS_ID, PAD_ID, InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -54,9 +58,9 @@ def predict(run, params, text):
 
 def make_run(folder, *overrides):
     """A run of two steps, the first the better one."""
-    run = config.parse(["demo.gin"], [f"MODEL_DIR='{folder}'", "MAX_DECODE_LENGTH=4", *overrides])
+    run = load.parse(["demo.gin"], [f"MODEL_DIR='{folder}'", "MAX_DECODE_LENGTH=4", *overrides])
     folder.mkdir(parents=True)
-    (folder / "config.gin").write_text(config.dump(run))
+    (folder / "config.gin").write_text(load.dump(run))
     with manager.manager(run.model_dir) as checkpoints:
         for step, accuracy in ((BEST, 0.75), (LATEST, 0.5)):
             state = {"params": params_of(run, step), "opt_state": {"count": np.zeros(())}}
@@ -67,7 +71,7 @@ def make_run(folder, *overrides):
 
 def score(run):
     """Adds a result and predictions of the better step."""
-    facts = vars(evaluation.run_facts(run))
+    facts = vars(run_facts(run))
     scores = {"accuracy": 0.75, "stderr": 0.0217, "selected_on": "validation"}
     append_result(run.model_dir, Result(**facts, **scores, step=BEST, split="test", n=400))
     rows = [
@@ -90,7 +94,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("exported") / "hf"
-    conversion.convert(conversion.open_source(run.model_dir), "hf", str(out))
+    convert.convert(convert.open_source(run.model_dir), "hf", str(out))
     return out
 
 
@@ -102,7 +106,7 @@ def assert_same(found, expected):
 
 
 def sharded(run):
-    return evaluation.sharded_shapes(run.model, make_mesh(MeshConfig()))
+    return sharded_params(run.model, make_mesh(MeshConfig()))
 
 
 @pytest.mark.parametrize("form", ["hf", "t5x", "t5x_scanned"])
@@ -110,12 +114,12 @@ def test_there_and_back_a_run_starts_from_the_same_parameters(run, exported, tmp
     there = exported
     if form != "hf":
         there = tmp_path / "there"
-        conversion.convert(conversion.open_source(run.model_dir), form, str(there))
+        convert.convert(convert.open_source(run.model_dir), form, str(there))
     initial.check(str(there), run.model, "demo")
     assert_same(initial.initial_params(str(there), sharded(run)), params_of(run, BEST))
     back = tmp_path / "back"
-    source = conversion.open_source(str(there), scan_layers=run.model.scan_layers)
-    conversion.convert(source, "orbax", str(back))
+    source = convert.open_source(str(there), scan_layers=run.model.scan_layers)
+    convert.convert(source, "orbax", str(back))
     assert restore.available_steps(back) == [0 if form == "hf" else BEST]
     assert_same(initial.initial_params(str(back), sharded(run)), params_of(run, BEST))
 
@@ -123,7 +127,7 @@ def test_there_and_back_a_run_starts_from_the_same_parameters(run, exported, tmp
 def test_a_stacked_run_goes_out_layer_by_layer(tmp_path):
     stacked = make_run(tmp_path / "run", "SCAN_LAYERS=True")
     out = tmp_path / "t5x"
-    conversion.convert(conversion.open_source(stacked.model_dir), "t5x", str(out))
+    convert.convert(convert.open_source(stacked.model_dir), "t5x", str(out))
     assert_same(initial.initial_params(str(out), sharded(stacked)), params_of(stacked, BEST))
 
 
@@ -132,9 +136,9 @@ def test_a_stacked_run_goes_out_layer_by_layer(tmp_path):
     [("", (), BEST), ("", ("EVAL_STEP=latest",), LATEST), (f"checkpoints/{LATEST}", (), LATEST)],
 )
 def test_the_step_is_chosen_as_in_eval(run, tmp_path, name, overrides, step):
-    source = conversion.open_source(f"{run.model_dir}/{name}".rstrip("/"), overrides)
+    source = convert.open_source(f"{run.model_dir}/{name}".rstrip("/"), overrides)
     assert source.step == step
-    conversion.convert(source, "orbax", str(tmp_path / "out"))
+    convert.convert(source, "orbax", str(tmp_path / "out"))
     found = restore.restore_params(tmp_path / "out", step, sharded(run))
     assert_same(found, params_of(run, step))
 
@@ -186,8 +190,8 @@ def test_a_listing_names_every_array(run, exported, tmp_path, form):
     place = {"run": run.model_dir, "hf": str(exported)}.get(form)
     if place is None:
         place = str(tmp_path / "out")
-        conversion.convert(conversion.open_source(run.model_dir), form, place)
-    text = conversion.listing(conversion.open_source(place, listing=True))
+        convert.convert(convert.open_source(run.model_dir), form, place)
+    text = convert.listing(convert.open_source(place, listing=True))
     expected = {
         "run": ["(Orbax), step 10 of [10, 20]", "decoder/layers_0/mlp/wi_0/kernel  ", " 64x128 "],
         "hf": ["Hugging Face", "decoder.block.0.layer.2.DenseReluDense.wi_0.weight  ", " 128x64 "],
@@ -201,7 +205,7 @@ def parsed(*arguments, **values):
     """`convert.main` on flags that are set to `values`."""
     flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(**values):
-        convert.main(Arguments(positional=arguments))
+        binary.main(Arguments(positional=arguments))
 
 
 def test_what_to_do_must_be_said_in_full(run):
@@ -212,9 +216,9 @@ def test_what_to_do_must_be_said_in_full(run):
     with pytest.raises(InputError, match="--to=zip: expected one of orbax, hf, t5x, t5x_scanned"):
         parsed(run.model_dir, to="zip", out="x")
     with pytest.raises(InputError, match=r"--gin_file=demo\.gin"):
-        convert.main(Arguments(("demo.gin",), positional=(run.model_dir,)))
+        binary.main(Arguments(("demo.gin",), positional=(run.model_dir,)))
     with pytest.raises(InputError, match="EVAL_STEP='all': one step is converted"):
-        conversion.open_source(run.model_dir, ("EVAL_STEP=all",))
+        convert.open_source(run.model_dir, ("EVAL_STEP=all",))
 
 
 def test_a_folder_that_holds_something_is_left_alone(run, tmp_path):
@@ -226,16 +230,16 @@ def test_a_folder_that_holds_something_is_left_alone(run, tmp_path):
 
 def test_what_is_no_checkpoint_is_said(tmp_path):
     with pytest.raises(InputError, match="no checkpoint lies there, neither of a run"):
-        conversion.open_source(str(tmp_path))
+        convert.open_source(str(tmp_path))
 
 
 def test_only_a_run_knows_its_vocabulary(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run.model_dir, folder)
     (folder / "config.gin").unlink()
-    source = conversion.open_source(str(folder))
+    source = convert.open_source(str(folder))
     with pytest.raises(InputError, match=r"only a run with its config\.gin becomes"):
-        conversion.convert(source, "hf", str(tmp_path / "out"))
+        convert.convert(source, "hf", str(tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -253,10 +257,10 @@ def test_a_damaged_run_leaves_nothing_half_made(run, tmp_path):
 def test_a_config_of_another_model_is_told(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run.model_dir, folder)
-    changed = config.parse([str(folder / "config.gin")], ["MLP_DIM=96"])
-    (folder / "config.gin").write_text(config.dump(changed))
+    changed = load.parse([str(folder / "config.gin")], ["MLP_DIM=96"])
+    (folder / "config.gin").write_text(load.dump(changed))
     with pytest.raises(InputError, match=r"the checkpoint is of another model: .*128"):
-        conversion.open_source(str(folder))
+        convert.open_source(str(folder))
 
 
 def test_as_a_user_runs_it(run, tmp_path):
@@ -284,4 +288,4 @@ def test_as_a_user_runs_it(run, tmp_path):
 
 def test_every_parameter_is_counted_once(run):
     leaves = jax.tree.leaves(abstract_params(run.model))
-    assert conversion.count(conversion.open_source(run.model_dir)) == sum(x.size for x in leaves)
+    assert convert.count(convert.open_source(run.model_dir)) == sum(x.size for x in leaves)

@@ -4,7 +4,7 @@ import pytest
 
 from launch import eval as eval_binary
 from launch.flags import Arguments
-from stepdistill_jax import config
+from stepdistill_jax.run import load
 from stepdistill_jax.spec import InputError
 
 
@@ -13,14 +13,14 @@ def trained(tmp_path):
     """The folder of a run of demo.gin, as far as its configuration goes."""
     folder = tmp_path / "run"
     folder.mkdir()
-    run = config.parse(["demo.gin"], [f"MODEL_DIR='{folder}'", "SEED=3"])
-    (folder / "config.gin").write_text(config.dump(run))
+    run = load.parse(["demo.gin"], [f"MODEL_DIR='{folder}'", "SEED=3"])
+    (folder / "config.gin").write_text(load.dump(run))
     return str(folder)
 
 
 def test_the_weights_that_a_run_was_trained_from_may_be_gone(store, tmp_path):
     settings = [f"MODEL_DIR='{tmp_path}'", "INITIAL_CHECKPOINT='gs://gone/x'"]
-    (tmp_path / "config.gin").write_text(config.dump(config.parse(["demo.gin"], settings)))
+    (tmp_path / "config.gin").write_text(load.dump(load.parse(["demo.gin"], settings)))
     (run,) = eval_binary.runs(Arguments(positional=(str(tmp_path),)))
     assert run.initial_checkpoint == "gs://gone/x"
 
@@ -37,7 +37,7 @@ def test_a_gin_file_may_say_how_to_score(trained):
     overrides = (f"MODEL_DIR='{trained}'", "SEED=3", "MAX_DECODE_LENGTH=9", "MESH_FSDP=1")
     (run,) = eval_binary.runs(Arguments(("demo.gin",), overrides))
     assert run == dataclasses.replace(
-        config.read(trained),
+        load.read(trained),
         eval=dataclasses.replace(run.eval, max_decode_length=9),
         mesh=dataclasses.replace(run.mesh, fsdp=1),
     )

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import launch
-from stepdistill_jax import config
+from stepdistill_jax.run import load
 from stepdistill_jax.spec import (
     EXIT_INCOMPLETE,
     EXIT_INPUT_ERROR,
@@ -130,7 +130,7 @@ def test_the_arguments_are_a_programs(job):
     assert binary.exists()
     files = [a.split("=", 1)[1] for a in arguments if a.startswith("--gin_file=")]
     settings = [a.removeprefix("--gin.") for a in arguments if a.startswith("--gin.")]
-    parsed = config.parse(files or ["esnli.gin"], settings)
+    parsed = load.parse(files or ["esnli.gin"], settings)
     if job is TRAIN:
         # Hosts share no disk.
         assert parsed.model_dir.startswith("gs://")

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from launch import evaluation
-from stepdistill_jax import config
 from stepdistill_jax.data.packing import row_shape
 from stepdistill_jax.data.vocabulary import load_vocabulary
+from stepdistill_jax.eval.build import make_evaluator
 from stepdistill_jax.eval.runner import Prediction
 from stepdistill_jax.parallel.mesh import make_mesh
+from stepdistill_jax.run import load
+from stepdistill_jax.run.splits import open_split
 from stepdistill_jax.spec import EOS_ID, InputError
 
 VOCABULARY = load_vocabulary("demo")
@@ -16,7 +17,7 @@ VOCABULARY = load_vocabulary("demo")
 
 def run(caches, method, *overrides):
     files = ["demo.gin", f"methods/{method}.gin"]
-    return config.parse(files, [f"CACHE_DIR={str(caches)!r}", "FRACTION=0.05", *overrides])
+    return load.parse(files, [f"CACHE_DIR={str(caches)!r}", "FRACTION=0.05", *overrides])
 
 
 @pytest.mark.parametrize(
@@ -31,15 +32,15 @@ def run(caches, method, *overrides):
 )
 def test_rows_of_the_demo_are_as_long_as_the_method_needs(caches, method, inputs, targets):
     made = run(caches, method)
-    shape = row_shape(evaluation.open_split(made, "train").lengths, made.pipeline, made.streams)
+    shape = row_shape(open_split(made, "train").lengths, made.pipeline, made.streams)
     assert (shape.inputs, shape.targets) == (inputs, targets)
 
 
 @pytest.mark.parametrize("labels", ["gold", "teacher"])
 def test_a_single_task_student_may_write_what_its_targets_hold(caches, labels):
     made = run(caches, "single_task", f"LABELS={labels}")
-    evaluator = evaluation.make_evaluator(made, make_mesh(made.mesh))
-    view = evaluation.open_split(made, "test")
+    evaluator = make_evaluator(made, make_mesh(made.mesh))
+    view = open_split(made, "test")
     longest = int(np.max(view.lengths["label_targets"]))
     assert evaluator.decode_length == longest == 29
     row = view.row(0)
@@ -49,7 +50,7 @@ def test_a_single_task_student_may_write_what_its_targets_hold(caches, labels):
 
 
 def test_a_reader_is_scored_with_the_teachers_rationale(caches):
-    view = evaluation.open_split(run(caches, "pinto"), "test")
+    view = open_split(run(caches, "pinto"), "test")
     row = view.row(3)
     assert row["read"] == f"{row['input']}</s>{row['rationale']}"
     text = f"predict: {row['read']}"
@@ -60,8 +61,8 @@ def test_a_readers_predictions_are_about_the_same_inputs_as_all_others(caches):
     lines = []
     for method in ("pinto", "standard"):
         made = run(caches, method)
-        evaluator = evaluation.make_evaluator(made, make_mesh(made.mesh))
-        row = evaluation.open_split(made, "test").row(3)
+        evaluator = make_evaluator(made, make_mesh(made.mesh))
+        row = open_split(made, "test").row(3)
         lines.append(evaluator._line(row, Prediction(3, "red", True, 2)))
     reader, other = lines
     assert reader.pop("read").startswith(f"{other['input']}</s>")
@@ -71,4 +72,4 @@ def test_a_readers_predictions_are_about_the_same_inputs_as_all_others(caches):
 def test_a_marker_that_the_demo_cannot_write_stops_the_run(caches):
     made = run(caches, "single_task", "ANSWER_MARKER=therefore")
     with pytest.raises(InputError, match=r"ANSWER_MARKER='therefore' .* VOCABULARY"):
-        evaluation.make_evaluator(made, make_mesh(made.mesh))
+        make_evaluator(made, make_mesh(made.mesh))

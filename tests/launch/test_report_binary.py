@@ -6,8 +6,8 @@ import pytest
 from launch import report
 from launch.flags import Arguments
 from stepdistill_jax import records
-from stepdistill_jax.eval.results import RESULTS_FILE, VALIDATION, Result
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.run.results import VALIDATION, Result
+from stepdistill_jax.spec import RESULTS_FILE, InputError
 
 
 def write_run(folder, **changes):

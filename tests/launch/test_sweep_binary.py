@@ -15,10 +15,10 @@ import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
-from launch import planning, sweep, sweeping
+from launch import sweep
 from launch.flags import Arguments
 from stepdistill_jax.spec import FINISHED_FILE, InputError
-from stepdistill_jax.sweep import state
+from stepdistill_jax.sweep import measure, runner, state
 
 ROOT = pathlib.Path(__file__).parents[2]
 MICRO = """
@@ -187,8 +187,8 @@ def test_what_another_process_does_is_said_and_counted_once(place, environment, 
 def plan(place, monkeypatch, capsys):
     """The binary in this process: what it returns or refuses, and what it prints."""
     # Nothing here needs a process of its own.
-    monkeypatch.setattr(planning, "survey", planning._survey)
-    monkeypatch.setattr(planning, "_PRODUCT_SECONDS", 0.0)
+    monkeypatch.setattr(measure, "survey", measure._survey)
+    monkeypatch.setattr(measure, "_PRODUCT_SECONDS", 0.0)
 
     def run(name, *overrides, **flags):
         arguments = Arguments(
@@ -277,4 +277,4 @@ def test_data_that_is_not_there_is_told_before_anything_starts(place, plan, tmp_
 def test_a_failure_is_told_in_one_line(tmp_path, text, code, expected):
     before = b"error: of an earlier attempt\n"
     (tmp_path / "train.log").write_bytes(before + text)
-    assert sweeping.describe_failure(tmp_path, len(before), code).startswith(expected)
+    assert runner.describe_failure(tmp_path, len(before), code).startswith(expected)

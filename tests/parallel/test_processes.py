@@ -10,7 +10,7 @@ from stepdistill_jax.spec import EXIT_UNAVAILABLE
 # Each process writes what became of every call, in the order of the calls.
 PROGRAM = """
 import json, pathlib, sys, time
-from launch import cluster
+from stepdistill_jax.parallel import cluster
 from stepdistill_jax.parallel import processes
 from stepdistill_jax.spec import InputError
 
@@ -61,7 +61,8 @@ found["met"] = (folder / "late").exists()
 """
 # One of two meets with an error of its own, while the other waits for it.
 ERROR = """
-from launch import cluster, flags
+from launch import flags
+from stepdistill_jax.parallel import cluster
 from stepdistill_jax.parallel import processes
 from stepdistill_jax.spec import InputError
 

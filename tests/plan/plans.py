@@ -1,6 +1,6 @@
 """Plans of programs that were never compiled, for tests of what is made of plans."""
 
-from stepdistill_jax.chips import CHIPS
+from stepdistill_jax.parallel.chips import CHIPS
 from stepdistill_jax.plan.program import TRAIN, Memory, Program
 from stepdistill_jax.plan.tables import Planned
 from stepdistill_jax.plan.work import Work

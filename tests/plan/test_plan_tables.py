@@ -6,7 +6,7 @@ import math
 
 from plans import CHIP, planned
 
-from stepdistill_jax.chips import GIB
+from stepdistill_jax.parallel.chips import GIB
 from stepdistill_jax.plan import tables
 from stepdistill_jax.plan.program import DECODE, Memory
 from stepdistill_jax.plan.work import Collective, Work

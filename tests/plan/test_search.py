@@ -5,8 +5,8 @@ import math
 import pytest
 from plans import CHIP, planned
 
-from stepdistill_jax.chips import GIB
 from stepdistill_jax.model.config import T5Config
+from stepdistill_jax.parallel.chips import GIB
 from stepdistill_jax.parallel.mesh import MeshConfig
 from stepdistill_jax.plan.search import Candidate, candidates, search
 from stepdistill_jax.plan.tables import largest

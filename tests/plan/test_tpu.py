@@ -9,20 +9,19 @@ import sys
 import jax
 import pytest
 
-from launch.evaluation import tokens_before_label
-from launch.tpu_plan import job
-from stepdistill_jax import config as configs
-from stepdistill_jax.chips import GIB
 from stepdistill_jax.data.packing import RowShape
-from stepdistill_jax.device_memory import exceeded
+from stepdistill_jax.eval.build import tokens_before_label
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.flops import train_flops
 from stepdistill_jax.model.network import abstract_params
 from stepdistill_jax.objective import ObjectiveConfig
 from stepdistill_jax.optim import OptimizerConfig, optimizer
+from stepdistill_jax.parallel.chips import GIB
+from stepdistill_jax.parallel.device_memory import exceeded
 from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
 from stepdistill_jax.plan.hlo import parse
 from stepdistill_jax.plan.isolated import CrashedError, Isolated
+from stepdistill_jax.plan.plans import job
 from stepdistill_jax.plan.program import (
     TRAIN,
     Job,
@@ -32,6 +31,7 @@ from stepdistill_jax.plan.program import (
 )
 from stepdistill_jax.plan.roofline import bound
 from stepdistill_jax.plan.topology import topology
+from stepdistill_jax.run import load as configs
 from stepdistill_jax.spec import EXIT_INCOMPLETE, STREAMS, InputError
 from stepdistill_jax.train.state import abstract_state
 

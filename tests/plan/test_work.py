@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from stepdistill_jax.chips import CHIPS
+from stepdistill_jax.parallel.chips import CHIPS
 from stepdistill_jax.plan.roofline import bound
 from stepdistill_jax.plan.work import Collective, Work, _groups, _positions, work
 

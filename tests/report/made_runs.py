@@ -8,7 +8,8 @@ import pathlib
 import numpy as np
 
 from stepdistill_jax import records
-from stepdistill_jax.eval.results import PREDICTIONS_FILE, RESULTS_FILE, VALIDATION, Result
+from stepdistill_jax.run.results import VALIDATION, Result
+from stepdistill_jax.spec import PREDICTIONS_FILE, RESULTS_FILE
 
 LABELS = ("red", "green", "blue")
 

@@ -9,6 +9,7 @@ from stepdistill_jax.model.flops import train_flops
 from stepdistill_jax.sweep import estimate, matrix, table
 from stepdistill_jax.sweep.estimate import BY_FLOPS, BY_KIND, ROUGH, Clock, Finished, Work
 from stepdistill_jax.sweep.state import Look, State
+from stepdistill_jax.text import duration
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_reasons_are_told_once():
      (200000, "2.3 days")],
 )  # fmt: skip
 def test_durations(seconds, text):
-    assert table.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from stepdistill_jax import config
+from stepdistill_jax.run import load
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.sweep import dealing, matrix
 
@@ -183,9 +183,9 @@ def test_run_and_sweep_files_are_told_apart(read, tmp_path):
     path = tmp_path / "mine.gin"
     read()
     with pytest.raises(InputError, match=f"^{path} is a sweep file: run it with .*launch.sweep"):
-        config.parse([path])
+        load.parse([path])
     with pytest.raises(InputError, match=r"SWEEP_DIR is no macro of a run: only the file that"):
-        config.parse(["demo.gin"], ["SWEEP_DIR='x'"])
+        load.parse(["demo.gin"], ["SWEEP_DIR='x'"])
 
 
 def test_where_a_missing_file_was_looked_for_is_said_once(read):

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from stepdistill_jax import config as configs
+from stepdistill_jax.run import load as configs
 from stepdistill_jax.sweep import matrix, state
 from stepdistill_jax.sweep.state import Attempt, State
 

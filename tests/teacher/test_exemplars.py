@@ -9,16 +9,16 @@ import re
 import pytest
 from etils import epath
 
+from stepdistill_jax.data import parse as parser
 from stepdistill_jax.data.config import DataConfig
+from stepdistill_jax.data.equation import evaluate
+from stepdistill_jax.data.parse import parse, parse_release
 from stepdistill_jax.data.sources import SOURCES, Options, demo
 from stepdistill_jax.data.teacher_outputs import output_files, read_outputs
-from stepdistill_jax.eval.equation import evaluate
 from stepdistill_jax.records import Annotation
 from stepdistill_jax.spec import SEPARATOR
-from stepdistill_jax.teacher import parse as parser
 from stepdistill_jax.teacher import prompts
 from stepdistill_jax.teacher.config import ExtractConfig
-from stepdistill_jax.teacher.parse import parse, parse_release
 
 SHIPPED = ("esnli", "anli", "cqa", "svamp", "demo")
 RELEASED = SHIPPED[:4]

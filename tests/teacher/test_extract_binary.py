@@ -12,8 +12,8 @@ from extract_cases import KEY, logged, settings
 
 from launch import extract
 from launch.flags import Arguments
-from stepdistill_jax import config
 from stepdistill_jax.data import join
+from stepdistill_jax.run import load
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher import clients, store
 from stepdistill_jax.teacher.requests import EndpointError
@@ -102,7 +102,7 @@ def test_workers_share_the_rows_and_merging_makes_what_training_reads(run, serve
     assert (place / "all" / "rows" / "train.jsonl").read_bytes() == before
     assert server.received == 200
     # Training sees every row with the teacher's rationale and label.
-    student = config.parse(
+    student = load.parse(
         ["demo.gin"],
         [
             "FRACTION=0.05",
@@ -541,7 +541,7 @@ def test_a_data_set_of_ones_own_without_labels_becomes_training_data(run, server
     found = json.loads((place / "out" / "summary.json").read_text())["units"]["train"]
     assert found["answered"] == found["rows"] == server.received == 54
     assert found["quality"]["accuracy"] is None
-    student = config.parse(
+    student = load.parse(
         ["own_jsonl.gin"],
         [
             *own,
@@ -563,7 +563,7 @@ def test_inputs_of_no_split_become_added_training_data(run, server, place):
     assert "5 rows of demo (inputs)" in stdout
     assert len(logged(place / "out", "inputs")) == 5
     augment = f"AUGMENT=file:{place / 'out' / 'rationales_inputs.jsonl'}"
-    student = config.parse(["demo.gin"], [augment])
+    student = load.parse(["demo.gin"], [augment])
     pairs, _ = join.load_pairs(student.data, "train")
     added = [pair for pair in pairs if pair.id.startswith("added-")]
     assert [pair.input for pair in added] == [line["input"] for line in lines]

@@ -6,12 +6,12 @@ import json
 import pytest
 
 from stepdistill_jax.data.config import DataConfig
+from stepdistill_jax.data.parse import parse
 from stepdistill_jax.data.sources import ColumnConfig
 from stepdistill_jax.records import Annotation, Example
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher import prompts
 from stepdistill_jax.teacher.config import ExtractConfig
-from stepdistill_jax.teacher.parse import parse
 from stepdistill_jax.teacher.requests import HINT, Decoding, Message
 
 NLI = ("entailment", "neutral", "contradiction")

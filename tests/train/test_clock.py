@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from stepdistill_jax.spec import FINISHED_FILE
+from stepdistill_jax.spec import FINISHED_FILE, GOODPUT_FILE
 from stepdistill_jax.train import clock
 
 
@@ -23,7 +23,7 @@ class Time:
 
 
 def account(folder):
-    return json.loads((folder / clock.GOODPUT_FILE).read_text())
+    return json.loads((folder / GOODPUT_FILE).read_text())
 
 
 def test_every_second_is_in_one_phase():

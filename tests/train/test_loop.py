@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stepdistill_jax.checkpoint import manager, restore
-from stepdistill_jax.costs import CostMeter, read_costs
+from stepdistill_jax.run.costs import CostMeter, read_costs
 from stepdistill_jax.spec import EXAMPLE_INDEX, NON_FINITE_FILE, InputError
 from stepdistill_jax.train import loop
 from stepdistill_jax.train.clock import PHASES, Clock, Goodput

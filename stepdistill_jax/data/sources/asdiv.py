@@ -14,8 +14,8 @@ from typing import Any
 
 from etils import epath
 
+from stepdistill_jax.data.equation import EquationError, evaluate
 from stepdistill_jax.data.sources.base import REMEDY, Options, Source, collect
-from stepdistill_jax.eval.equation import EquationError, evaluate
 from stepdistill_jax.records import Example
 from stepdistill_jax.spec import InputError
 

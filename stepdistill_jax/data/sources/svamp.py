@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from stepdistill_jax.data.equation import EquationError, evaluate
 from stepdistill_jax.data.sources.base import (
     REMEDY,
     Options,
@@ -15,7 +16,6 @@ from stepdistill_jax.data.sources.base import (
     split_path,
     text,
 )
-from stepdistill_jax.eval.equation import EquationError, evaluate
 from stepdistill_jax.records import Example
 from stepdistill_jax.spec import InputError
 

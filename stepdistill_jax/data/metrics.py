@@ -1,0 +1,85 @@
+"""How a prediction is scored against the gold label: numpy and plain Python only."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from stepdistill_jax.data.equation import EquationError, evaluate
+from stepdistill_jax.spec import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """A share of correct predictions.
+
+    Attributes:
+        n: predictions scored.
+        accuracy: in [0, 1].
+        stderr: binomial standard error ``sqrt(p (1 - p) / n)`` over the examples of one run (not
+            over seeds).
+    """
+
+    n: int
+    accuracy: float
+    stderr: float
+
+
+def exact(prediction: str, gold: str) -> bool:
+    """Equal texts but for white space around them, as the paper's code compares labels."""
+    return prediction.strip() == gold.strip()
+
+
+def equation(prediction: str, gold: str) -> bool:
+    """Equal values of two equations; a prediction without a value is wrong.
+
+    Values are exact fractions: ``1 / 3 * 3`` equals ``1``.
+
+    Raises:
+        InputError: the gold label has no value.
+    """
+    try:
+        target = evaluate(gold)
+    except EquationError as error:
+        raise InputError(
+            f"gold label {gold!r:.80} is no arithmetic expression ({error.reason}); fix the "
+            "data, or score with METRIC='exact'"
+        ) from error
+    try:
+        return evaluate(prediction) == target
+    except EquationError:
+        return False
+
+
+METRICS: dict[str, Callable[[str, str], bool]] = {"exact": exact, "equation": equation}
+
+
+def correct(metric: str, prediction: str, gold: str) -> bool:
+    """Whether `prediction` counts as right under `metric`, a key of `METRICS`.
+
+    Raises:
+        InputError: no such metric.
+    """
+    if metric not in METRICS:
+        raise InputError(f"METRIC is {metric!r}, not one of {', '.join(METRICS)}; set METRIC")
+    return METRICS[metric](prediction, gold)
+
+
+def accuracy(metric: str, predictions: Sequence[str], golds: Sequence[str]) -> Accuracy:
+    """The share of `predictions` that are correct, with its standard error.
+
+    Raises:
+        InputError: nothing to score, or the two differ in length.
+    """
+    if len(predictions) != len(golds):
+        raise InputError(
+            f"{len(predictions)} predictions but {len(golds)} gold labels; they must pair up"
+        )
+    if not golds:
+        raise InputError("no examples to score; the split is empty")
+    pairs = zip(predictions, golds, strict=True)
+    right = np.array([correct(metric, prediction, gold) for prediction, gold in pairs])
+    share = float(right.mean())
+    return Accuracy(len(golds), share, float(np.sqrt(share * (1 - share) / len(golds))))

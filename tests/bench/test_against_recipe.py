@@ -1,0 +1,107 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from stepdistill_jax.bench import against_recipe, benchmark
+from stepdistill_jax.parallel.mesh import make_mesh
+from stepdistill_jax.run import load
+from stepdistill_jax.spec import EXAMPLE_INDEX, InputError
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def parts(caches, *overrides):
+    settings = load.parse(
+        ["demo.gin"],
+        [
+            f"CACHE_DIR={str(caches)!r}",
+            "MODEL_DIR='unused'",
+            "FRACTION=0.1",
+            "EMB_DIM=8",
+            "MLP_DIM=8",
+            "NUM_ENCODER_LAYERS=1",
+            "DROPOUT_RATE=0.1",
+            "BATCH_SIZE=16",
+            "PACK=True",
+            "INPUT_ROW_LENGTH=64",
+            "LABEL_ROW_LENGTH=8",
+            "RATIONALE_ROW_LENGTH=80",
+            "EVAL_BATCH_SIZE=10",
+            *overrides,
+        ],
+    )
+    return benchmark.Benchmark(settings, turns=2)
+
+
+def test_both_train_on_the_same_pairs_in_the_same_order(caches, monkeypatch):
+    pytest.importorskip("torch", reason="the released recipe runs on PyTorch")
+    ours = parts(caches)
+    recipe = against_recipe.make_recipe(ours)
+    seen = {"ours": [], "recipe": []}
+    place, collate = ours.place, recipe.collate
+
+    def spy_place(batch):
+        index = batch[EXAMPLE_INDEX]
+        seen["ours"].append([ours.cache[int(i) - 1] for i in index[index > 0]])
+        return place(batch)
+
+    def spy_collate(pairs):
+        seen["recipe"].append(pairs)
+        return collate(pairs)
+
+    monkeypatch.setattr(ours, "place", spy_place)
+    monkeypatch.setattr(recipe, "collate", spy_collate)
+    found = {(m.name, m.unit): m for m in against_recipe.train(ours, recipe, steps=3)}
+
+    # Two steps of warm-up, then three of each in both turns.
+    assert len(seen["ours"]) == len(seen["recipe"]) == 2 + 2 * 3
+    assert {len(batch) for batch in seen["recipe"]} == {16}
+    flat = [[*itertools.chain(*seen[name])] for name in ("ours", "recipe")]
+    assert abs(len(flat[0]) - len(flat[1])) < 0.1 * len(flat[1])
+    for a, b in zip(*flat, strict=False):
+        assert all(np.array_equal(a[feature], b[feature]) for feature in a)
+
+    rates = [found[f"train, {name}", "pairs/s"].spread.values for name in ("ours", "recipe")]
+    quotients = [o / r for o, r in zip(*rates, strict=True)]
+    assert found["train, ours over recipe", "times"].spread.values == pytest.approx(quotients)
+    # The demo's inputs are all as long, so that little of the recipe's slots is padding.
+    assert "3 steps a window, 9" in found["train, recipe", "pairs/s"].remark
+
+
+def test_both_label_the_same_rows(caches):
+    pytest.importorskip("torch", reason="the released recipe runs on PyTorch")
+    ours = parts(caches)
+    found = {
+        m.name: m for m in against_recipe.label_evaluation(ours, against_recipe.make_recipe(ours))
+    }
+    rows = 4 * 10
+    quotient = found["label evaluation, ours over recipe"]
+    assert quotient.remark == f"paired; {rows} of {rows} labels the same"
+    assert len(quotient.spread.values) == 2
+    for name in ("ours", "recipe"):
+        line = found[f"label evaluation, {name}"]
+        assert line.unit == "examples/s"
+        assert line.remark == f"{rows} validation rows, 10 at once, at most 2 tokens each"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("METHOD='standard'", "METHOD='standard': .* set METHOD='step_by_step'"),
+        ("EVAL_MODE='choices'", "EVAL_MODE='choices': .* set EVAL_MODE='decode'"),
+        ("SCHEDULE='constant'", "SCHEDULE='constant'"),
+        ("METHOD=pinto", "METHOD='pinto': the released recipe trains on labels and rationales"),
+        ("ALPHA_END=0.0", "ALPHA_END=0.0: the released recipe weighs its losses alike"),
+        ("METHOD=teacher", "METHOD='teacher' trains nothing"),
+    ],
+)
+def test_refuses_runs_that_the_recipe_cannot_make(caches, override, message):
+    with pytest.raises(InputError, match=message):
+        against_recipe.make_recipe(parts(caches, override))
+
+
+def test_refuses_several_devices(caches, monkeypatch):
+    monkeypatch.setattr(benchmark, "make_mesh", make_mesh)
+    with pytest.raises(InputError, match="one CPU or GPU, this run on 8 devices of platform 'cpu'"):
+        against_recipe.make_recipe(parts(caches))

@@ -1,0 +1,59 @@
+"""Scoring: what counts as right, and what is an error of the user's data."""
+
+import subprocess
+import sys
+
+import pytest
+
+from stepdistill_jax.data.metrics import METRICS, accuracy, correct
+from stepdistill_jax.spec import InputError
+
+
+def test_exact_ignores_surrounding_space_only():
+    assert correct("exact", " neutral\n", "neutral")
+    assert not correct("exact", "Neutral", "neutral")
+    assert not correct("exact", "neutral.", "neutral")
+
+
+def test_equation_compares_values_exactly():
+    assert correct("equation", "(84 / 2)", "( 84.0 / 2.0 )")
+    assert correct("equation", "42", "( 84.0 / 2.0 )")
+    assert correct("equation", "( 1 / 3 ) * 3", "1")
+    assert not correct("equation", "( 2 / 84 )", "( 84.0 / 2.0 )")
+
+
+@pytest.mark.parametrize("prediction", ["", "some - 551", "9**9**9", "(" * 10_000, "1 / 0"])
+def test_a_prediction_without_a_value_is_wrong(prediction):
+    assert not correct("equation", prediction, "( 84.0 / 2.0 )")
+
+
+def test_a_gold_label_without_a_value_is_an_input_error():
+    with pytest.raises(InputError, match=r"gold label 'x \+ 1' is no arithmetic expression \(name"):
+        correct("equation", "1", "x + 1")
+
+
+def test_accuracy_and_its_standard_error():
+    result = accuracy("exact", ["a", "b", "c", "d"], ["a", "b", "c", "x"])
+    assert (result.n, result.accuracy) == (4, 0.75)
+    assert result.stderr == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
+    assert accuracy("exact", ["a"], ["a"]).stderr == 0
+
+
+def test_nothing_to_score_unequal_lengths_and_unknown_metric_are_input_errors():
+    with pytest.raises(InputError, match="no examples to score"):
+        accuracy("exact", [], [])
+    with pytest.raises(InputError, match="1 predictions but 2 gold labels"):
+        accuracy("exact", ["a"], ["a", "b"])
+    with pytest.raises(InputError, match="METRIC is 'bleu', not one of exact, equation"):
+        correct("bleu", "a", "a")
+
+
+def test_the_table_holds_what_a_source_may_name():
+    from stepdistill_jax.data.sources.base import METRICS as NAMES
+
+    assert tuple(METRICS) == NAMES
+
+
+def test_needs_no_jax():
+    code = "import sys; sys.modules['jax'] = None; import stepdistill_jax.data.metrics"
+    subprocess.run([sys.executable, "-c", code], check=True)

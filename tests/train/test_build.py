@@ -1,0 +1,60 @@
+"""What a run says and refuses before its first step."""
+
+import json
+
+import pytest
+
+from stepdistill_jax.checkpoint import manager
+from stepdistill_jax.eval.build import make_evaluator
+from stepdistill_jax.parallel.mesh import make_mesh
+from stepdistill_jax.run import load
+from stepdistill_jax.run.folder import claim
+from stepdistill_jax.spec import InputError
+from stepdistill_jax.train import build
+from stepdistill_jax.train.build import make_trainer
+from stepdistill_jax.train.clock import Clock
+
+
+def run(folder, *overrides):
+    return load.parse(["demo.gin"], [f"MODEL_DIR={str(folder)!r}", *overrides])
+
+
+def test_a_run_says_what_it_starts_from_and_that_it_compiles(caches, tmp_path, capsys):
+    folder = tmp_path / "run"
+    made = run(folder, f"CACHE_DIR={str(caches)!r}", "FRACTION=0.05")
+    mesh = make_mesh(made.mesh)
+    evaluator = make_evaluator(made, mesh)
+    text = claim(made)
+
+    def said(saved):
+        with manager.manager(made.model_dir, keep=1) as checkpoints:
+            trainer, state, _ = make_trainer(made, mesh, evaluator, checkpoints, text, Clock())
+            trainer._save(state, saved, [], None)
+            manager.wait(checkpoints)
+            trainer.log.close()
+        return capsys.readouterr().out.splitlines()
+
+    first, again = said(3), said(4)
+    assert "; from random parameters; ready in " in first[-2]
+    assert first[-1].startswith("compiling the step")
+    assert "; continued from step 3; ready in " in again[-2]
+
+
+def test_a_run_says_which_checkpoint_it_starts_from(tmp_path):
+    made = run(tmp_path, "INITIAL_CHECKPOINT=runs/old")
+    assert build._origin(made, None) == "from the parameters of runs/old"
+
+
+def test_a_finished_run_cannot_be_lengthened_and_says_how_to_go_on_from_it(tmp_path):
+    claim(run(tmp_path, "TRAIN_STEPS=200"))
+    (tmp_path / "checkpoints" / "200").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "200" / "_CHECKPOINT_METADATA").write_text("{}")
+    longer = run(tmp_path, "TRAIN_STEPS=300")
+    with pytest.raises(InputError, match=r"TRAIN_STEPS=200 \(now 300\); .* to continue it$"):
+        claim(longer)
+    (tmp_path / "finished.json").write_text(json.dumps({"step": 200}))
+    with pytest.raises(
+        InputError,
+        match=rf"cannot be lengthened, but INITIAL_CHECKPOINT='{tmp_path}' in a new MODEL_DIR",
+    ):
+        claim(longer)
