@@ -22,8 +22,8 @@ from absl import flags
 from launch import workers
 from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax.spec import EXIT_INCOMPLETE, EXIT_PREEMPTED, InputError
-from stepdistill_jax.teacher import extraction as extracting
 from stepdistill_jax.teacher import load, merge
+from stepdistill_jax.teacher import run as extracting
 from stepdistill_jax.teacher.clients import redact
 from stepdistill_jax.teacher.requests import EndpointError
 from stepdistill_jax.teacher.store import Share

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from stepdistill_jax.teacher.config import ExtractConfig
-from stepdistill_jax.teacher.requests import Completion, Request, RowError
+from stepdistill_jax.teacher.requests import Completion, Request, RequestError
 
 _MILLION = 1_000_000
 # Tokens around one message of a chat, by which its template tells who speaks: more than any
@@ -145,7 +145,7 @@ def _alike(one: str, other: str) -> int:
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def charge(came: Completion | RowError, bound: Tokens) -> Tokens:
+def charge(came: Completion | RequestError, bound: Tokens) -> Tokens:
     """What counts as paid for an answer: the endpoint's own count, where it says none the bound.
 
     A row that failed costs what the endpoint says it does.

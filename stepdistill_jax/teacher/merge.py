@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 from stepdistill_jax.data import inputs
 from stepdistill_jax.spec import CONFIG_FILE, EXIT_INCOMPLETE, InputError
-from stepdistill_jax.teacher import extraction, load, store
-from stepdistill_jax.teacher import rows as planned
+from stepdistill_jax.teacher import load, store
+from stepdistill_jax.teacher import resume as planned
+from stepdistill_jax.teacher import run as extraction
 from stepdistill_jax.teacher.config import SPLITS
-from stepdistill_jax.teacher.extraction import Asked
 from stepdistill_jax.teacher.load import Extraction
-from stepdistill_jax.teacher.rows import Progress
+from stepdistill_jax.teacher.resume import ResumeState
+from stepdistill_jax.teacher.run import Prepared
 from stepdistill_jax.teacher.store import Share, Store
 
 _REMEDY = "only answers of one teacher and prompt can be joined: leave the folder out"
@@ -60,7 +61,7 @@ def merge(folders: Sequence[str], overrides: Sequence[str]) -> int:
 
 def _prepare(
     first: Extraction, held: Sequence[Extraction], sources: Sequence[pathlib.Path]
-) -> Asked:
+) -> Prepared:
     """What all of the extractions ask about, with the settings of the first."""
     splits = {split for each in held for split in each.extract.extract_splits}
     added = [*dict.fromkeys(e.extract.extract_inputs for e in held if e.extract.extract_inputs)]
@@ -100,7 +101,7 @@ def _refuse_other(
         )
 
 
-def _end(asked: Asked, progress: Progress, absent: Sequence[Share]) -> int:
+def _end(asked: Prepared, progress: ResumeState, absent: Sequence[Share]) -> int:
     """Says what is missing; returns the exit code."""
     left = sum(bool([*asked.teaching.open(row)]) for row in progress.rows) + progress.beyond
     if not left:

@@ -16,14 +16,14 @@ import numpy as np
 
 from stepdistill_jax.data import audit, metrics
 from stepdistill_jax.records import Annotation, ParseFailure
-from stepdistill_jax.teacher.annotated import Annotated
-from stepdistill_jax.teacher.wording import (
+from stepdistill_jax.teacher.text_measures import (
     input_overlap,
     longest_copy,
     repetition,
     unigram_f1,
     words,
 )
+from stepdistill_jax.teacher.vote import Annotated
 
 # Outcomes of a row beside the parser's own reasons.
 PARSED, REPAIRED = "parsed", "parsed after repair"
@@ -56,7 +56,7 @@ _MEDIANS, _MANY_WORDS = 4, 60
 
 
 @dataclasses.dataclass(frozen=True)
-class Accuracy:
+class LabelAccuracy:
     """Labels against gold, of the answers without a hint.
 
     Attributes:
@@ -154,7 +154,7 @@ class Assessment:
     rows: int
     usable: int
     outcomes: Mapping[str, int]
-    accuracy: Accuracy | None
+    accuracy: LabelAccuracy | None
     hints_asked: int
     hints_kept: int
     agreement: Agreement | None
@@ -278,7 +278,7 @@ def _is_right(row: Annotated, metric: str) -> bool:
     return bool(label) and gold is not None and metrics.correct(metric, label, gold)
 
 
-def _accuracy(rows: Sequence[Annotated], metric: str) -> Accuracy | None:
+def _accuracy(rows: Sequence[Annotated], metric: str) -> LabelAccuracy | None:
     judged = [row for row in rows if row.example.label is not None]
     if not judged:
         return None
@@ -286,7 +286,7 @@ def _accuracy(rows: Sequence[Annotated], metric: str) -> Accuracy | None:
     parsed = sum(bool(_label(row.unhinted)) for row in judged)
     share = right / len(judged)
     stderr = math.sqrt(share * (1 - share) / len(judged))
-    return Accuracy(len(judged), share, stderr, right / parsed if parsed else None)
+    return LabelAccuracy(len(judged), share, stderr, right / parsed if parsed else None)
 
 
 def _agreement(rows: Sequence[Annotated]) -> Agreement | None:

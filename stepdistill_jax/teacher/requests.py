@@ -119,7 +119,7 @@ class Client(Protocol):
         """Lets go of connections and models."""
 
 
-class RowError(Exception):
+class RequestError(Exception):
     """One request cannot be answered (too long, refused by a filter, malformed answer).
 
     Attributes:

@@ -20,10 +20,10 @@ from typing import Any
 
 from stepdistill_jax import records
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.teacher import log
+from stepdistill_jax.teacher import append_log
 from stepdistill_jax.teacher.budget import NOTHING, Tokens
 from stepdistill_jax.teacher.config import SPLITS
-from stepdistill_jax.teacher.requests import Completion, Decoding, Request, RowError
+from stepdistill_jax.teacher.requests import Completion, Decoding, Request, RequestError
 
 ROWS_FOLDER = "rows"
 PROMPT_FILE = "prompt.json"
@@ -58,7 +58,7 @@ class Share:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class Response:
     """A line of the log: one request and what came of it.
 
     Attributes:
@@ -73,7 +73,7 @@ class Answer:
         cached: from the cache of answers; nothing was sent.
         send: names the sending, in the journal too; "" where nothing was sent.
         charged: tokens that count as paid for: the endpoint's count, else the bound.
-        error, detail: of a `RowError`.
+        error, detail: of a `RequestError`.
         where: ``file:line``.
     """
 
@@ -103,13 +103,13 @@ class Answer:
         cls,
         request: Request,
         prompt_hash: str,
-        came: Completion | RowError,
+        came: Completion | RequestError,
         *,
         charged: Tokens = NOTHING,
         send: str = "",
         cached: bool = False,
         at: float = 0.0,
-    ) -> Answer:
+    ) -> Response:
         """What came of a request."""
         answer = cls(
             id=request.row_id,
@@ -125,7 +125,7 @@ class Answer:
             charged=charged,
             at=round(at, 3),
         )
-        if isinstance(came, RowError):
+        if isinstance(came, RequestError):
             detail = _writable(came.detail)
             return dataclasses.replace(answer, error=came.reason, detail=detail)
         return dataclasses.replace(
@@ -157,11 +157,11 @@ def _writable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _answer(where: str, row: Mapping[str, Any]) -> Answer:
+def _answer(where: str, row: Mapping[str, Any]) -> Response:
     try:
         decoding = Decoding(**row["decoding"])
         charged = Tokens(*row["charged"])
-        return Answer(**{**row, "decoding": decoding, "charged": charged, "where": where})
+        return Response(**{**row, "decoding": decoding, "charged": charged, "where": where})
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{where}: no line of an extraction's log ({error}); mend or remove the line"
@@ -217,22 +217,22 @@ def has_answers(folder: pathlib.Path) -> bool:
     return any(path.stat().st_size for path in files)
 
 
-def read_answers(folder: pathlib.Path, unit: str) -> list[Answer]:
+def read_answers(folder: pathlib.Path, unit: str) -> list[Response]:
     """Every line on a unit, of all workers.
 
     Raises:
         InputError: a line in the middle of a file is damaged.
     """
-    return [_answer(*line) for path in _files(folder, unit) for line in log.read(path)]
+    return [_answer(*line) for path in _files(folder, unit) for line in append_log.read(path)]
 
 
-def answered(answers: Iterable[Answer]) -> dict[tuple[str, str, int], Answer]:
+def answered(answers: Iterable[Response]) -> dict[tuple[str, str, int], Response]:
     """(id, purpose, sample) -> its answer; an answer takes the place of an error.
 
     Raises:
         InputError: two different answers to one question, naming both lines.
     """
-    found: dict[tuple[str, str, int], Answer] = {}
+    found: dict[tuple[str, str, int], Response] = {}
     for answer in answers:
         other = found.setdefault(answer.slot, answer)
         if other is answer or answer.error:
@@ -252,7 +252,7 @@ def answered(answers: Iterable[Answer]) -> dict[tuple[str, str, int], Answer]:
 _SHOWN, _BEFORE = 60, 20
 
 
-def _difference(one: Answer, other: Answer) -> str:
+def _difference(one: Response, other: Response) -> str:
     """The two texts about where they part."""
     if one.text == other.text:
         return "the same text to requests of another content (the row, the model or the prompt)"
@@ -289,12 +289,12 @@ class Sending:
     where: str = ""
 
 
-def unanswered(folder: pathlib.Path, answers: Iterable[Answer]) -> list[Sending]:
+def unanswered(folder: pathlib.Path, answers: Iterable[Response]) -> list[Sending]:
     """What was sent and never answered, of all workers."""
     sent: dict[str, Sending] = {}
     settled = {answer.send for answer in answers}
     for path in _files(folder, _SENT):
-        for where, row in log.read(path):
+        for where, row in append_log.read(path):
             try:
                 if "bound" in row:
                     slot = (row["id"], row["purpose"], row["sample"])
@@ -323,8 +323,10 @@ class Store:
         """
         self.folder = folder
         rows = folder / ROWS_FOLDER
-        self._journal = log.Log(rows / f"{_SENT}{share.suffix}.jsonl")
-        self._logs = {name: log.Log(rows / f"{name}{share.suffix}.jsonl") for name in names}
+        self._journal = append_log.AppendLog(rows / f"{_SENT}{share.suffix}.jsonl")
+        self._logs = {
+            name: append_log.AppendLog(rows / f"{name}{share.suffix}.jsonl") for name in names
+        }
         self.torn = [
             f"{opened.path}: the last line was torn, {opened.cut} bytes are cut off; "
             "it is asked again"
@@ -345,7 +347,7 @@ class Store:
         """Notes that the endpoint took nothing for a request."""
         self._journal.append({"send": sending.send, "unpaid": True})
 
-    def append(self, unit: str, answer: Answer) -> None:
+    def append(self, unit: str, answer: Response) -> None:
         """Adds an answer to its log."""
         self._logs[unit].append(answer.row())
 
@@ -373,7 +375,7 @@ def merge(folders: Sequence[pathlib.Path], out: pathlib.Path) -> dict[str, int]:
         answers = []
         for folder in sources:
             for path in _files(folder, unit):
-                for where, row in log.read(path):
+                for where, row in append_log.read(path):
                     answers.append(_answer(f"{folder}/{where}", row))
                     found.setdefault(json.dumps(row, sort_keys=True), row)
         answered(answers)
@@ -381,7 +383,7 @@ def merge(folders: Sequence[pathlib.Path], out: pathlib.Path) -> dict[str, int]:
     journal: dict[str, dict[str, Any]] = {}
     for folder in sources:
         for path in _files(folder, _SENT):
-            for _, row in log.read(path):
+            for _, row in append_log.read(path):
                 journal.setdefault(json.dumps(row, sort_keys=True), row)
     for unit, rows in {**merged, _SENT: list(journal.values())}.items():
         records.write_jsonl(out / ROWS_FOLDER / f"{unit}.jsonl", rows)

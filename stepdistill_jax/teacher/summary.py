@@ -11,19 +11,19 @@ from stepdistill_jax import records
 from stepdistill_jax.data import inputs
 from stepdistill_jax.records import Annotation
 from stepdistill_jax.teacher import quality
-from stepdistill_jax.teacher.annotated import Annotated
 from stepdistill_jax.teacher.budget import Prices, Tokens
 from stepdistill_jax.teacher.requests import ANSWER, HINT
-from stepdistill_jax.teacher.rows import Paid, Row, Teaching, total
-from stepdistill_jax.teacher.store import SUMMARY_FILE, Answer
+from stepdistill_jax.teacher.resume import Annotator, ExampleState, Paid, total
+from stepdistill_jax.teacher.store import SUMMARY_FILE, Response
+from stepdistill_jax.teacher.vote import Annotated
 
 
 def write_unit(
     folder: pathlib.Path,
     unit: str,
-    teaching: Teaching,
-    rows: Sequence[Row],
-    paid: Sequence[Answer],
+    teaching: Annotator,
+    rows: Sequence[ExampleState],
+    paid: Sequence[Response],
 ) -> dict[str, Any]:
     """Writes ``rationales_<unit>.jsonl`` and ``worst_<unit>.jsonl``; returns the unit's numbers.
 
@@ -71,7 +71,7 @@ def read_units(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     return units if isinstance(units, dict) else {}
 
 
-def _seconds(answers: Sequence[Answer]) -> float | None:
+def _seconds(answers: Sequence[Response]) -> float | None:
     """Length of the union of the times in which the answers were awaited; None if not measured."""
     spans = sorted((answer.at - answer.seconds, answer.at) for answer in answers if answer.seconds)
     if not spans:

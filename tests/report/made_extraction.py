@@ -8,7 +8,7 @@ import pathlib
 from stepdistill_jax import records
 from stepdistill_jax.records import Annotation, Example, ParseFailure
 from stepdistill_jax.teacher import quality
-from stepdistill_jax.teacher.annotated import Annotated
+from stepdistill_jax.teacher.vote import Annotated
 
 CHOICES = ("kitchen", "garden")
 

@@ -11,7 +11,7 @@ from stepdistill_jax.records import Annotation, Example, ParseFailure
 from stepdistill_jax.report import build
 from stepdistill_jax.report.annotation import LONGEST
 from stepdistill_jax.report.document import visible
-from stepdistill_jax.teacher.annotated import Annotated
+from stepdistill_jax.teacher.vote import Annotated
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "annotations.md"
 

@@ -21,7 +21,7 @@ from stepdistill_jax.teacher.requests import (
     EndpointError,
     Message,
     Request,
-    RowError,
+    RequestError,
 )
 
 
@@ -67,7 +67,7 @@ def test_answers_come_by_key_whatever_their_order(server, tmp_path):
     server.batch_looks = 2
     assert batch.submit([*asked, dataclasses.replace(asked[0], row_id="the same again")]) == 5
     assert batch.poll().over is False
-    assert batch.poll() == batches.Progress(1, 5, 5, 0, over=True)
+    assert batch.poll() == batches.BatchStatus(1, 5, 5, 0, over=True)
     came = dict(batch.collect())
     batch.close()
     assert set(came) == {request.key for request in asked}
@@ -81,7 +81,7 @@ def test_answers_come_by_key_whatever_their_order(server, tmp_path):
     assert list(batch.collect()) == []
     assert batch.waiting() == frozenset()
     assert [path.name for path in tmp_path.iterdir()] == [batches.STATE_FILE]
-    assert batch.poll() == batches.Progress(0, 0, 0, 0, over=True)
+    assert batch.poll() == batches.BatchStatus(0, 0, 0, 0, over=True)
 
 
 def uploads(server) -> list[bytes]:
@@ -174,7 +174,7 @@ def test_rows_of_an_expired_batch_are_typed_and_can_be_submitted_again(server, t
     batch.submit(asked)
     batch.poll()
     came = dict(batch.collect())
-    lost = [key for key, outcome in came.items() if isinstance(outcome, RowError)]
+    lost = [key for key, outcome in came.items() if isinstance(outcome, RequestError)]
     assert {came[key].reason for key in lost} == {failures.EXPIRED}
     assert lost == [asked[1].key, asked[3].key]
     server.batch_ends = "completed"
@@ -233,7 +233,7 @@ def test_a_line_that_is_missing_is_a_row_without_an_answer(server, tmp_path):
     server.files[entry["output_file_id"]] = b"".join(lines[:2])
     came = dict(batch.collect())
     assert len(came) == 3
-    assert [outcome.reason for outcome in came.values() if isinstance(outcome, RowError)] == [
+    assert [outcome.reason for outcome in came.values() if isinstance(outcome, RequestError)] == [
         failures.UNAVAILABLE
     ]
 

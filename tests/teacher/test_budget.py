@@ -15,7 +15,7 @@ from stepdistill_jax.teacher.requests import (
     Decoding,
     Message,
     Request,
-    RowError,
+    RequestError,
 )
 
 
@@ -97,4 +97,4 @@ def test_what_the_endpoint_does_not_count_is_charged_at_its_bound():
     bound = Tokens(100, 7)
     assert budget.charge(Completion("x", "stop", 40, 3, "m", 0.1), bound) == (40, 3)
     assert budget.charge(Completion("x", "stop", None, None, "m", 0.1), bound) == (100, 7)
-    assert budget.charge(RowError("empty completion", "", 40, 0), bound) == (40, 0)
+    assert budget.charge(RequestError("empty completion", "", 40, 0), bound) == (40, 0)

@@ -15,7 +15,7 @@ from stepdistill_jax.teacher.requests import (
     EndpointError,
     Message,
     Request,
-    RowError,
+    RequestError,
 )
 
 HERE = Endpoint("http://127.0.0.1:1/v1", "", "OPENAI_API_KEY")
@@ -137,7 +137,7 @@ def test_replayed_answers_have_no_endpoint():
 )
 def test_refusals_of_a_row(status, body, reason):
     judged = failures.judge(status, body, {}, HERE)
-    assert isinstance(judged, RowError)
+    assert isinstance(judged, RequestError)
     assert judged.reason == reason
     assert judged.detail.startswith(f"HTTP {status}")
     assert "<html>" not in judged.detail
@@ -194,5 +194,5 @@ def test_text_in_parts_is_joined():
 
 def test_a_refusal_is_the_filters():
     body = {"choices": [{"message": {"content": None, "refusal": "I cannot."}}], "usage": None}
-    with pytest.raises(RowError, match="content filter: I cannot"):
+    with pytest.raises(RequestError, match="content filter: I cannot"):
         protocol.read(body, "asked", 0.0)

@@ -21,7 +21,7 @@ from stepdistill_jax.teacher.requests import (
     EndpointError,
     Message,
     Request,
-    RowError,
+    RequestError,
 )
 
 torch = pytest.importorskip("torch")
@@ -208,7 +208,7 @@ def test_too_long_says_by_how_much(model_dir):
         opened(model_dir), question("a" * (LENGTH - 24)), question("a" * (LENGTH - 20))
     )
     assert isinstance(fits, Completion)
-    assert isinstance(over, RowError)
+    assert isinstance(over, RequestError)
     assert over.reason == failures.CONTEXT
     assert "are 4 more than the 128 that the model holds" in over.detail
 
@@ -226,7 +226,7 @@ def test_closing_ends_what_is_being_written(model_dir):
 
     slow = asyncio.run(run())
     failed = slow.exception()
-    assert isinstance(failed, RowError) or slow.result().completion_tokens <= 1
+    assert isinstance(failed, RequestError) or slow.result().completion_tokens <= 1
 
 
 def test_what_the_model_says_of_itself(model_dir):

@@ -26,7 +26,7 @@ from stepdistill_jax.teacher.requests import (
     EndpointError,
     Message,
     Request,
-    RowError,
+    RequestError,
 )
 
 KEY = "sk-proj-a1B2c3D4e5F6g7H8"
@@ -169,7 +169,7 @@ def test_a_row_that_never_gets_through_fails_alone(fault, reason, detail):
         good, bad, after = ask(config(server), *map(question, range(3)))
     assert isinstance(good, Completion)
     assert isinstance(after, Completion)
-    with pytest.raises(RowError, match=detail) as caught:
+    with pytest.raises(RequestError, match=detail) as caught:
         raise bad
     assert caught.value.reason == reason
     assert reason in failures.PASSING
@@ -180,7 +180,11 @@ def test_an_endpoint_that_fails_every_request_is_given_up_at_the_third():
     with TeacherServer() as server:
         server.faults = lambda asked: teacher_server.BROKEN
         outcomes = ask(config(server, retries=1), *map(question, range(5)))
-    assert [type(outcome) for outcome in outcomes] == [RowError, RowError, *[EndpointError] * 3]
+    assert [type(outcome) for outcome in outcomes] == [
+        RequestError,
+        RequestError,
+        *[EndpointError] * 3,
+    ]
     assert server.received == 3 * 2  # nothing is sent after it is given up
     with pytest.raises(EndpointError, match=r"3 requests in a row had no answer; .* HTTP 500"):
         raise outcomes[2]
@@ -191,7 +195,7 @@ def test_refusals_of_an_unknown_kind_are_rows_until_there_are_three_in_a_row():
         server.plan(teacher_server.REFUSED, teacher_server.REFUSED, None)
         server.faults = lambda asked: teacher_server.REFUSED
         outcomes = ask(config(server), *map(question, range(6)))
-    kinds = [RowError, RowError, Completion, RowError, RowError, EndpointError]
+    kinds = [RequestError, RequestError, Completion, RequestError, RequestError, EndpointError]
     assert [type(outcome) for outcome in outcomes] == kinds
     assert outcomes[0].reason == failures.REFUSED
     assert server.received == 6
@@ -237,7 +241,7 @@ def test_what_may_have_been_paid_for_is_not_asked_again_under_a_cap(fault):
         *rows, endpoint = ask(config(server, **priced), *map(question, range(3)))
     assert server.received == 3
     for row in rows:
-        assert isinstance(row, RowError)
+        assert isinstance(row, RequestError)
         assert row.reason in failures.PASSING
         # Charged at the bound.
         assert (row.prompt_tokens, row.completion_tokens) == (None, None)

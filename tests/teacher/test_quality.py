@@ -6,7 +6,7 @@ import pytest
 from stepdistill_jax.records import Annotation, Example, ParseFailure
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher import quality
-from stepdistill_jax.teacher.annotated import Annotated
+from stepdistill_jax.teacher.vote import Annotated
 
 CHOICES = ("kitchen", "garden", "attic")
 

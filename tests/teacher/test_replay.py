@@ -21,7 +21,7 @@ from stepdistill_jax.teacher.requests import (
     Decoding,
     Message,
     Request,
-    RowError,
+    RequestError,
 )
 
 
@@ -60,7 +60,7 @@ def test_released_outputs_by_row_number(shared):
     assert last.text == raw[-1]
     assert (first.finish_reason, first.prompt_tokens, first.completion_tokens) == ("replayed", 0, 0)
     for missing in (hint, second):
-        assert isinstance(missing, RowError)
+        assert isinstance(missing, RequestError)
         assert missing.reason == NOT_RECORDED
 
 
@@ -78,7 +78,7 @@ def test_an_id_of_two_splits_is_told_apart_by_its_question(shared):
         (came,) = ask(client, request("0", question))
         assert came.text == text
     (came,) = ask(client, request("0", "something else"))
-    assert isinstance(came, RowError)
+    assert isinstance(came, RequestError)
 
 
 def test_data_without_released_outputs():

@@ -7,10 +7,10 @@ import pathlib
 import pytest
 
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.teacher import log, store
+from stepdistill_jax.teacher import append_log, store
 from stepdistill_jax.teacher.budget import Tokens
-from stepdistill_jax.teacher.requests import ANSWER, Completion, Decoding, Request, RowError
-from stepdistill_jax.teacher.store import Answer, Share, Store
+from stepdistill_jax.teacher.requests import ANSWER, Completion, Decoding, Request, RequestError
+from stepdistill_jax.teacher.store import Response, Share, Store
 
 
 def request(row_id="7", sample=0):
@@ -20,7 +20,7 @@ def request(row_id="7", sample=0):
 def answer(row_id="7", text="yes", send="", sample=0):
     came = Completion(text, "stop", 12, 3, "m", 0.5)
     asked = request(row_id, sample)
-    return Answer.of(asked, "hash", came, charged=Tokens(12, 3), send=send)
+    return Response.of(asked, "hash", came, charged=Tokens(12, 3), send=send)
 
 
 LONE = Share()
@@ -35,7 +35,9 @@ def write(folder, answers, share=LONE, unit="train"):
 
 
 def test_a_line_says_what_was_asked_and_what_came(tmp_path):
-    failed = Answer.of(request("8"), "hash", RowError("content filter", "no", 9, 0), send="s2")
+    failed = Response.of(
+        request("8"), "hash", RequestError("content filter", "no", 9, 0), send="s2"
+    )
     write(tmp_path, [answer(send="s1"), failed])
     first, second = map(json.loads, (tmp_path / "rows" / "train.jsonl").read_text().splitlines())
     assert first == {
@@ -108,7 +110,7 @@ def test_two_processes_cannot_write_one_log(tmp_path):
 def test_a_line_that_does_not_fit_leaves_none_of_itself(tmp_path, monkeypatch):
     opened = Store(tmp_path, ["train"], Share())
     opened.append("train", answer("1"))
-    real = log.os.write
+    real = append_log.os.write
 
     def refuse(descriptor, line):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
@@ -117,7 +119,7 @@ def test_a_line_that_does_not_fit_leaves_none_of_itself(tmp_path, monkeypatch):
         (lambda d, line: real(d, line[:20]), "No space left"),
         (refuse, "Disk quota exceeded"),
     ):
-        monkeypatch.setattr(log.os, "write", write_less)
+        monkeypatch.setattr(append_log.os, "write", write_less)
         with pytest.raises(OSError, match=rf"{message}.*train\.jsonl"):
             opened.append("train", answer("2"))
     monkeypatch.undo()
@@ -128,7 +130,7 @@ def test_a_line_that_does_not_fit_leaves_none_of_itself(tmp_path, monkeypatch):
 
 
 def test_an_answer_takes_the_place_of_an_error_and_never_of_another_answer(tmp_path):
-    error = Answer.of(request(), "hash", RowError("no answer", "HTTP 500"))
+    error = Response.of(request(), "hash", RequestError("no answer", "HTTP 500"))
     for order in ([error, answer()], [answer(), error], [answer(), answer()]):
         assert store.answered(order)["7", "answer", 0] == answer()
     write(tmp_path, [answer("1"), answer()], Share(0, 2))

@@ -10,12 +10,19 @@ from stepdistill_jax.data.rationale_file import read_rationales
 from stepdistill_jax.records import Annotation, Example, ParseFailure
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher import summary
-from stepdistill_jax.teacher.annotated import Annotated
 from stepdistill_jax.teacher.budget import Tokens
 from stepdistill_jax.teacher.config import ExtractConfig
-from stepdistill_jax.teacher.requests import ANSWER, HINT, Completion, Decoding, Request, RowError
-from stepdistill_jax.teacher.rows import Row, Teaching
-from stepdistill_jax.teacher.store import Answer
+from stepdistill_jax.teacher.requests import (
+    ANSWER,
+    HINT,
+    Completion,
+    Decoding,
+    Request,
+    RequestError,
+)
+from stepdistill_jax.teacher.resume import Annotator, ExampleState
+from stepdistill_jax.teacher.store import Response
+from stepdistill_jax.teacher.vote import Annotated
 
 
 def kept(row_id, outcome, hinted=False, choices=("yes", "no")):
@@ -65,13 +72,13 @@ class Prompt:
 
 def row(row_id, gold, *came):
     """A row whose answers came one after another, each a second long."""
-    found = Row("train", Example(row_id, f"input {row_id}", gold, choices=("yes", "no")))
+    found = ExampleState("train", Example(row_id, f"input {row_id}", gold, choices=("yes", "no")))
     for purpose, what, at, send in came:
         request = Request(row_id, purpose, 0, "m", (), "Q", (), Decoding())
         charged = Tokens(100, 10) if send else Tokens(0, 0)
         if isinstance(what, str):
             what = Completion(what, "stop", 100, 10, "m", 1.0)
-        answer = Answer.of(request, "h", what, charged=charged, send=send, at=at, cached=not send)
+        answer = Response.of(request, "h", what, charged=charged, send=send, at=at, cached=not send)
         found.answers[purpose, 0] = answer
     return found
 
@@ -80,7 +87,7 @@ def test_a_hinted_row_to_look_at_says_so_and_shows_the_answer_it_is_from(tmp_pat
     extract = ExtractConfig("x", teacher_model="m", hint_wrong=True)
     hint = "yes yes yes yes yes yes yes yes. So the answer is yes."
     rows = [row("1", "yes", (ANSWER, "No. So the answer is no.", 1.0, "a"), (HINT, hint, 2, "b"))]
-    teaching = Teaching(extract, Prompt(), "exact")
+    teaching = Annotator(extract, Prompt(), "exact")
     paid = list(rows[0].answers.values())
     assert summary.write_unit(tmp_path, "train", teaching, rows, paid)["quality"]["hints_kept"] == 1
     (line,) = [json.loads(line) for line in (tmp_path / "worst_train.jsonl").open()]
@@ -102,11 +109,11 @@ def test_numbers_of_a_unit(tmp_path):
             (HINT, "Told. So the answer is yes.", 20.0, "c"),
         ),
         row("3", "no", (ANSWER, "It is so. So the answer is no.", 30.0, "")),
-        row("4", "no", (ANSWER, RowError("content filter", "flagged", 100, 0), 31.0, "d")),
+        row("4", "no", (ANSWER, RequestError("content filter", "flagged", 100, 0), 31.0, "d")),
         row("5", "no"),
     ]
     paid = [answer for each in rows for answer in each.answers.values() if answer.send]
-    teaching = Teaching(extract, Prompt(), "exact")
+    teaching = Annotator(extract, Prompt(), "exact")
     found = summary.write_unit(tmp_path, "train", teaching, rows, paid)
     quality = found.pop("quality")
     assert found == {

@@ -54,10 +54,10 @@ def doubts(extract: ExtractConfig) -> list[str]:
     """
     if extract.client in ("replay", "local"):
         return []
-    from stepdistill_jax.teacher.clients.models import Facts
+    from stepdistill_jax.teacher.clients.models import EndpointInfo
 
     try:
-        return Facts(extract).doubts()
+        return EndpointInfo(extract).doubts()
     except InputError:
         # Without a key there is nothing to ask; the client says so when it is opened.
         return []
@@ -77,9 +77,9 @@ def context_length(extract: ExtractConfig) -> int | None:
         from stepdistill_jax.teacher.clients import local
 
         return local.context_length(extract.teacher_model)
-    from stepdistill_jax.teacher.clients.models import Facts
+    from stepdistill_jax.teacher.clients.models import EndpointInfo
 
-    return Facts(extract).context_length()
+    return EndpointInfo(extract).context_length()
 
 
 def token_counter(extract: ExtractConfig) -> Callable[[str], int] | None:
@@ -94,6 +94,6 @@ def token_counter(extract: ExtractConfig) -> Callable[[str], int] | None:
         from stepdistill_jax.teacher.clients import local
 
         return local.token_counter(extract.teacher_model)
-    from stepdistill_jax.teacher.clients.models import Facts
+    from stepdistill_jax.teacher.clients.models import EndpointInfo
 
-    return Facts(extract).token_counter()
+    return EndpointInfo(extract).token_counter()

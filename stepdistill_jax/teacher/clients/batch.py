@@ -22,7 +22,7 @@ from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher.clients import endpoint as endpoints
 from stepdistill_jax.teacher.clients import failures, protocol
 from stepdistill_jax.teacher.config import ExtractConfig
-from stepdistill_jax.teacher.requests import Completion, EndpointError, Request, RowError
+from stepdistill_jax.teacher.requests import Completion, EndpointError, Request, RequestError
 
 STATE_FILE = "batches.json"
 # The interface's limits on one file.
@@ -74,7 +74,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class BatchStatus:
     """Requests of all batches that are not collected yet; `over`: there is nothing to wait for."""
 
     batches: int
@@ -123,7 +123,7 @@ class Batch:
         """Keys of all requests whose outcome was not collected."""
         return frozenset(key for part in self._open_parts() for key in self._keys(part))
 
-    def poll(self) -> Progress:
+    def poll(self) -> BatchStatus:
         """Asks the endpoint how far the batches are.
 
         Raises:
@@ -137,7 +137,7 @@ class Batch:
                 self._note(part, self._call(retrieve))
         self._write_state()
         parts = self._open_parts()
-        return Progress(
+        return BatchStatus(
             batches=len(parts),
             requests=sum(part.requests for part in parts),
             completed=sum(part.completed for part in parts),
@@ -145,7 +145,7 @@ class Batch:
             over=all(part.is_over for part in parts),
         )
 
-    def collect(self) -> Iterator[tuple[str, Completion | RowError]]:
+    def collect(self) -> Iterator[tuple[str, Completion | RequestError]]:
         """Yields ``(Request.key, what came)`` for every request of the batches that are over.
 
         A batch counts as collected when the next one, or the end, is asked for: killed before, its
@@ -224,7 +224,7 @@ class Batch:
         part.output_files = tuple(file for file in files if file)
         part.errors = "; ".join(failures.one_line(f"{e.code}: {e.message}") for e in errors[:3])
 
-    def _answers(self, part: Part) -> Iterator[tuple[str, Completion | RowError]]:
+    def _answers(self, part: Part) -> Iterator[tuple[str, Completion | RequestError]]:
         left = dict.fromkeys(self._keys(part))
         for file in part.output_files:
             content = self._call(functools.partial(self._client.files.content, file)).read()
@@ -235,16 +235,16 @@ class Batch:
                     del left[key]
                     yield key, came
         for key in left:
-            yield key, RowError(_OVER[part.status], f"batch {part.batch_id} has no line for it")
+            yield key, RequestError(_OVER[part.status], f"batch {part.batch_id} has no line for it")
 
-    def _read_line(self, line: bytes) -> tuple[str, Completion | RowError]:
+    def _read_line(self, line: bytes) -> tuple[str, Completion | RequestError]:
         try:
             row = json.loads(line)
             key, error, response = row["custom_id"], row.get("error"), row.get("response")
             if error:
                 reason = failures.EXPIRED if error.get("code") == "batch_expired" else None
                 said = failures.one_line(error.get("message") or error)
-                return key, RowError(reason or failures.UNAVAILABLE, said)
+                return key, RequestError(reason or failures.UNAVAILABLE, said)
             status, body = response["status_code"], response["body"]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise EndpointError(
@@ -255,15 +255,15 @@ class Batch:
             if status == 200:
                 return key, protocol.read(body, "", 0.0)
         except protocol.MalformedError as error:
-            return key, RowError(failures.MALFORMED, str(error), None, None)
-        except RowError as error:
+            return key, RequestError(failures.MALFORMED, str(error), None, None)
+        except RequestError as error:
             return key, error
         body = body.get("error", body) if isinstance(body, dict) else body
         judged = failures.judge(status, body, {}, self._endpoint)
         if isinstance(judged, failures.Again):
-            return key, RowError(judged.reason, judged.detail)
+            return key, RequestError(judged.reason, judged.detail)
         if isinstance(judged, EndpointError):
-            return key, RowError(failures.REFUSED, str(judged))
+            return key, RequestError(failures.REFUSED, str(judged))
         return key, judged
 
     # -- files

@@ -11,9 +11,9 @@ from typing import Any
 
 from stepdistill_jax.teacher.clients import redact
 from stepdistill_jax.teacher.clients.endpoint import Endpoint
-from stepdistill_jax.teacher.requests import EndpointError, RowError
+from stepdistill_jax.teacher.requests import EndpointError, RequestError
 
-# Reasons of a `RowError`.
+# Reasons of a `RequestError`.
 CONTEXT = "context too long"
 FILTERED = "content filter"
 EMPTY = "empty completion"
@@ -54,7 +54,7 @@ class Again:
     """A try that failed in a way that may pass.
 
     Attributes:
-        reason, detail: of the `RowError` that it becomes when there are no tries left.
+        reason, detail: of the `RequestError` that it becomes when there are no tries left.
         wait: seconds that the endpoint asked for.
         busy: the endpoint said so; it is then never the row's fault.
         connected: something answered.
@@ -77,7 +77,7 @@ def one_line(text: object) -> str:
 
 def judge(
     status: int, body: Any, headers: Mapping[str, str], endpoint: Endpoint
-) -> Again | RowError | EndpointError:
+) -> Again | RequestError | EndpointError:
     """What an answer of 4xx or 5xx means."""
     code, kind, field, message = _fields(body)
     said = f"HTTP {status}" + (f": {one_line(message)}" if message else "")
@@ -106,15 +106,15 @@ def judge(
             )
         return Again(UNAVAILABLE, said, wait, busy=status == 429)
     if status == 413 or code == "context_length_exceeded" or _TOO_LONG.search(message):
-        return RowError(CONTEXT, said)
+        return RequestError(CONTEXT, said)
     if code == "content_filter" or _FILTER.search(f"{code} {message}"):
-        return RowError(FILTERED, said)
+        return RequestError(FILTERED, said)
     if field in _SHARED_FIELDS:
         return EndpointError(
             f"{endpoint.shown} refuses {field!r} of every request ({said}); correct "
             f"{_SHARED_FIELDS[field]}"
         )
-    return RowError(REFUSED, said)
+    return RequestError(REFUSED, said)
 
 
 def _fields(body: Any) -> tuple[str, str, str, str]:

@@ -17,7 +17,7 @@ from stepdistill_jax import hub
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher.clients import failures
 from stepdistill_jax.teacher.config import ExtractConfig
-from stepdistill_jax.teacher.requests import Completion, EndpointError, Request, RowError
+from stepdistill_jax.teacher.requests import Completion, EndpointError, Request, RequestError
 
 # Tokens that are looked at for a stop text besides one for each of its bytes.
 _TAIL_MARGIN = 4
@@ -72,7 +72,7 @@ class LocalClient:
         tokens = self._encode(request)
         wanted = len(tokens) + request.decoding.max_new_tokens
         if self._longest is not None and wanted > self._longest:
-            raise RowError(
+            raise RequestError(
                 failures.CONTEXT,
                 f"{len(tokens)} tokens and MAX_NEW_TOKENS={request.decoding.max_new_tokens} are "
                 f"{wanted - self._longest} more than the {self._longest} that the model holds",
@@ -84,7 +84,9 @@ class LocalClient:
         completion = await answer
         if not completion.text.strip():
             counts = (completion.prompt_tokens or 0, completion.completion_tokens or 0)
-            raise RowError(failures.EMPTY, f"finish_reason is {completion.finish_reason}", *counts)
+            raise RequestError(
+                failures.EMPTY, f"finish_reason is {completion.finish_reason}", *counts
+            )
         return completion
 
     async def close(self) -> None:

@@ -67,7 +67,7 @@ def _entries(listed: Any) -> list[Mapping[str, Any]]:
     ]
 
 
-class Facts:
+class EndpointInfo:
     """Asks an endpoint about itself; whatever it does not offer is None."""
 
     def __init__(self, extract: ExtractConfig) -> None:

@@ -15,10 +15,10 @@ import openai
 from stepdistill_jax.teacher.clients import endpoint as endpoints
 from stepdistill_jax.teacher.clients import failures, protocol
 from stepdistill_jax.teacher.clients.failures import Again
-from stepdistill_jax.teacher.clients.limits import Pace
 from stepdistill_jax.teacher.clients.models import unknown_model
+from stepdistill_jax.teacher.clients.rate_limit import RateLimiter
 from stepdistill_jax.teacher.config import ExtractConfig
-from stepdistill_jax.teacher.requests import Completion, EndpointError, Request, RowError
+from stepdistill_jax.teacher.requests import Completion, EndpointError, Request, RequestError
 
 # Seconds before the first retry; doubled for each, up to a minute, and drawn from the upper half.
 BACKOFF = 1.0
@@ -41,7 +41,7 @@ class OpenAIClient:
 
     A request is tried again after 429, 5xx, 408, 409, a dropped or refused connection, TIMEOUT
     seconds without a whole answer, and a body that is no answer: RETRIES times, at growing
-    intervals, or when the endpoint asks for it. Out of tries, it is a `RowError` as long as the
+    intervals, or when the endpoint asks for it. Out of tries, it is a `RequestError` as long as the
     endpoint answers others; an `EndpointError`
 
     - where nothing listens, and nothing was answered since the request was first sent;
@@ -70,7 +70,7 @@ class OpenAIClient:
         self._extract = extract
         self._endpoint = endpoints.find(extract)
         self._client = openai.AsyncOpenAI(**self._endpoint.options(extract.timeout, retries=0))
-        self._pace = Pace(extract.requests_per_minute, extract.tokens_per_minute)
+        self._pace = RateLimiter(extract.requests_per_minute, extract.tokens_per_minute)
         self._answers = 0
         self._failed = 0
         self._broken: EndpointError | None = None
@@ -93,7 +93,7 @@ class OpenAIClient:
         """Closes the connections."""
         await self._client.close()
 
-    async def _ask(self, request: Request) -> Completion | RowError | EndpointError:
+    async def _ask(self, request: Request) -> Completion | RequestError | EndpointError:
         """Tries until there is an outcome."""
         estimate = len(request.text) // _CHARACTERS_A_TOKEN + request.decoding.max_new_tokens
         seen = self._answers
@@ -108,7 +108,7 @@ class OpenAIClient:
             outcome = await self._once(request)
             if isinstance(outcome, EndpointError):
                 return outcome
-            if isinstance(outcome, Completion | RowError):
+            if isinstance(outcome, Completion | RequestError):
                 read = _plus(read, outcome.prompt_tokens)
                 written = _plus(written, outcome.completion_tokens)
                 if outcome.prompt_tokens is not None:
@@ -118,16 +118,18 @@ class OpenAIClient:
             if isinstance(outcome, Completion):
                 self._note_answer()
                 return dataclasses.replace(outcome, prompt_tokens=read, completion_tokens=written)
-            if isinstance(outcome, RowError):
+            if isinstance(outcome, RequestError):
                 if outcome.reason != failures.EMPTY or is_capped or empty == EMPTY_RETRIES:
-                    return self._row_failed(RowError(outcome.reason, outcome.detail, read, written))
+                    return self._row_failed(
+                        RequestError(outcome.reason, outcome.detail, read, written)
+                    )
                 empty += 1
                 again = Again(outcome.reason, outcome.detail)
             else:
                 again = outcome
             if again.may_be_paid and is_capped:
                 detail = f"{again.detail}; under MAX_COST it counts as paid for"
-                return self._count_failure(RowError(again.reason, detail, None, None))
+                return self._count_failure(RequestError(again.reason, detail, None, None))
             if again.busy and self._answers > seen:
                 seen, tries = self._answers, 0
             if tries == self._extract.retries:
@@ -136,7 +138,7 @@ class OpenAIClient:
             tries += 1
             self.retries += 1
 
-    async def _once(self, request: Request) -> Completion | Again | RowError | EndpointError:
+    async def _once(self, request: Request) -> Completion | Again | RequestError | EndpointError:
         """One try."""
         start = time.monotonic()
         limit = self._extract.timeout
@@ -167,7 +169,7 @@ class OpenAIClient:
             return Again(failures.MALFORMED, detail, may_be_paid=True)
         except protocol.MalformedError as error:
             return Again(failures.MALFORMED, str(error), may_be_paid=True)
-        except RowError as error:
+        except RequestError as error:
             return error
 
     async def _wait(self, again: Again, tries: int) -> None:
@@ -190,7 +192,7 @@ class OpenAIClient:
         self._answers += 1
         self._failed = 0
 
-    def _row_failed(self, error: RowError) -> RowError | EndpointError:
+    def _row_failed(self, error: RequestError) -> RequestError | EndpointError:
         """A refusal that is about the row shows that the endpoint works; another may be for all."""
         if error.reason != failures.REFUSED:
             self._note_answer()
@@ -199,7 +201,7 @@ class OpenAIClient:
 
     def _out_of_tries(
         self, again: Again, answered: bool, read: int | None, written: int | None
-    ) -> RowError | EndpointError:
+    ) -> RequestError | EndpointError:
         tries = self._extract.retries + 1
         if not again.connected and not answered:
             return EndpointError(
@@ -213,9 +215,9 @@ class OpenAIClient:
                 "or raise RETRIES"
             )
         detail = f"{tries} tries, the last: {again.detail}"
-        return self._count_failure(RowError(again.reason, detail, read, written))
+        return self._count_failure(RequestError(again.reason, detail, read, written))
 
-    def _count_failure(self, error: RowError) -> RowError | EndpointError:
+    def _count_failure(self, error: RequestError) -> RequestError | EndpointError:
         self._failed += 1
         if self._failed < FAILED_IN_A_ROW:
             return error

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stepdistill_jax.teacher.clients import failures
-from stepdistill_jax.teacher.requests import Completion, Request, RowError
+from stepdistill_jax.teacher.requests import Completion, Request, RequestError
 
 CHAT_PATH, COMPLETION_PATH = "/chat/completions", "/completions"
 
@@ -64,10 +64,10 @@ def read(answer: Any, asked_model: str, seconds: float) -> Completion:
     read, written = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
     if refusal or reason == "content_filter":
         said = failures.one_line(refusal or "finish_reason is content_filter")
-        raise RowError(failures.FILTERED, said, read, written)
+        raise RequestError(failures.FILTERED, said, read, written)
     if not text.strip():
         said = f"finish_reason is {failures.one_line(reason)}"
-        raise RowError(failures.EMPTY, said, read, written)
+        raise RequestError(failures.EMPTY, said, read, written)
     model = answer.get("model")
     return Completion(
         text=_whole_characters(text),

@@ -16,7 +16,7 @@ from stepdistill_jax.data.teacher_outputs import load_annotations, load_texts
 from stepdistill_jax.records import Example, read_jsonl
 from stepdistill_jax.spec import SEPARATOR, InputError
 from stepdistill_jax.teacher.config import ExtractConfig
-from stepdistill_jax.teacher.requests import ANSWER, Completion, Request, RowError
+from stepdistill_jax.teacher.requests import ANSWER, Completion, Request, RequestError
 
 RELEASE = "release"
 REPLAYED = "replayed"
@@ -68,10 +68,10 @@ class Replay:
         found = _choose(self._recorded.get(slot, []), request)
         if len(found) != 1:
             what = f"{len(found) or 'no'} recorded answers to {slot[1]} {slot[2]}"
-            raise RowError(NOT_RECORDED, f"{what} for id {slot[0]}")
+            raise RequestError(NOT_RECORDED, f"{what} for id {slot[0]}")
         (recorded,) = found
         if recorded.error:
-            raise RowError(recorded.error, recorded.detail)
+            raise RequestError(recorded.error, recorded.detail)
         return Completion(recorded.text, REPLAYED, 0, 0, recorded.model, 0.0)
 
     async def close(self) -> None:

@@ -7,13 +7,13 @@ import sys
 import tqdm
 
 from stepdistill_jax.teacher.budget import Budget
-from stepdistill_jax.teacher.extract import Counts
+from stepdistill_jax.teacher.extractor import Counts
 
 # Between two states of the bar where it cannot be redrawn.
 _LINE_SECONDS = 30.0
 
 
-class Bar:
+class ProgressBar:
     """Rows a second, tokens, cost, yield, time left."""
 
     def __init__(self, rows: int, budget: Budget) -> None:
@@ -29,7 +29,7 @@ class Bar:
             disable=not rows,
         )
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *exception: object) -> None:

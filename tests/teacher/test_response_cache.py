@@ -1,23 +1,23 @@
 """The cache of answers: what an equal question is."""
 
-from stepdistill_jax.teacher.answers import Answers
 from stepdistill_jax.teacher.clients import source
 from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.requests import Completion
+from stepdistill_jax.teacher.response_cache import ResponseCache
 
 ANSWER = Completion("because. So the answer is yes.", "stop", 10, 7, "m-1", 0.5)
 KEY = "0" * 64
 
 
 def test_an_answer_comes_back_whole(tmp_path):
-    Answers(tmp_path, "http://here/v1").put(KEY, ANSWER)
-    assert Answers(tmp_path, "http://here/v1").get(KEY) == ANSWER
-    assert Answers(tmp_path, "http://here/v1").get("1" * 64) is None
+    ResponseCache(tmp_path, "http://here/v1").put(KEY, ANSWER)
+    assert ResponseCache(tmp_path, "http://here/v1").get(KEY) == ANSWER
+    assert ResponseCache(tmp_path, "http://here/v1").get("1" * 64) is None
 
 
 def test_a_model_of_the_same_name_elsewhere_answers_for_itself(tmp_path):
-    Answers(tmp_path, "http://here/v1").put(KEY, ANSWER)
-    assert Answers(tmp_path, "http://there/v1").get(KEY) is None
+    ResponseCache(tmp_path, "http://here/v1").put(KEY, ANSWER)
+    assert ResponseCache(tmp_path, "http://there/v1").get(KEY) is None
 
 
 def test_the_address_is_that_of_the_endpoint_and_shows_no_password(monkeypatch):

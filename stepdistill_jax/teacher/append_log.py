@@ -13,7 +13,7 @@ from typing import Any
 from stepdistill_jax.spec import InputError
 
 
-class Log:
+class AppendLog:
     """A file that is only ever added to, by one process at a time.
 
     Attributes:

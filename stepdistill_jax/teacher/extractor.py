@@ -18,12 +18,18 @@ from collections.abc import Callable, Iterable, Sequence
 
 from stepdistill_jax.records import Annotation
 from stepdistill_jax.teacher import budget as budgets
-from stepdistill_jax.teacher.answers import Answers
 from stepdistill_jax.teacher.budget import NOTHING, Bounds, Budget, Tokens
 from stepdistill_jax.teacher.clients.batch import Batch
-from stepdistill_jax.teacher.requests import Client, Completion, EndpointError, Request, RowError
-from stepdistill_jax.teacher.rows import Row, Teaching
-from stepdistill_jax.teacher.store import Answer, Sending, Store
+from stepdistill_jax.teacher.requests import (
+    Client,
+    Completion,
+    EndpointError,
+    Request,
+    RequestError,
+)
+from stepdistill_jax.teacher.response_cache import ResponseCache
+from stepdistill_jax.teacher.resume import Annotator, ExampleState
+from stepdistill_jax.teacher.store import Response, Sending, Store
 
 # (row id, purpose, sample).
 Slot = tuple[str, str, int]
@@ -68,7 +74,7 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class _Question:
-    row: Row
+    row: ExampleState
     request: Request
 
 
@@ -83,10 +89,10 @@ class Extractor:
 
     def __init__(
         self,
-        teaching: Teaching,
-        rows: Sequence[Row],
+        teaching: Annotator,
+        rows: Sequence[ExampleState],
         store: Store,
-        cache: Answers,
+        cache: ResponseCache,
         budget: Budget,
         bounds: Bounds,
         watch: Callable[[Counts], None] = lambda counts: None,
@@ -281,11 +287,11 @@ class Extractor:
                 self._count_done(row)
         return self._ready.popleft()
 
-    def _open(self, row: Row) -> list[_Question]:
+    def _open(self, row: ExampleState) -> list[_Question]:
         slots = self.teaching.open(row)
         return [_Question(row, self.teaching.request(row, *slot)) for slot in slots]
 
-    def _count_done(self, row: Row) -> None:
+    def _count_done(self, row: ExampleState) -> None:
         """Counts a row about which nothing is asked any more."""
         found = self.teaching.annotated(row)
         self.counts.done += 1
@@ -326,7 +332,7 @@ class Extractor:
                 if not error.may_be_paid:
                     self._store.unpaid(sending)
                 self.budget.settle(sending.bound, sending.bound if error.may_be_paid else NOTHING)
-            elif error is None or isinstance(error, RowError):
+            elif error is None or isinstance(error, RequestError):
                 self.take(question.row, question.request, error or task.result(), sending)
             else:
                 # A defect: left in flight, it is raised when the answers of others are safe.
@@ -337,14 +343,14 @@ class Extractor:
                 task.result()
 
     def take(
-        self, row: Row, request: Request, came: Completion | RowError, sending: Sending
+        self, row: ExampleState, request: Request, came: Completion | RequestError, sending: Sending
     ) -> None:
         """Logs and counts what came of a request that was sent."""
         question = _Question(row, request)
         charged = budgets.charge(came, sending.bound)
         self.budget.settle(sending.bound, charged)
         self.counts.asked += 1
-        self.counts.errors += isinstance(came, RowError)
+        self.counts.errors += isinstance(came, RequestError)
         self._keep(question, came, charged, sending.send)
         if isinstance(came, Completion):
             self._bounds.learn(request, came.prompt_tokens, came.completion_tokens)
@@ -355,14 +361,14 @@ class Extractor:
     def _keep(
         self,
         question: _Question,
-        came: Completion | RowError,
+        came: Completion | RequestError,
         charged: Tokens = NOTHING,
         send: str = "",
         cached: bool = False,
     ) -> None:
         """Writes the answer down, and queues what follows from it."""
         row, request = question.row, question.request
-        answer = Answer.of(
+        answer = Response.of(
             request,
             self.teaching.prompt_hash,
             came,

@@ -22,7 +22,7 @@ NONE = "none"
 DEFAULT_FOLDER = "answers"
 
 
-class Answers:
+class ResponseCache:
     """The cache; one that has no folder holds nothing.
 
     Attributes:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepdistill_jax.teacher.clients.limits import Pace
+from stepdistill_jax.teacher.clients.rate_limit import RateLimiter
 
 
 class Clock:
@@ -27,7 +27,7 @@ class Clock:
         await asyncio.sleep(0)
 
 
-def times(pace: Pace, clock: Clock, tokens: list[int]) -> list[float]:
+def times(pace: RateLimiter, clock: Clock, tokens: list[int]) -> list[float]:
     """When each request is let through, counted from the first moment."""
 
     async def run():
@@ -37,9 +37,9 @@ def times(pace: Pace, clock: Clock, tokens: list[int]) -> list[float]:
     return asyncio.run(run())
 
 
-def paced(**limits: int) -> tuple[Pace, Clock]:
+def paced(**limits: int) -> tuple[RateLimiter, Clock]:
     clock = Clock()
-    return Pace(**limits, clock=clock, sleep=clock.sleep), clock
+    return RateLimiter(**limits, clock=clock, sleep=clock.sleep), clock
 
 
 def test_no_limit_never_waits():

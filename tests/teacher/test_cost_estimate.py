@@ -2,12 +2,14 @@
 
 import types
 
-from stepdistill_jax.teacher import plan
+from stepdistill_jax.teacher import cost_estimate
 from stepdistill_jax.teacher.requests import ANSWER
 
 
 def test_the_bound_is_of_the_longest_prompt_that_was_counted():
     requests = [types.SimpleNamespace(purpose=ANSWER, size=size) for size in (900, 1000, 1400)]
-    mean, longest, basis = plan._prompt_tokens(requests, [], lambda each: each.size, "counted")
+    mean, longest, basis = cost_estimate._prompt_tokens(
+        requests, [], lambda each: each.size, "counted"
+    )
     assert (mean, longest) == (1100, 1400)
     assert basis == "counted on 3 requests of up to 1,400"

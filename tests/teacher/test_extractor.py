@@ -8,13 +8,12 @@ import pytest
 
 from stepdistill_jax.records import Annotation, Example, ParseFailure
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.teacher import rows as planned
+from stepdistill_jax.teacher import resume as planned
 from stepdistill_jax.teacher import store, summary
-from stepdistill_jax.teacher.answers import Answers
 from stepdistill_jax.teacher.budget import Bounds, Prices, Tokens
 from stepdistill_jax.teacher.clients import batch as batches
 from stepdistill_jax.teacher.config import ExtractConfig
-from stepdistill_jax.teacher.extract import Ending, Extractor
+from stepdistill_jax.teacher.extractor import Ending, Extractor
 from stepdistill_jax.teacher.requests import (
     ANSWER,
     HINT,
@@ -22,9 +21,10 @@ from stepdistill_jax.teacher.requests import (
     EndpointError,
     Message,
     Request,
-    RowError,
+    RequestError,
 )
-from stepdistill_jax.teacher.rows import Teaching
+from stepdistill_jax.teacher.response_cache import ResponseCache
+from stepdistill_jax.teacher.resume import Annotator
 from stepdistill_jax.teacher.store import Share, Store
 
 ALONE = Share()
@@ -101,7 +101,7 @@ class Call:
     ):
         fields = {"concurrency": 16, "timeout": 5.0, "max_new_tokens": 10} | fields
         extract = ExtractConfig(extract_dir=str(folder), teacher_model="m", **fields)
-        self.teaching = Teaching(extract, Ask(), "exact", evaluated or {})
+        self.teaching = Annotator(extract, Ask(), "exact", evaluated or {})
         self.teacher = teacher
         units = rows if isinstance(rows, dict) else {"train": rows}
         self.store = Store(folder, [*units], share)
@@ -114,7 +114,7 @@ class Call:
             self.teaching,
             self.progress.rows,
             self.store,
-            Answers(cache, "there"),
+            ResponseCache(cache, "there"),
             planned.make_budget(extract, self.progress, share),
             Bounds(lambda request: 30),
             watch or (lambda counts: None),
@@ -355,7 +355,7 @@ def test_a_failed_endpoint_ends_it_with_all_answers_saved_and_nothing_charged(tm
 def test_what_may_have_been_paid_for_is_charged_at_its_bound(tmp_path):
     def answer(request):
         if request.row_id == "0":
-            return RowError("no answer", "no answer within TIMEOUT=1 s", None, None)
+            return RequestError("no answer", "no answer within TIMEOUT=1 s", None, None)
         return EndpointError("gone", may_be_paid=request.row_id == "1")
 
     call = Call(tmp_path, examples(3), Teacher(answer), **PRICES)
@@ -389,8 +389,8 @@ def test_an_answer_is_on_disk_before_the_cache_has_answered_all_others(tmp_path)
 def test_rows_that_fail_are_counted_and_those_that_may_pass_are_asked_again(tmp_path):
     def answer(request):
         return {
-            "1": RowError("content filter", "flagged", 30, 0),
-            "2": RowError("no answer", "HTTP 500"),
+            "1": RequestError("content filter", "flagged", 30, 0),
+            "2": RequestError("no answer", "HTTP 500"),
         }.get(request.row_id, "x. So the answer is no.")
 
     call = Call(tmp_path, examples(4), Teacher(answer), **PRICES)
@@ -437,7 +437,7 @@ def test_what_does_not_come_in_time_is_given_up_and_counted(tmp_path, timeout, s
 
 def test_what_was_lost_in_flight_counts_everywhere_and_is_said_until_it_is_answered(tmp_path):
     def answer(request):
-        return RowError("no answer", "gone", None, None) if request.row_id == "0" else "no idea"
+        return RequestError("no answer", "gone", None, None) if request.row_id == "0" else "no idea"
 
     first = Call(tmp_path, examples(5), Teacher(answer), **PRICES)
     assert first.run() == Ending.DONE
@@ -502,7 +502,7 @@ def test_a_folder_of_another_extraction_is_refused(tmp_path, change, message):
         **{"extract_dir": str(tmp_path), "teacher_model": "m", "max_new_tokens": 10, **change}
     )
     with pytest.raises(InputError, match=message):
-        planned.load(tmp_path, {"train": examples(2)}, Teaching(extract, Ask(), "exact"), ALONE)
+        planned.load(tmp_path, {"train": examples(2)}, Annotator(extract, Ask(), "exact"), ALONE)
 
 
 def test_a_row_that_has_changed_is_refused(tmp_path):
@@ -510,7 +510,7 @@ def test_a_row_that_has_changed_is_refused(tmp_path):
     changed = [examples(1)[0], dataclasses.replace(examples(2)[1], input="another")]
     with pytest.raises(InputError, match=r"row 1 of train was asked about with another text .*f:1"):
         Call(tmp_path, changed, Teacher())
-    other = Teaching(
+    other = Annotator(
         ExtractConfig("x", teacher_model="m", max_new_tokens=10), Ask(hash="e"), "exact"
     )
     with pytest.raises(InputError, match=r"prompt 'ffffffffffff', now 'e'"):
@@ -525,7 +525,7 @@ class Finished:
 
     def poll(self):
         count = len(self.requests)
-        return batches.Progress(1, count, count, 0, over=True)
+        return batches.BatchStatus(1, count, count, 0, over=True)
 
     def collect(self):
         for request in self.requests:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import TypeVar
 
-from stepdistill_jax.teacher.answers import Answers
 from stepdistill_jax.teacher.budget import Bounds, Prices, Tokens
 from stepdistill_jax.teacher.requests import ANSWER, HINT, Request
-from stepdistill_jax.teacher.rows import Row, Teaching
+from stepdistill_jax.teacher.response_cache import ResponseCache
+from stepdistill_jax.teacher.resume import Annotator, ExampleState
 
 SAMPLED = 200
 # Of their requests, as many have their tokens counted: each may be a question to the endpoint.
@@ -24,7 +24,7 @@ _Item = TypeVar("_Item")
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class CostEstimate:
     """What is still to be asked.
 
     Attributes:
@@ -56,13 +56,13 @@ class Plan:
 
 
 def make(
-    rows: Sequence[Row],
-    teaching: Teaching,
-    cache: Answers,
+    rows: Sequence[ExampleState],
+    teaching: Annotator,
+    cache: ResponseCache,
     bounds: Bounds,
     count: Callable[[Request], int] | None,
     how: str = "counted",
-) -> Plan:
+) -> CostEstimate:
     """Estimates on evenly spaced rows.
 
     Args:
@@ -102,7 +102,7 @@ def make(
         math.ceil(number * read[0] + len(hinted) * read[1]), (number + len(hinted)) * longest
     )
     prices = Prices.of(extract)
-    return Plan(
+    return CostEstimate(
         rows=len(to_ask),
         requests=requests,
         hints=len(hinted),
@@ -129,7 +129,7 @@ def _spread(items: Sequence[_Item], most: int) -> Sequence[_Item]:
     return [items[place * len(items) // count] for place in range(count)]
 
 
-def _known(rows: Sequence[Row], field: str) -> list[int]:
+def _known(rows: Sequence[ExampleState], field: str) -> list[int]:
     """Of the answers that were paid for, the endpoint's counts."""
     answers = (answer for row in rows for answer in row.answers.values() if answer.send)
     counts = (getattr(answer, field) for answer in answers if not answer.error)
@@ -138,7 +138,7 @@ def _known(rows: Sequence[Row], field: str) -> list[int]:
 
 def _prompt_tokens(
     sent: Sequence[Request],
-    rows: Sequence[Row],
+    rows: Sequence[ExampleState],
     count: Callable[[Request], int] | None,
     how: str,
 ) -> tuple[float, float, str]:
@@ -157,7 +157,7 @@ def _prompt_tokens(
     return statistics.mean(sizes), max(sizes), basis
 
 
-def _written_tokens(sent: Sequence[Request], rows: Sequence[Row]) -> tuple[float, str]:
+def _written_tokens(sent: Sequence[Request], rows: Sequence[ExampleState]) -> tuple[float, str]:
     if not sent:
         return 0.0, "nothing to count"
     most = sent[0].decoding.max_new_tokens
@@ -170,7 +170,7 @@ def _written_tokens(sent: Sequence[Request], rows: Sequence[Row]) -> tuple[float
     return min(most, size), f"as the exemplars' answers, at {_BYTES_A_TOKEN} bytes a token"
 
 
-def told(plan: Plan, extract_rows: int, left: Decimal | None) -> list[str]:
+def told(plan: CostEstimate, extract_rows: int, left: Decimal | None) -> list[str]:
     """The plan for a reader.
 
     Args:

@@ -19,22 +19,22 @@ from stepdistill_jax.records import Example
 from stepdistill_jax.spec import CONFIG_FILE, EXIT_INCOMPLETE, EXIT_PREEMPTED, InputError
 from stepdistill_jax.teacher import (
     clients,
+    cost_estimate,
     load,
-    plan,
     prompt_length,
     prompts,
     store,
     summary,
     tokens,
 )
-from stepdistill_jax.teacher import rows as planned
-from stepdistill_jax.teacher.answers import DEFAULT_FOLDER, NONE, Answers
-from stepdistill_jax.teacher.bar import Bar
+from stepdistill_jax.teacher import resume as planned
 from stepdistill_jax.teacher.budget import NOTHING, Bounds, Prices
 from stepdistill_jax.teacher.clients.batch import Batch
-from stepdistill_jax.teacher.extract import Counts, Ending, Extractor
+from stepdistill_jax.teacher.extractor import Counts, Ending, Extractor
 from stepdistill_jax.teacher.load import Extraction
-from stepdistill_jax.teacher.rows import Progress, Teaching
+from stepdistill_jax.teacher.progress_bar import ProgressBar
+from stepdistill_jax.teacher.response_cache import DEFAULT_FOLDER, NONE, ResponseCache
+from stepdistill_jax.teacher.resume import Annotator, ResumeState
 from stepdistill_jax.teacher.store import Share, Store
 
 # Answers of earlier calls that tell how long prompts are.
@@ -42,7 +42,7 @@ _LEARNT = 50
 
 
 @dataclasses.dataclass
-class Asked:
+class Prepared:
     """What is asked, about which rows: all that needs no endpoint.
 
     Attributes:
@@ -58,7 +58,7 @@ class Asked:
     extraction: Extraction
     share: Share
     prompt: prompts.Prompt
-    teaching: Teaching
+    teaching: Annotator
     units: Mapping[str, Sequence[Example]]
     count: tokens.Counter | None
     prefix_tokens: int | None = None
@@ -68,7 +68,7 @@ class Asked:
         """EXTRACT_DIR."""
         return pathlib.Path(self.extraction.extract.extract_dir)
 
-    def load(self) -> Progress:
+    def load(self) -> ResumeState:
         """What lies in the folder, and what is left to do."""
         return planned.load(self.folder, self.units, self.teaching, self.share)
 
@@ -91,18 +91,20 @@ class Asked:
         if self.count is None:
             count, how = prompt_length.request_count(extract), "counted by the endpoint"
             if count is not None:
-                most = plan.COUNTED + (plan.HINTS_COUNTED if extract.hint_wrong else 0)
+                most = cost_estimate.COUNTED + (
+                    cost_estimate.HINTS_COUNTED if extract.hint_wrong else 0
+                )
                 _warn(f"counting the tokens of up to {most} prompts at the endpoint ...")
         else:
             count, how = self.count.request, "counted"
         cache, bounds = _cache(self.extraction), _bounds(self, progress)
-        made = plan.make(progress.rows, self.teaching, cache, bounds, count, how)
+        made = cost_estimate.make(progress.rows, self.teaching, cache, bounds, count, how)
         left = planned.make_budget(extract, progress, self.share).left
-        lines = [*_begun(self, progress), *plan.told(made, len(progress.rows), left)]
+        lines = [*_begun(self, progress), *cost_estimate.told(made, len(progress.rows), left)]
         return "\n".join([*lines, "nothing was asked"])
 
 
-def prepare(extraction: Extraction, share: Share) -> Asked:
+def prepare(extraction: Extraction, share: Share) -> Prepared:
     """Reads prompt and data.
 
     Raises:
@@ -118,11 +120,11 @@ def prepare(extraction: Extraction, share: Share) -> Asked:
     units = inputs.load(data, extract.extract_splits, extract.extract_inputs)
     held = store.units(pathlib.Path(extract.extract_dir))
     evaluated = inputs.evaluated(data, {*units, *held})
-    teaching = Teaching(extract, prompt, data.metric, evaluated)
-    return Asked(extraction, share, prompt, teaching, units, tokens.counter(extract))
+    teaching = Annotator(extract, prompt, data.metric, evaluated)
+    return Prepared(extraction, share, prompt, teaching, units, tokens.counter(extract))
 
 
-def run(asked: Asked) -> int:
+def run(asked: Prepared) -> int:
     """Asks, with a progress bar, and writes what training reads; returns the exit code.
 
     Raises:
@@ -141,7 +143,7 @@ def run(asked: Asked) -> int:
         ) from error
 
 
-def _run(asked: Asked) -> int:
+def _run(asked: Prepared) -> int:
     extract, data = asked.extraction.extract, asked.extraction.run.data
     _check_length(asked)
     asked.measure_prompt()
@@ -157,7 +159,7 @@ def _run(asked: Asked) -> int:
             print(line, flush=True)
         budget = planned.make_budget(extract, progress, asked.share)
         cache = _cache(asked.extraction)
-        with Bar(len(progress.rows), budget) as bar:
+        with ProgressBar(len(progress.rows), budget) as bar:
             extractor = Extractor(
                 asked.teaching,
                 progress.rows,
@@ -187,7 +189,7 @@ def _run(asked: Asked) -> int:
     return _end(asked, progress, extractor, ending)
 
 
-def summarise(asked: Asked, progress: Progress) -> str:
+def summarise(asked: Prepared, progress: ResumeState) -> str:
     """Writes rationales, rows to look at and the summary; returns the table.
 
     Of all units that were ever asked about in the folder, whichever this call names.
@@ -236,7 +238,7 @@ def summarise(asked: Asked, progress: Progress) -> str:
     return f"{shown}\nrationales, summary and rows to look at are in {asked.folder}"
 
 
-def _find(asked: Asked, unit: str) -> Sequence[Example]:
+def _find(asked: Prepared, unit: str) -> Sequence[Example]:
     """All rows that a unit can have; none where the data that it was of is not named now."""
     extraction = asked.extraction
     try:
@@ -252,7 +254,7 @@ def _warn(*lines: str) -> None:
     sys.stderr.flush()
 
 
-def _check_length(asked: Asked) -> None:
+def _check_length(asked: Prepared) -> None:
     """Raises InputError where the longest question does not fit the teacher's context."""
     extract = asked.extraction.extract
     context = extract.context_length or clients.context_length(extract)
@@ -267,16 +269,16 @@ def _check_length(asked: Asked) -> None:
     tokens.check_context(length, extract, context, longest.where)
 
 
-def _cache(extraction: Extraction) -> Answers:
+def _cache(extraction: Extraction) -> ResponseCache:
     given = extraction.extract.answer_cache
     if given == NONE or extraction.extract.client == "replay":
-        return Answers(None, "")
+        return ResponseCache(None, "")
     default = extraction.run.tokens.local_root() / DEFAULT_FOLDER
     folder = pathlib.Path(given).expanduser() if given else default
-    return Answers(folder, clients.source(extraction.extract))
+    return ResponseCache(folder, clients.source(extraction.extract))
 
 
-def _bounds(asked: Asked, progress: Progress) -> Bounds:
+def _bounds(asked: Prepared, progress: ResumeState) -> Bounds:
     """How long prompts are, by a tokenizer, else by what was answered so far."""
     bounds = Bounds(None if asked.count is None else asked.count.request)
     learnt = 0
@@ -289,7 +291,7 @@ def _bounds(asked: Asked, progress: Progress) -> Bounds:
     return bounds
 
 
-def _refuse_other_config(asked: Asked) -> None:
+def _refuse_other_config(asked: Prepared) -> None:
     """Raises InputError where the folder holds answers under other settings."""
     path = asked.folder / CONFIG_FILE
     if path.exists() and store.has_answers(asked.folder):
@@ -302,13 +304,13 @@ def _refuse_other_config(asked: Asked) -> None:
             )
 
 
-def describe(asked: Asked) -> None:
+def describe(asked: Prepared) -> None:
     """Writes ``config.gin`` and ``prompt.json``."""
     prompt_length.write(asked.folder, asked.prompt, asked.teaching.prompt_hash, asked.prefix_tokens)
     records.write_atomic(asked.folder / CONFIG_FILE, load.dump(asked.extraction))
 
 
-def _begun(asked: Asked, progress: Progress) -> list[str]:
+def _begun(asked: Prepared, progress: ResumeState) -> list[str]:
     """What is asked, and what an earlier call left."""
     extract, share = asked.extraction.extract, asked.share
     answered = sum(bool(row.answers) for row in progress.rows)
@@ -350,7 +352,7 @@ async def _watched(extractor: Extractor, work: Awaitable[Ending]) -> Ending:
     return await work
 
 
-def _end(asked: Asked, progress: Progress, extractor: Extractor, ending: Ending) -> int:
+def _end(asked: Prepared, progress: ResumeState, extractor: Extractor, ending: Ending) -> int:
     """Says why it ended and what is left; returns the exit code."""
     extract, counts = asked.extraction.extract, extractor.counts
     left = f"{counts.rows - counts.done:,} rows are left"
@@ -392,7 +394,7 @@ def _end(asked: Asked, progress: Progress, extractor: Extractor, ending: Ending)
     return 0
 
 
-def _tighter(asked: Asked, counts: Counts) -> str:
+def _tighter(asked: Prepared, counts: Counts) -> str:
     """What lets a small MAX_COST go further, where nothing is known of the prompt's length yet."""
     if asked.count is not None or counts.asked:
         return ""

@@ -19,7 +19,7 @@ class Ticket:
     tokens: int
 
 
-class Pace:
+class RateLimiter:
     """Lets requests through, first come first served, under limits on every minute.
 
     In no 60 seconds are more than `requests` let through, nor more than `tokens` tokens of

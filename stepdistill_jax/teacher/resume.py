@@ -13,13 +13,12 @@ from stepdistill_jax.data import parse as parser
 from stepdistill_jax.records import Example, ParseFailure
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher import store
-from stepdistill_jax.teacher.annotated import Annotated
 from stepdistill_jax.teacher.budget import NOTHING, Budget, Prices, Tokens
 from stepdistill_jax.teacher.clients.failures import PASSING
 from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.requests import ANSWER, HINT, Request
-from stepdistill_jax.teacher.store import Answer, Share
-from stepdistill_jax.teacher.vote import Outcome, annotate, is_right
+from stepdistill_jax.teacher.store import Response, Share
+from stepdistill_jax.teacher.vote import Annotated, Outcome, annotate, is_right
 
 
 class Asking(Protocol):
@@ -40,7 +39,7 @@ class Asking(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Teaching:
+class Annotator:
     """What all rows share: the teacher, its prompt and how its answers are judged.
 
     Attributes:
@@ -61,11 +60,11 @@ class Teaching:
         """Of the prompt; made once."""
         return self.prompt.hash
 
-    def request(self, row: Row, purpose: str, sample: int) -> Request:
+    def request(self, row: ExampleState, purpose: str, sample: int) -> Request:
         """One question about a row."""
         return self.prompt.request(row.example, self.extract, purpose, sample)
 
-    def read(self, row: Row, answer: Answer) -> Outcome:
+    def read(self, row: ExampleState, answer: Response) -> Outcome:
         """An answer as parsed; a request that failed is a failure of that reason."""
         if answer.error:
             return ParseFailure(row.example.id, answer.error, "", "")
@@ -73,7 +72,7 @@ class Teaching:
         complete = answer.finish_reason == "stop"
         return parser.parse(self.prompt.format, row.example, answer.text, complete)
 
-    def annotated(self, row: Row) -> Annotated | None:
+    def annotated(self, row: ExampleState) -> Annotated | None:
         """What is kept of a row; None before its first answer."""
         samples = [
             self.read(row, answer)
@@ -87,12 +86,12 @@ class Teaching:
         hinted = None if hint is None else self.read(row, hint)
         return annotate(row.example, samples, hinted, self.metric)
 
-    def may_hint(self, row: Row) -> bool:
+    def may_hint(self, row: ExampleState) -> bool:
         """Whether the teacher may be told the row's gold label."""
         evaluated = self.evaluated.get(row.unit, ())
         return row.example.label is not None and row.example.id not in evaluated
 
-    def may_need_hint(self, row: Row) -> bool:
+    def may_need_hint(self, row: ExampleState) -> bool:
         """Whether a hint is to be asked for, or may be when all samples are answered."""
         if not self.may_hint(row) or (HINT, 0) in row.answers:
             return False
@@ -101,7 +100,7 @@ class Teaching:
         found = self.annotated(row)
         return found is not None and not is_right(row.example, found.unhinted, self.metric)
 
-    def open(self, row: Row) -> Iterator[tuple[str, int]]:
+    def open(self, row: ExampleState) -> Iterator[tuple[str, int]]:
         """(purpose, sample) that are still to be asked about a row; notes that they are."""
         extract = self.extract
         slots = [(ANSWER, sample) for sample in range(extract.samples)]
@@ -114,7 +113,7 @@ class Teaching:
 
 
 @dataclasses.dataclass
-class Row:
+class ExampleState:
     """One row and its answers so far.
 
     Attributes:
@@ -126,12 +125,12 @@ class Row:
 
     unit: str
     example: Example
-    answers: dict[tuple[str, int], Answer] = dataclasses.field(default_factory=dict)
+    answers: dict[tuple[str, int], Response] = dataclasses.field(default_factory=dict)
     asked: set[tuple[str, int]] = dataclasses.field(default_factory=set)
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class ResumeState:
     """Where an extraction is when it starts.
 
     Attributes:
@@ -146,7 +145,7 @@ class Progress:
         passing: rows with a failure that may pass, which are asked about again.
     """
 
-    rows: list[Row]
+    rows: list[ExampleState]
     wanted: int
     beyond: int
     spent: Tokens
@@ -159,10 +158,10 @@ class Progress:
 def load(
     folder: pathlib.Path,
     units: Mapping[str, Sequence[Example]],
-    teaching: Teaching,
+    teaching: Annotator,
     share: Share,
     remedy: str = "repeat its settings to continue it, or choose another EXTRACT_DIR",
-) -> Progress:
+) -> ResumeState:
     """Reads what lies in the folder and says what this worker is to do.
 
     Args:
@@ -180,12 +179,12 @@ def load(
     everything = [answer for of_one in answers.values() for answer in of_one]
     for answer in everything:
         _check_identity(answer, teaching, folder, remedy)
-    rows: list[Row] = []
+    rows: list[ExampleState] = []
     outside = passing = 0
     for unit, examples in units.items():
         found = _of_rows(answers[unit])
         for example in examples:
-            row = Row(unit, example)
+            row = ExampleState(unit, example)
             for slot, answer in found.pop(example.id, {}).items():
                 _check_question(answer, teaching, row, slot)
                 if answer.error in PASSING:
@@ -202,7 +201,7 @@ def load(
     # By sending: however many files hold a line, it was paid for once.
     paid = {a.send: (a.where, a.charged) for a in everything if a.send}
     paid |= {sending.send: (sending.where, sending.bound) for sending in unanswered}
-    return Progress(
+    return ResumeState(
         rows=[row for row in chosen if share.has(row.example.id)],
         wanted=len(rows),
         beyond=len(rows) - len(chosen),
@@ -217,10 +216,10 @@ def load(
 def answered(
     folder: pathlib.Path,
     unit: str,
-    own: Sequence[Row],
-    teaching: Teaching,
+    own: Sequence[ExampleState],
+    teaching: Annotator,
     find: Callable[[], Sequence[Example]],
-) -> tuple[list[Row], int]:
+) -> tuple[list[ExampleState], int]:
     """All rows of a unit that were ever asked about, besides those that are wanted now.
 
     Args:
@@ -243,7 +242,7 @@ def answered(
     for example in find():
         if example.id in others and _is_of(example, unit, found[example.id], teaching):
             slots = found[example.id].items()
-            rows[example.id] = Row(
+            rows[example.id] = ExampleState(
                 unit, example, {slot: a for slot, a in slots if a.error not in PASSING}
             )
         if example.id in rows:
@@ -253,12 +252,12 @@ def answered(
 
 
 def _is_of(
-    example: Example, unit: str, answers: Mapping[tuple[str, int], Answer], teaching: Teaching
+    example: Example, unit: str, answers: Mapping[tuple[str, int], Response], teaching: Annotator
 ) -> bool:
     """Whether the answers are to questions about the row as it is now."""
     try:
         for slot, answer in answers.items():
-            _check_question(answer, teaching, Row(unit, example), slot)
+            _check_question(answer, teaching, ExampleState(unit, example), slot)
     except InputError:
         return False
     return True
@@ -274,7 +273,7 @@ class Paid:
         waiting: in offline batches that are still to be collected; not paid for yet.
     """
 
-    answers: Mapping[str, Sequence[Answer]]
+    answers: Mapping[str, Sequence[Response]]
     lost: Sequence[store.Sending]
     waiting: Sequence[store.Sending]
 
@@ -314,15 +313,17 @@ def _is_older(where: str, share: Share) -> bool:
     return share.workers > 1 and store.share_of(where).workers != share.workers
 
 
-def _of_rows(answers: Sequence[Answer]) -> dict[str, dict[tuple[str, int], Answer]]:
+def _of_rows(answers: Sequence[Response]) -> dict[str, dict[tuple[str, int], Response]]:
     """Row id -> (purpose, sample) -> answer."""
-    found: dict[str, dict[tuple[str, int], Answer]] = {}
+    found: dict[str, dict[tuple[str, int], Response]] = {}
     for answer in store.answered(answers).values():
         found.setdefault(answer.id, {})[answer.purpose, answer.sample] = answer
     return found
 
 
-def _check_identity(answer: Answer, teaching: Teaching, folder: pathlib.Path, remedy: str) -> None:
+def _check_identity(
+    answer: Response, teaching: Annotator, folder: pathlib.Path, remedy: str
+) -> None:
     """Raises InputError where a line is of another prompt, model or decoding."""
     extract = teaching.extract
     # Each sample has a seed of its own; the request's key holds it.
@@ -339,7 +340,9 @@ def _check_identity(answer: Answer, teaching: Teaching, folder: pathlib.Path, re
             )
 
 
-def _check_question(answer: Answer, teaching: Teaching, row: Row, slot: tuple[str, int]) -> None:
+def _check_question(
+    answer: Response, teaching: Annotator, row: ExampleState, slot: tuple[str, int]
+) -> None:
     """Raises InputError where a row's answer is to another question than is asked now."""
     if slot[0] == HINT and row.example.label is None:
         return
@@ -351,7 +354,7 @@ def _check_question(answer: Answer, teaching: Teaching, row: Row, slot: tuple[st
         )
 
 
-def _within(rows: list[Row], most: int | None, outside: int) -> list[Row]:
+def _within(rows: list[ExampleState], most: int | None, outside: int) -> list[ExampleState]:
     """The rows that MAX_ROWS allows: those that were asked about, then the first of the others."""
     if most is None:
         return rows
@@ -366,7 +369,7 @@ def _within(rows: list[Row], most: int | None, outside: int) -> list[Row]:
     return chosen
 
 
-def make_budget(extract: ExtractConfig, progress: Progress, share: Share) -> Budget:
+def make_budget(extract: ExtractConfig, progress: ResumeState, share: Share) -> Budget:
     """This worker's part of MAX_COST, and what it has spent of it."""
     prices = Prices.of(extract)
     if extract.max_cost is None:
