@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# The part of tpu_vm.sh that runs on every worker of a TPU VM, out of the code that it sent.
+# The part of tpu_vm.sh that runs on every worker of a TPU VM.
 #
-#   tpu_worker.sh setup             ~/stepdistill/venv with the package and its extra tpu
-#   tpu_worker.sh start [NAME=VALUE...] COMMAND...   begin COMMAND; it goes on when ssh ends. More
-#                                   NAME=VALUE, which nobody may see, from ~/stepdistill.env
-#   tpu_worker.sh status            one line: bare | idle | running PID | exit CODE, last line said
-#   tpu_worker.sh stop SECONDS      SIGTERM, at which a run saves; SIGKILL after SECONDS
-#   tpu_worker.sh log LINES [-F]    the end of the log; -F follows it
-#   tpu_worker.sh pack FOLDER       FOLDER without checkpoints, as ~/stepdistill/results.tar.gz
+#   tpu_worker.sh setup             install the package with its extra tpu in ~/stepdistill/venv
+#   tpu_worker.sh start [NAME=VALUE...] COMMAND...   start COMMAND; it continues when ssh ends.
+#                                   Secret NAME=VALUE come from ~/stepdistill.env
+#   tpu_worker.sh status            print one line: bare | idle | running PID | exit CODE, last log line
+#   tpu_worker.sh stop SECONDS      send SIGTERM, at which a run saves; SIGKILL after SECONDS
+#   tpu_worker.sh log LINES [-F]    print the end of the log; -F follows it
+#   tpu_worker.sh pack FOLDER       write FOLDER without checkpoints to ~/stepdistill/results.tar.gz
 #
-# In ~/stepdistill: code, venv, ready (it is set up), run.log, run.command, run.pid (the
-# supervisor's), run.exit (its code).
+# ~/stepdistill holds code, venv, ready (after setup), run.log, run.command, run.pid (of the
+# supervisor) and run.exit (the exit code).
 set -euo pipefail
 
 root=$HOME/stepdistill
@@ -20,9 +20,9 @@ fail() {
   exit "${2:-2}"
 }
 
-# uv brings a Python where the image's is too old (Ubuntu 22.04 has 3.10), without root and apt.
+# uv installs a newer Python than the image's (Ubuntu 22.04 has 3.10) without root.
 setup() {
-  cd "$root/code" || fail "no code in $root; run 'tpu_vm.sh sync' first"
+  cd "$root/code" || fail "no code in $root. Run 'tpu_vm.sh sync' first."
   export PATH="$HOME/.local/bin:$PATH"
   if ! command -v uv >/dev/null; then
     curl --fail --silent --show-error --location --retry 5 https://astral.sh/uv/install.sh | sh
@@ -36,7 +36,7 @@ print(platform.node(), "Python", *versions)'
   touch "$root/ready"
 }
 
-# Prints the supervisor's pid while there is one; a number that another program has since is none.
+# Prints the supervisor's pid while it runs; a pid that another program took over does not count.
 running() {
   local pid
   pid=$(cat "$root/run.pid" 2>/dev/null) || return 1
@@ -46,24 +46,24 @@ running() {
 
 start() {
   local pid variable
-  # Deleted whatever comes of the start: it may hold a key.
+  # Deleted even if the start fails: it may contain a key.
   if [ -f ~/stepdistill.env ]; then
     while IFS= read -r -d "" variable; do export "${variable?}"; done <~/stepdistill.env
     rm -f ~/stepdistill.env
   fi
-  [ -f "$root/ready" ] || fail "this worker is not set up; run 'tpu_vm.sh setup' first"
+  [ -f "$root/ready" ] || fail "this worker is not set up. Run 'tpu_vm.sh setup' first."
   if pid=$(running); then
-    fail "a run is at work (pid $pid): $(cat "$root/run.command"); stop it first"
+    fail "a run is in progress (pid $pid): $(cat "$root/run.command"). Stop it first with 'tpu_vm.sh stop'."
   fi
-  # Not a part of the command, which is shown.
+  # Not part of run.command, which the log shows.
   while [[ ${1:-} == [A-Za-z_]*=* ]]; do
     export "${1?}"
     shift
   done
-  [ "$#" -gt 0 ] || fail "start: no command given"
+  [ "$#" -gt 0 ] || fail "start: the command is missing. Pass it after the variables."
   rm -f "$root/run.exit" "$root/run.pid"
   printf '%q ' "$@" >"$root/run.command"
-  # A session of its own: neither the end of ssh nor its Ctrl-C reaches it.
+  # In a new session, the end of ssh and its Ctrl-C do not reach it.
   setsid nohup bash "$0" supervise "$@" >>"$root/run.log" 2>&1 </dev/null &
   for _ in $(seq 100); do
     if [ -s "$root/run.pid" ]; then
@@ -72,10 +72,10 @@ start() {
     fi
     sleep 0.1
   done
-  fail "the run did not start; see $root/run.log" 1
+  fail "the run did not start. Read $root/run.log." 1
 }
 
-# Runs a command to its end, passes SIGTERM on to it, and leaves its exit code.
+# Runs a command, forwards SIGTERM to it, and writes its exit code to run.exit.
 supervise() {
   local child code again signalled
   cd "$root/code"
@@ -88,7 +88,7 @@ supervise() {
   echo "$$" >"$root/run.pid"
   code=0
   wait "$child" || code=$?
-  # A signal ends `wait` and not the child. 127: the child had ended, and `code` is its own.
+  # A signal ends `wait` but not the child. 127 means that the child ended before: keep `code`.
   while [ "$signalled" = 1 ]; do
     signalled=0
     again=0
@@ -104,12 +104,12 @@ status() {
   local pid what last
   if [ ! -f "$root/ready" ]; then
     what="bare -"
-  elif pid=$(running); then # Before its exit code is looked for, which it writes as the last thing.
+  elif pid=$(running); then # Checked before run.exit, which the supervisor writes last.
     what="running $pid"
   elif [ -f "$root/run.exit" ]; then
     what="exit $(cat "$root/run.exit")"
   elif [ -f "$root/run.command" ]; then
-    what="exit 137" # Killed with its supervisor, or the machine was restarted.
+    what="exit 137" # The supervisor was killed, or the machine restarted.
   else
     what="idle -"
   fi
@@ -129,21 +129,21 @@ stop() {
     sleep 0.2
   done
   kill -KILL -- "-$pid"
-  printf '%s: killed, as it did not stop within %s s\n' "$(hostname)" "${1:-120}"
+  printf '%s: killed, because it did not stop within %s s\n' "$(hostname)" "${1:-120}"
 }
 
 log() {
-  [ -f "$root/run.log" ] || fail "no log: nothing was started here yet"
+  [ -f "$root/run.log" ] || fail "no log, because no run was started here yet. Start one with 'tpu_vm.sh run'."
   exec tail -n "$1" ${2:+"$2"} "$root/run.log"
 }
 
 pack() {
   cd "$root/code"
-  [ -d "$1" ] || fail "$1: no such folder in $root/code; name the run's MODEL_DIR"
+  [ -d "$1" ] || fail "$1: no such folder in $root/code. Pass the run's MODEL_DIR."
   tar -czf "$root/results.tar.gz" --exclude=checkpoints -C "$1" .
 }
 
 case "${1:-}" in
   setup | start | supervise | status | stop | log | pack) "$@" ;;
-  *) fail "${1:-}: expected setup, start, status, stop, log or pack" ;;
+  *) fail "${1:-}: unknown subcommand. Use one of: setup, start, status, stop, log, pack." ;;
 esac

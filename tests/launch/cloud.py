@@ -1,6 +1,6 @@
-"""A stand-in for gcloud: writes down how it was called, and plays TPU VMs as folders.
+"""A stand-in for gcloud: records its calls, and represents TPU VMs by folders.
 
-Worker N of the VM is the home folder workers/N; what ssh is given runs there, under bash.
+Worker N of the VM has the home folder workers/N; bash runs ssh commands there.
 """
 
 import json
@@ -25,7 +25,7 @@ def homes():
 
 
 def next_line(name):
-    """The first line of a file, which is taken off unless it is the last."""
+    """Returns the first line of a file, and removes it unless it is the last."""
     lines = (ROOT / name).read_text().splitlines()
     (ROOT / name).write_text("\n".join(lines[1:] or lines))
     return lines[0]

@@ -1,4 +1,4 @@
-"""The manifests for GKE: what Kubernetes makes of each exit code, and sizes that fit each other."""
+"""The GKE manifests: what Kubernetes does at each exit code, and consistent sizes."""
 
 import math
 import pathlib
@@ -28,7 +28,7 @@ EVICTED = "evicted"
 
 
 @pytest.mark.parametrize("job", [TRAIN, BATCH_EVAL], ids=["train", "batch_eval"])
-def test_the_jobs_are_what_kubernetes_takes(job):
+def test_jobs_match_the_kubernetes_schema(job):
     kubernetes_validate.validate(job, "1.32", strict=True)
 
 
@@ -37,7 +37,7 @@ def pod(job):
 
 
 @pytest.mark.parametrize("job", [TRAIN, BATCH_EVAL], ids=["train", "batch_eval"])
-def test_hosts_times_chips_is_the_topology(job):
+def test_hosts_times_chips_equals_the_topology(job):
     (container,) = pod(job)["containers"]
     chips = container["resources"]["limits"]["google.com/tpu"]
     assert container["resources"]["requests"]["google.com/tpu"] == chips
@@ -49,8 +49,8 @@ def test_hosts_times_chips_is_the_topology(job):
     assert pod(job)["restartPolicy"] == "Never"
 
 
-def ruled(job, ending):
-    """(action, message) of the rule of a podFailurePolicy that an exit code or eviction fits."""
+def matching_rule(job, ending):
+    """(action, message) of the podFailurePolicy rule that matches an exit code or an eviction."""
     (container,) = pod(job)["containers"]
     for number, rule in enumerate(job["spec"]["podFailurePolicy"]["rules"]):
         codes = rule.get("onExitCodes")
@@ -80,9 +80,9 @@ def ruled(job, ending):
         (23, "RestartJobSet"),
     ],
 )
-def test_what_becomes_of_training(ending, expected):
-    action, message = ruled(TRAIN, ending)
-    # Hosts of a slice start together or not at all, so each pod's end is the Job's.
+def test_training_at_each_exit_code(ending, expected):
+    action, message = matching_rule(TRAIN, ending)
+    # All hosts of a slice restart together, so the end of a pod is the end of the Job.
     assert TRAIN["spec"]["backoffLimit"] == 0
     assert action in ("FailJob", "Count")
     reason = "PodFailurePolicy" if action == "FailJob" else "BackoffLimitExceeded"
@@ -91,7 +91,7 @@ def test_what_becomes_of_training(ending, expected):
         if reason in rule["onJobFailureReasons"] and any(re.search(p, message) for p in patterns):
             assert rule["action"] == expected
             return
-    # The default, which counts.
+    # The default action counts towards maxRestarts.
     assert expected == "RestartJobSet"
     assert JOBSET["spec"]["failurePolicy"]["maxRestarts"] > 0
 
@@ -107,8 +107,8 @@ def test_what_becomes_of_training(ending, expected):
         (1, "Count"),
     ],
 )
-def test_what_becomes_of_a_share_of_scoring(ending, expected):
-    assert ruled(BATCH_EVAL, ending)[0] == expected
+def test_batch_eval_at_each_exit_code(ending, expected):
+    assert matching_rule(BATCH_EVAL, ending)[0] == expected
     assert BATCH_EVAL["spec"]["backoffLimitPerIndex"] > 0
 
 
@@ -116,14 +116,14 @@ def test_each_pod_knows_its_share():
     (container,) = pod(BATCH_EVAL)["containers"]
     variables = {variable["name"]: variable for variable in container["env"]}
     assert variables["EVAL_WORKERS"]["value"] == str(BATCH_EVAL["spec"]["completions"])
-    # JAX's detection, which goes by this name first, finds one process.
+    # JAX reads this variable first, and finds one process.
     assert variables["TPU_WORKER_HOSTNAMES"]["value"] == "localhost"
     path = variables["EVAL_WORKER"]["valueFrom"]["fieldRef"]["fieldPath"]
     assert path == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
 
 @pytest.mark.parametrize("job", [TRAIN, BATCH_EVAL], ids=["train", "batch_eval"])
-def test_the_arguments_are_a_programs(job):
+def test_arguments_parse(job):
     (container,) = pod(job)["containers"]
     program, *arguments = container["args"]
     binary = pathlib.Path(launch.__file__).with_name(f"{program.removeprefix('launch.')}.py")
@@ -136,7 +136,7 @@ def test_the_arguments_are_a_programs(job):
         assert parsed.model_dir.startswith("gs://")
 
 
-def test_the_image_has_all_that_is_installed():
+def test_the_image_contains_every_package():
     copied = re.findall(r"^COPY (.*) \S+$", (GKE / "Dockerfile").read_text(), re.MULTILINE)
     names = {name for line in copied for name in line.split()}
     assert not [name for name in names if not (ROOT / name).exists()]

@@ -1,4 +1,4 @@
-"""The scripts for TPU VMs, against a stand-in for gcloud that runs the remote part here."""
+"""The scripts for TPU VMs, against a stand-in for gcloud that runs the remote part locally."""
 
 import json
 import os
@@ -17,9 +17,9 @@ STAND_IN = pathlib.Path(__file__).with_name("cloud.py")
 WHERE = ("--zone=us-central2-b", "--project=ours")
 WORKER = "stepdistill/code/launch/tpu_worker.sh"
 STATUS = f"if [ -f {WORKER} ]; then bash {WORKER} status; else echo worker $(hostname) bare -; fi"
-# What the environment of a worker holds instead of Python: it writes its arguments down, says a
-# line, and ends with the next code of the file `codes`. "wait": with 75 at SIGTERM; "late 1": with
-# 1 once it was seen at work.
+# Stands in for Python on a worker: records its arguments, prints a line, and exits with the next
+# code of the file `codes`. "wait" exits with 75 at SIGTERM; "late 1" exits with 1 after two status
+# calls.
 PYTHON = r"""#!/usr/bin/env bash
 if [ "$1" = -c ]; then echo "Python versions"; exit 0; fi
 printf '%s\n' "$@" >>"$HOME/received"; echo -- >>"$HOME/received"
@@ -100,14 +100,14 @@ class Cloud:
         return done
 
     def calls(self):
-        """The command lines since the last call of this."""
+        """The command lines since the previous call of `calls`."""
         path = self.folder / "calls.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         path.unlink(missing_ok=True)
         return [json.loads(line) for line in lines]
 
     def record(self, *arguments, **environment):
-        """The command lines of a call, none of which does anything."""
+        """The command lines of a call, recorded without effect."""
         (self.folder / "record_only").touch()
         self.run(*arguments, **environment)
         (self.folder / "record_only").unlink()
@@ -122,7 +122,7 @@ class Cloud:
         return [run.split("\n") for run in runs if run]
 
     def wait_for(self, text, worker=0):
-        """Until a worker's log has `text`."""
+        """Waits until a worker's log contains `text`."""
         log = self.home(worker) / "stepdistill/run.log"
         for _ in range(600):
             if log.exists() and text in log.read_text():
@@ -144,7 +144,7 @@ def cloud(tmp_path):
 
 @pytest.fixture
 def ready(cloud):
-    """With a VM of two workers that is set up."""
+    """A cloud with a VM of two workers, set up."""
     cloud.set("size", 2)
     cloud.run("create")
     cloud.run("setup")
@@ -255,17 +255,17 @@ def test_sync_and_setup(cloud):
     ]
 
 
-def test_sync_sends_what_git_tracks_as_it_is_now(ready):
+def test_sync_sends_tracked_files_with_local_changes(ready):
     code = ready.home(1) / "stepdistill/code"
     (ready.checkout / "kept file.gin").write_text("A = 1\n")
     subprocess.run(["git", "add", "."], cwd=ready.checkout, check=True)
     (ready.checkout / "own.gin").write_text("B = 1\n")
     said = ready.run("sync").stderr
-    assert "left behind, as git does not track it: own.gin (git add what is needed)" in said
-    # More than a pipe holds.
+    assert "not sent, because git does not track it: own.gin (git add what the run needs)" in said
+    # More names than a pipe buffers.
     for number in range(1500):
         (ready.checkout / f"{number:050}.log").touch()
-    assert f"{4:050}.log (git add what is needed)" in ready.run("sync").stderr
+    assert f"{4:050}.log (git add what the run needs)" in ready.run("sync").stderr
     (code / "runs").mkdir()
     (code / "runs/metrics.jsonl").touch()
     (ready.checkout / "kept file.gin").write_text("A = 2\n")
@@ -286,9 +286,9 @@ ODD = (
 )
 
 
-def test_arguments_arrive_as_they_were_given(ready):
+def test_arguments_arrive_unchanged(ready):
     said = ready.run("run", "--bucket=gs://ours/", "--env=KEY=a b'c", "--", *ODD).stderr
-    assert "MODEL_DIR is gs://ours/vm (by BUCKET), whatever a gin file says" in said
+    assert "MODEL_DIR is gs://ours/vm (from BUCKET); a MODEL_DIR in a gin file is ignored" in said
     copy, call = ready.calls()
     sent_by = ["gcloud", "compute", "tpus", "tpu-vm", "scp", str(ready.folder / "state/vm.env")]
     assert copy == [*sent_by, "vm:stepdistill.env", *WHERE, "--worker=all"]
@@ -311,7 +311,7 @@ def test_arguments_arrive_as_they_were_given(ready):
     assert oct((ready.folder / "state/vm.tpu_vm").stat().st_mode)[-3:] == "600"
 
 
-def test_a_run_goes_on_is_shown_and_is_stopped(ready):
+def test_a_run_continues_is_shown_and_is_stopped(ready):
     ready.set("codes", "wait")
     ready.run("run", "--", "--gin.MODEL_DIR=gs://b/x")
     ready.wait_for("accuracy 97.00%", 0)
@@ -326,7 +326,7 @@ def test_a_run_goes_on_is_shown_and_is_stopped(ready):
     assert said.count(" running ") == 2
     assert said.count("step 20: validation label accuracy 97.00%") == 2
     again = ready.run("run", "--", "--gin.MODEL_DIR=gs://b/y", code=2).stderr
-    assert "a run is at work (pid " in again
+    assert "a run is in progress (pid " in again
     said = ready.run("stop").stdout
     assert said.count(": stopped, exit code 75") == 2
     assert ready.run("status").stdout.count(" exit 75 saved") == 2
@@ -335,20 +335,20 @@ def test_a_run_goes_on_is_shown_and_is_stopped(ready):
     assert "exit code 75" in said.splitlines()[1]
 
 
-def test_what_does_not_stop_is_killed(ready):
+def test_a_program_that_does_not_stop_is_killed(ready):
     ready.set("codes", "wait")
     stubborn = PYTHON.replace("trap 'echo saved; exit 75' TERM", "trap '' TERM; echo deaf")
     write_script(ready.home(0) / "stepdistill/venv/bin/python", stubborn)
     ready.run("run", "--", "--gin.MODEL_DIR=gs://b/x")
     ready.wait_for("deaf", 0)
     ready.wait_for("step 20", 1)
-    assert "killed, as it did not stop within 1 s" in ready.run("stop", "--seconds=1").stdout
+    assert "killed, because it did not stop within 1 s" in ready.run("stop", "--seconds=1").stdout
     said = ready.run("status").stdout.splitlines()
     assert " exit 137 " in said[1]
     assert " exit 75 " in said[2]
 
 
-def test_each_worker_scores_its_share_alone(ready):
+def test_each_worker_evaluates_its_share_alone(ready):
     ready.run("eval", "--", "gs://b/sweep/*", "--gin.EVAL_STEP=all")
     alone = (
         "TPU_PROCESS_BOUNDS=1,1,1 TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1 TPU_VISIBLE_CHIPS=0,1,2,3 "
@@ -368,7 +368,7 @@ def test_each_worker_scores_its_share_alone(ready):
     for worker in (0, 1):
         ready.wait_for("exit code 0", worker)
         assert (ready.home(worker) / "environment").read_text().split() == sorted(alone.split())
-    # A host that is a slice of its own needs none of that.
+    # A single-host slice needs none of these variables.
     ready.run("delete", "--yes")
     ready.set("size", 1)
     for command in ("create", "setup"):
@@ -382,7 +382,7 @@ def test_each_worker_scores_its_share_alone(ready):
     ("accelerator", "workers"),
     [("v5litepod-4", 1), ("v6e-8", 1), ("v5litepod-64", 16), ("v4-32", 4)],
 )
-def test_a_dry_run_shows_the_workers_that_a_slice_has(ready, accelerator, workers):
+def test_a_dry_run_shows_every_worker_of_a_slice(ready, accelerator, workers):
     shown = ready.run("eval", "--dry_run", f"--accelerator={accelerator}", "--", "gs://b/x").stdout
     assert shown.count(f"--workers={workers} ") == workers
 
@@ -396,7 +396,7 @@ def test_a_dry_run_shows_the_workers_that_a_slice_has(ready, accelerator, worker
         ("eval", ("gs://b/x", "--verbosity", "0")),
     ],
 )
-def test_what_a_worker_may_find_is_not_refused(ready, subcommand, arguments):
+def test_paths_that_workers_may_have_are_accepted(ready, subcommand, arguments):
     given = ("--gin.MODEL_DIR=gs://b/x",) if subcommand == "run" else ()
     shown = ready.run(subcommand, "--dry_run", "--", *arguments, *given).stdout
     assert f" {' '.join(arguments)}" in shown
@@ -405,7 +405,7 @@ def test_what_a_worker_may_find_is_not_refused(ready, subcommand, arguments):
 
 
 def verbs(calls):
-    """What was done, in short."""
+    """One word for each command line."""
     known = ("status", "start", "setup", "stop", "mkdir")
     return [
         next((word for word in known if f"{word}" in call[-1]), "ssh")
@@ -418,20 +418,20 @@ def verbs(calls):
 MADE = ["create", "scp", "mkdir", "setup"]
 
 
-def test_a_preempted_vm_is_made_anew_and_the_same_run_continues(ready):
+def test_a_preempted_vm_is_recreated_and_the_run_continues(ready):
     ready.set("codes", "wait")
     ready.run("run", "--spot", "--", *ODD, "--gin.MODEL_DIR=gs://b/x")
     ready.wait_for("step 20", 1)
     ready.set("codes", 0)
-    # Taken away while it is watched; its programs end with it.
+    # Preempted while `keep` watches; its programs end with it.
     ready.set("tpu-vm", "READY", "PREEMPTED", "-")
     pids = [int((ready.home(w) / "stepdistill/run.pid").read_text()) for w in (0, 1)]
     ready.calls()
-    # NAME and ZONE come from what is kept of the one VM.
+    # NAME and ZONE come from the state file of the only VM.
     said = ready.run("keep", NAME="", ZONE="", PROJECT="", ACCELERATOR="").stderr
     for pid in pids:
         os.killpg(pid, signal.SIGKILL)
-    assert "vm is PREEMPTED; creating it anew" in said
+    assert "vm is PREEMPTED; recreating it" in said
     assert said.endswith("vm has finished\n")
     calls = ready.calls()
     done = verbs(calls)
@@ -448,14 +448,14 @@ def test_a_preempted_vm_is_made_anew_and_the_same_run_continues(ready):
 @pytest.mark.parametrize(
     ("codes", "code", "starts", "message"),
     [
-        (("75", "75", "0"), 0, 3, "vm was preempted and has saved; starting again"),
-        (("1", "75", "1", "0"), 0, 4, "the run on vm ended with exit code 1; again in 0 s"),
+        (("75", "75", "0"), 0, 3, "vm was preempted and saved; starting again"),
+        (("1", "75", "1", "0"), 0, 4, "the run on vm ended with exit code 1; trying again in 0 s"),
         (("1", "134"), 134, 3, "ended with exit code 134; giving up after 3 failures"),
-        (("69", "75", "0"), 0, 3, "the run on vm ended with exit code 69; again in 0 s"),
+        (("69", "75", "0"), 0, 3, "the run on vm ended with exit code 69; trying again in 0 s"),
         (("69", "69"), 69, 3, "ended with exit code 69; giving up after 3 failures"),
-        (("75", "2"), 2, 2, "ended with exit code 2, which a restart does not mend"),
-        (("3",), 3, 1, "ended with exit code 3, which a restart does not mend"),
-        (("4",), 4, 1, "ended with exit code 4, which a restart does not mend"),
+        (("75", "2"), 2, 2, "ended with exit code 2, which a restart cannot fix"),
+        (("3",), 3, 1, "ended with exit code 3, which a restart cannot fix"),
+        (("4",), 4, 1, "ended with exit code 4, which a restart cannot fix"),
     ],
 )
 def test_keep_follows_the_exit_codes(cloud, codes, code, starts, message):
@@ -468,17 +468,17 @@ def test_keep_follows_the_exit_codes(cloud, codes, code, starts, message):
     assert len(cloud.received()) == starts
 
 
-def test_crashes_that_a_long_run_lies_between_do_not_add_up(cloud):
+def test_a_long_run_resets_the_count_of_crashes(cloud):
     for command in ("create", "setup"):
         cloud.run(command)
     cloud.set("codes", "late 1", "late 1", "0")
     cloud.run("run", "--", "--gin.MODEL_DIR=gs://b/x")
     said = cloud.run("keep", MAX_FAILURES="2", LASTING_SECONDS="0").stderr
-    assert said.count("the run on vm ended with exit code 1; again in 0 s") == 2
+    assert said.count("the run on vm ended with exit code 1; trying again in 0 s") == 2
     assert len(cloud.received()) == 3
 
 
-def test_a_vm_that_cannot_be_had_is_asked_for_as_long_as_it_takes(cloud):
+def test_keep_asks_for_a_vm_until_there_is_capacity(cloud):
     for command in ("create", "setup"):
         cloud.run(command)
     cloud.run("run", "--spot", "--", "--gin.MODEL_DIR=gs://b/x")
@@ -486,23 +486,23 @@ def test_a_vm_that_cannot_be_had_is_asked_for_as_long_as_it_takes(cloud):
     cloud.set("tpu-vm", "PREEMPTED", "-")
     cloud.set("capacity", *["none"] * 4, "yes")
     said = cloud.run("keep", MAX_FAILURES="2").stderr
-    assert said.count("vm cannot be made; again in 0 s") == 4
+    assert said.count("vm cannot be created; trying again in 0 s") == 4
     assert said.endswith("vm has finished\n")
 
 
-def test_an_answer_that_gcloud_owes_does_not_end_the_keeping_of_an_eval(cloud):
+def test_keep_survives_a_failed_count_of_workers(cloud):
     for command in ("create", "setup"):
         cloud.run(command)
     cloud.set("endpoints", "UNAVAILABLE", "-")
     said = cloud.run("eval", "--", "gs://b/*", code=1).stderr
-    assert "gcloud cannot say how many workers vm has: ERROR: (gcloud) UNAVAILABLE" in said
+    assert "gcloud cannot count the workers of vm: ERROR: (gcloud) UNAVAILABLE" in said
     cloud.set("endpoints", "UNAVAILABLE", "-")
     said = cloud.run("keep").stderr
-    assert "the run on vm did not start; again in 0 s" in said
+    assert "the run on vm did not start; trying again in 0 s" in said
     assert said.endswith("vm has finished\n")
 
 
-def test_workers_that_wait_for_one_that_crashed_are_stopped(ready):
+def test_workers_that_wait_for_a_crashed_one_are_stopped(ready):
     ready.set("codes", "wait")
     ready.run("run", "--", "--gin.MODEL_DIR=gs://b/x")
     ready.wait_for("step 20", 0)
@@ -513,7 +513,7 @@ def test_workers_that_wait_for_one_that_crashed_are_stopped(ready):
         check=True,
     )
     (ready.home(1) / "stepdistill/run.exit").write_text("134")
-    # The one that waited saved at SIGTERM: of a crash the others end so, and it counts as a crash.
+    # The waiting worker saved at SIGTERM; the crash's exit code still decides.
     said = ready.run("keep", code=134, MAX_FAILURES="1").stderr
     assert "the run on vm ended with exit code 134; giving up after 1 failures" in said
     assert " exit 75 saved" in ready.run("status").stdout
@@ -522,7 +522,7 @@ def test_workers_that_wait_for_one_that_crashed_are_stopped(ready):
     assert [len(ready.received(worker)) for worker in (0, 1)] == [2, 2]
 
 
-def test_keep_sets_up_what_is_bare_and_bears_with_gcloud(cloud):
+def test_keep_sets_up_a_bare_worker_and_tolerates_gcloud_errors(cloud):
     cloud.run("create")
     cloud.run("setup")
     cloud.run("run", "--", "--gin.MODEL_DIR=gs://b/x")
@@ -530,17 +530,17 @@ def test_keep_sets_up_what_is_bare_and_bears_with_gcloud(cloud):
     shutil.rmtree(cloud.home() / "stepdistill")
     cloud.set("tpu-vm", "DENIED", "-")
     said = cloud.run("keep").stderr
-    assert "gcloud cannot say how vm is: ERROR: (gcloud) PERMISSION_DENIED: no access" in said
+    assert "gcloud cannot describe vm: ERROR: (gcloud) PERMISSION_DENIED: no access" in said
     assert len(cloud.received()) == 2
     cloud.set("tpu-vm", "DENIED")
     said = cloud.run("keep", code=1, MAX_FAILURES="2").stderr
-    assert "vm cannot be reached or made; giving up after 2 failures" in said
+    assert "vm cannot be reached or created; giving up after 2 failures" in said
 
 
-def test_a_queued_resource_is_waited_for_and_asked_for_again(cloud):
+def test_a_queued_resource_is_awaited_and_requested_again(cloud):
     cloud.set("queued-resources", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
     said = cloud.run("create", "--queued", "--spot").stderr
-    assert "the queued resource vm is PROVISIONING; looking again in 0.1 s" in said
+    assert "the queued resource vm is PROVISIONING; checking again in 0.1 s" in said
     assert verbs(cloud.calls()) == ["create", "describe", "describe", "describe"]
     cloud.run("setup")
     cloud.run("run", "--", "--gin.MODEL_DIR=gs://b/x")
@@ -558,7 +558,7 @@ def test_a_queued_resource_is_waited_for_and_asked_for_again(cloud):
     assert "the queued resource vm is FAILED" in cloud.run("create", "--queued", code=1).stderr
 
 
-def test_results_on_a_workers_disk_are_fetched_without_checkpoints(ready):
+def test_fetch_copies_results_without_checkpoints(ready):
     ready.run("run", "--local", "--", "--gin.MODEL_DIR='runs/mine'")
     folder = ready.home(0) / "stepdistill/code/runs/mine"
     for name in ("config.gin", "eval/test/20/metrics.json", "checkpoints/20/state"):
@@ -592,7 +592,7 @@ def test_results_on_a_workers_disk_are_fetched_without_checkpoints(ready):
         ("delete", "--yes"),
     ],
 )
-def test_a_dry_run_prints_the_commands_that_are_run(ready, arguments):
+def test_a_dry_run_prints_the_commands_of_a_real_run(ready, arguments):
     ready.set("queued-resources", "ACTIVE")
     ready.run("run", "--", "--gin.MODEL_DIR=gs://b/x")
     ready.wait_for("exit code 0", 0)
@@ -605,16 +605,16 @@ def test_a_dry_run_prints_the_commands_that_are_run(ready, arguments):
     )
     assert ready.calls() == []
     if arguments[0] == "keep":
-        # What a dry run takes for granted.
+        # As a dry run assumes.
         ready.set("tpu-vm", "PREEMPTED", "-")
     if arguments[0] == "create":
         shutil.rmtree(ready.folder / "workers")
     ready.run(*arguments)
-    # Words, as a command's own may hold line ends; between those of gcloud are other programs'.
+    # Compares words: a command may contain newlines, and other programs run between gcloud's.
     said = shlex.split(printed.stdout)
     count = said.count("gcloud")
     calls = ready.calls()
-    # A run that has not ended when it is looked at is looked at again.
+    # `keep` checks a run again that has not ended yet.
     assert len(calls) == count or (arguments == ("keep",) and len(calls) > count)
     left = iter(said)
     assert not [word for call in calls[:count] for word in call if word not in left]
@@ -623,52 +623,72 @@ def test_a_dry_run_prints_the_commands_that_are_run(ready, arguments):
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        (("creat",), {}, "creat: no subcommand; the nearest is create (of create setup"),
-        (("fecth",), {}, "fecth: no subcommand; the nearest is fetch"),
-        (("status",), {"NAME": ""}, "NAME is missing: which TPU VM? pass --name=NAME or set NAME"),
-        (("status",), {"ZONE": ""}, "ZONE is missing: where is vm? pass --zone=ZONE"),
-        (("status",), {"NAME": "a b"}, "NAME=a b: a TPU VM's name has small letters"),
-        (("create",), {"ACCELERATOR": ""}, "ACCELERATOR is missing: what is vm?"),
-        (("create",), {"ACCELERATOR": "v5e-8"}, "v5e is called v5litepod here; write v5litepod-8"),
-        (("create",), {"ACCELERATOR": "v9-8"}, "ACCELERATOR=v9-8: no runtime is known for it"),
-        (("status",), {"PATH": "/nowhere"}, "gcloud is not on PATH: install the Google Cloud CLI"),
-        (("run", "--gin_file=a"), {}, "--gin_file=a: no flag of run; what the run is to get goes"),
+        (
+            ("creat",),
+            {},
+            "creat: unknown subcommand; the nearest is create. Use one of: create setup",
+        ),
+        (("fecth",), {}, "fecth: unknown subcommand; the nearest is fetch."),
+        (("status",), {"NAME": ""}, "NAME is missing. Pass --name=NAME or set NAME"),
+        (("status",), {"ZONE": ""}, "ZONE is missing. Pass --zone=ZONE"),
+        (("status",), {"NAME": "a b"}, "NAME=a b: expected lowercase letters"),
+        (("create",), {"ACCELERATOR": ""}, "ACCELERATOR is missing. Pass --accelerator="),
+        (
+            ("create",),
+            {"ACCELERATOR": "v5e-8"},
+            "Cloud TPU calls v5e v5litepod. Write v5litepod-8.",
+        ),
+        (("create",), {"ACCELERATOR": "v9-8"}, "ACCELERATOR=v9-8: its runtime version is unknown."),
+        (("status",), {"PATH": "/nowhere"}, "gcloud is not on PATH. Install the Google Cloud CLI"),
+        (("run", "--gin_file=a"), {}, "--gin_file=a: unknown flag of run. Put the run's arguments"),
         (
             ("run", "--", "--gin_file=esnli.gin"),
             {},
-            "no MODEL_DIR is given, and that of a gin file",
+            "MODEL_DIR is missing, and gin files are not read here.",
         ),
-        (("run", "--", "--gin_file=a.gin"), {}, "--gin_file=a.gin: there is no a.gin in "),
-        (("run", "--", "--gin_file", "a"), {}, "--gin_file=a: there is no a in "),
-        (("run", "--", "--gin_file=gin"), {}, "--gin_file=gin: there is no gin in "),
+        (("run", "--", "--gin_file=a.gin"), {}, "--gin_file=a.gin: no such file in "),
+        (("run", "--", "--gin_file", "a"), {}, "--gin_file=a: no such file in "),
+        (("run", "--", "--gin_file=gin"), {}, "--gin_file=gin: no such file in "),
         (
             ("run", "--", "--gin_file=untracked.gin"),
             {},
-            "--gin_file=untracked.gin: git does not track it, so that sync leaves it behind;",
+            "--gin_file=untracked.gin: git does not track it, so sync does not send it.",
         ),
         (
             ("run", "--", "--gin_file=CHECKOUT/gin/esnli.gin"),
             {},
-            "gin/esnli.gin: no worker has that path; write --gin_file=gin/esnli.gin",
+            "gin/esnli.gin: the workers do not have this path. Write --gin_file=gin/esnli.gin.",
         ),
-        (("logs", "--lines=08"), {}, "--lines=08: expected a whole number; write --lines=30"),
-        (("eval", "--", "gs://b/x", "runs/a"), {}, "runs/a lies on the workers' own disks: name"),
-        (("status",), {"BUCKET": "s3://x"}, "BUCKET=s3://x: expected gs://BUCKET/PATH"),
-        (("run", "--env=KEY"), {}, "--env=KEY: no variable with its value; write --env=NAME=VALUE"),
-        (("create", "--spot=yes"), {}, "--spot=yes: --spot takes no value; write --spot alone"),
-        (("create", "--zone"), {}, "--zone: has no value; write --zone=VALUE"),
-        (("stop", "--seconds=abc"), {}, "--seconds=abc: expected a whole number; write"),
-        (("keep",), {"POLL_SECONDS": "1m"}, "POLL_SECONDS=1m: expected seconds; write 30"),
-        (("run", "--", "--gin.MODEL_DIR=runs/a"), {}, "MODEL_DIR=runs/a lies on the workers' own"),
-        (("resume",), {}, "nothing was run on vm yet; start with"),
-        (("keep",), {}, "nothing was run on vm yet; start with"),
-        (("fetch",), {}, "which folder? no run with a MODEL_DIR is known; pass --model_dir=DIR"),
-        (("delete",), {}, "not deleted: answer y, or pass --yes"),
+        (
+            ("logs", "--lines=08"),
+            {},
+            "--lines=08: expected a whole number without leading zeros. Write --lines=30",
+        ),
+        (("eval", "--", "gs://b/x", "runs/a"), {}, "runs/a is on the workers' own disks. Pass"),
+        (("status",), {"BUCKET": "s3://x"}, "BUCKET=s3://x: expected gs://BUCKET/PATH. Correct"),
+        (
+            ("run", "--env=KEY"),
+            {},
+            "--env=KEY: the name or the value is missing. Write --env=NAME=VALUE.",
+        ),
+        (("create", "--spot=yes"), {}, "--spot=yes: --spot takes no value. Write --spot."),
+        (("create", "--zone"), {}, "--zone: the value is missing. Write --zone=VALUE."),
+        (("stop", "--seconds=abc"), {}, "--seconds=abc: expected a whole number"),
+        (("keep",), {"POLL_SECONDS": "1m"}, "POLL_SECONDS=1m: expected a number of seconds. Write"),
+        (("run", "--", "--gin.MODEL_DIR=runs/a"), {}, "MODEL_DIR=runs/a is on the workers' own"),
+        (("resume",), {}, "no run was started on vm yet. Start one with"),
+        (("keep",), {}, "no run was started on vm yet. Start one with"),
+        (
+            ("fetch",),
+            {},
+            "MODEL_DIR is unknown: no run was started with one. Pass --model_dir=DIR.",
+        ),
+        (("delete",), {}, "not deleted. Answer y, or pass --yes."),
     ],
 )
-def test_wrong_input_is_told_in_one_line(cloud, arguments, environment, message):
+def test_wrong_input_gives_one_line(cloud, arguments, environment, message):
     if "PATH" in environment:
-        # What the script itself needs is there.
+        # Only the programs that the script itself needs.
         for name in ("bash", "dirname", "tr", "basename"):
             (cloud.folder / "few").mkdir(exist_ok=True)
             (cloud.folder / "few" / name).symlink_to(shutil.which(name))
@@ -677,14 +697,14 @@ def test_wrong_input_is_told_in_one_line(cloud, arguments, environment, message)
     arguments = [argument.replace("CHECKOUT", str(cloud.checkout)) for argument in arguments]
     done = cloud.run(*arguments, code=2, **environment)
     assert message in done.stderr
-    # Nothing was made or deleted for it.
+    # gcloud was not called.
     assert cloud.calls() == []
     errors = [line for line in done.stderr.splitlines() if "error: " in line]
     assert len(errors) == 1
 
 
-def test_delete_forgets_the_vm_once_it_is_confirmed(ready):
+def test_delete_forgets_the_vm_after_confirmation(ready):
     done = ready.run("delete", stdin="y\n")
-    assert "delete vm in us-central2-b, with all that its disks hold? [y/N]" in done.stderr
+    assert "delete vm in us-central2-b and everything on its disks? [y/N]" in done.stderr
     assert ready.calls() == [tpu_vm("delete", "--quiet")]
     assert not list((ready.folder / "state").iterdir())
