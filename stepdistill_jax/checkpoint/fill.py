@@ -1,4 +1,4 @@
-"""Moves parameters between another form's checkpoint and ours, one shard or one array at a time."""
+"""Copies parameters from and to Hugging Face and T5X checkpoints, one shard or array at a time."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ PyTree = Any
 Index = tuple[slice, ...]
 
 
-class Reader(Protocol):
-    """A checkpoint of another form, open for reading."""
+class CheckpointReader(Protocol):
+    """A Hugging Face or T5X checkpoint whose arrays are read slice by slice."""
 
     @property
     def where(self) -> str:
@@ -33,38 +33,34 @@ class Reader(Protocol):
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
-        """Key -> shape of every array that a model could want."""
+        """Key -> shape of every array that a T5 has."""
 
     def read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:
         """The elements of one array at `index` (slices, and an integer for a layer)."""
 
 
-def check(reader: Reader, form: Form, abstract_params: PyTree) -> None:
-    """Compares a checkpoint's arrays with a model's parameters; reads none.
+def check(reader: CheckpointReader, form: Form, abstract_params: PyTree) -> None:
+    """Compares the names and shapes of a checkpoint's arrays with a model's; reads no array.
 
     Raises:
-        InputError: arrays that the model does not have, that are missing, or of another shape.
+        InputError: arrays are unknown to the model, missing, or of another shape.
     """
     check_shapes(stored_shapes(bindings(abstract_params, form)), reader.shapes, reader.where)
 
 
-def fill(reader: Reader, form: Form, abstract_params: PyTree) -> PyTree:
-    """Reads a model's parameters, each device's shards straight from the file.
+def fill(reader: CheckpointReader, form: Form, abstract_params: PyTree) -> PyTree:
+    """Reads a model's parameters, each device's shards directly from the files.
 
-    No more than one shard is on the host at a time besides what the devices hold, so a model that
-    fits the devices can be read on a host that it does not fit.
+    The host holds one shard at a time, so the model may be larger than the host's memory.
 
     Args:
         reader: the checkpoint.
-        form: its form.
-        abstract_params: tree of `jax.ShapeDtypeStruct`, stacked or unrolled; with a sharding each
-            becomes a `jax.Array` there, without one a numpy array.
-
-    Returns:
-        The tree of parameters, in the dtypes of `abstract_params`.
+        form: the form of `reader`.
+        abstract_params: tree of `jax.ShapeDtypeStruct`, stacked or unrolled. A leaf with a sharding
+            becomes a `jax.Array`, a leaf without one a numpy array.
 
     Raises:
-        InputError: arrays that the model does not have, that are missing, or of another shape.
+        InputError: see `check`.
     """
     check(reader, form, abstract_params)
     by_path = collections.defaultdict(list)
@@ -72,10 +68,10 @@ def fill(reader: Reader, form: Form, abstract_params: PyTree) -> PyTree:
         by_path[part.path].append(part)
 
     def load(path: Any, leaf: jax.ShapeDtypeStruct) -> Any:
-        own = by_path[jax.tree_util.keystr(path, simple=True, separator="/")]
+        parts = by_path[jax.tree_util.keystr(path, simple=True, separator="/")]
 
         def shard(index: Index | None) -> np.ndarray:
-            return _read(reader, own, leaf, index or tuple(slice(None) for _ in leaf.shape))
+            return _read(reader, parts, leaf, index or tuple(slice(None) for _ in leaf.shape))
 
         if leaf.sharding is None:
             return shard(None)
@@ -85,7 +81,7 @@ def fill(reader: Reader, form: Form, abstract_params: PyTree) -> PyTree:
 
 
 def _read(
-    reader: Reader, parts: list[Binding], leaf: jax.ShapeDtypeStruct, index: Index
+    reader: CheckpointReader, parts: list[Binding], leaf: jax.ShapeDtypeStruct, index: Index
 ) -> np.ndarray:
     """One shard of one parameter."""
     shape = [len(range(*part.indices(size))) for part, size in zip(index, leaf.shape, strict=True)]
@@ -95,8 +91,8 @@ def _read(
         for part in parts[1:]:
             if not np.array_equal(out, _part(reader, part, index)):
                 raise InputError(
-                    f"{reader.where}: {part.key} differs between layers 0 and {part.key_layer}; "
-                    f"the model has one {part.path} for all layers, as T5 has"
+                    f"{reader.where}: {part.key} differs between layers 0 and {part.key_layer}, "
+                    f"but T5 shares {part.path} over all layers. Use a T5 checkpoint."
                 )
     else:
         for row, part in zip(out, parts[index[0]], strict=True):
@@ -104,17 +100,17 @@ def _read(
     return out
 
 
-def _part(reader: Reader, part: Binding, index: Index) -> np.ndarray:
+def _part(reader: CheckpointReader, part: Binding, index: Index) -> np.ndarray:
     stored = reader.read(part.key, part.stored_index(index))
     return stored.T if part.transposed else stored
 
 
 def arrays(params: PyTree, form: Form) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of another form's checkpoint, one after the other, each once.
+    """Yields the key and value of every array of a checkpoint of `form`.
 
     Args:
-        params: tree of arrays, stacked or unrolled, all addressable here.
-        form: the other form.
+        params: tree of arrays, stacked or unrolled, all addressable by this process.
+        form: of the checkpoint.
     """
     by_key = collections.defaultdict(list)
     for part in bindings(params, form):

@@ -1,4 +1,4 @@
-"""Hugging Face T5 checkpoints: where they lie, what model they are of, and their arrays.
+"""Hugging Face T5 checkpoints: their files, model configuration, tokenizer and arrays.
 
 T5 1.0 (``t5-*``), T5 1.1 (``google/t5-v1_1-*``) and FLAN-T5 (``google/flan-t5-*``), from a folder
 or the hub, as safetensors or PyTorch's ``.bin``, in one file or in shards.
@@ -45,7 +45,7 @@ SIZES = {
     "relative_attention_num_buckets": "relpos_buckets",
     "relative_attention_max_distance": "relpos_max_distance",
 }
-# What a config.json that does not say means (transformers' own defaults).
+# transformers' defaults for keys that a config.json leaves out.
 DEFAULTS = {
     "relative_attention_num_buckets": 32,
     "relative_attention_max_distance": 128,
@@ -60,10 +60,10 @@ ACTIVATIONS = {
     "gated-gelu": ("gelu", "linear"),
     "gated-silu": ("silu", "linear"),
 }
-# Field of T5Config -> its macro, where that is not its name.
+# Field of T5Config -> its macro, where that is not the field's name in capitals.
 MACROS = {"logits_via_embedding": "TIED_EMBEDDINGS"}
 _EPSILON = 1e-6
-# Rows of an array that are compared at a time.
+# Rows of an array that are compared at once.
 _ROWS = 4096
 
 
@@ -75,29 +75,32 @@ def is_checkpoint(folder: epath.Path) -> bool:
 def model_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The fields of `T5Config` that a ``config.json`` decides.
 
-    transformers 5 writes ``tie_word_embeddings: true`` for every T5 and keeps apart whether the
-    decoder's output is scaled, which is what told T5 1.0 from 1.1.
+    transformers 5 writes ``tie_word_embeddings: true`` for every T5. There only
+    ``scale_decoder_outputs`` distinguishes T5 1.0 from 1.1.
 
     Raises:
-        InputError: a model that this T5 is not.
+        InputError: the model is not a T5 that this package implements.
     """
     if config.get("model_type") != "t5":
         raise InputError(
-            f"{where}: model_type is {config.get('model_type')!r}, expected 't5'; T5, T5 1.1 and "
-            "FLAN-T5 can be read"
+            f"{where}: unsupported model_type: got {config.get('model_type')!r}, expected 't5'. "
+            "Use a T5, T5 1.1 or FLAN-T5 checkpoint."
         )
     config = {**DEFAULTS, **config}
     config.setdefault("num_decoder_layers", config.get("num_layers"))
-    lacking = [key for key in SIZES if not isinstance(config.get(key), int)]
-    if lacking:
-        raise InputError(f"{where}: {', '.join(lacking)} missing or not a whole number")
-    for key, wanted in (
+    missing = [key for key in SIZES if not isinstance(config.get(key), int)]
+    if missing:
+        raise InputError(
+            f"{where}: missing or not an integer: {', '.join(missing)}. Download the file again."
+        )
+    for key, choices in (
         ("feed_forward_proj", tuple(ACTIVATIONS)),
         ("layer_norm_epsilon", (_EPSILON,)),
     ):
-        if config[key] not in wanted:
+        if config[key] not in choices:
             raise InputError(
-                f"{where}: {key} is {config[key]!r}, this T5 knows {', '.join(map(str, wanted))}"
+                f"{where}: unsupported {key}: got {config[key]!r}, expected "
+                f"{' or '.join(map(str, choices))}. Use another checkpoint."
             )
     fields = {field: config[key] for key, field in SIZES.items()}
     fields["mlp_activations"] = ACTIVATIONS[config["feed_forward_proj"]]
@@ -106,30 +109,28 @@ def model_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     return fields
 
 
-class Checkpoint:
-    """A Hugging Face checkpoint, found and its arrays' shapes known; a `fill.Reader`.
+class HFCheckpoint:
+    """A Hugging Face checkpoint; a `fill.CheckpointReader`.
 
     Attributes:
         where: its folder or hub name.
-        config: of ``config.json``.
-        fields: those of `T5Config` that it decides.
+        fields: the fields of `T5Config` that its ``config.json`` decides.
         shapes: key -> shape of every array that a T5 reads.
     """
 
     def __init__(self, name: str) -> None:
-        """Finds the files, fetching them from the hub where they are not in its local cache.
+        """Finds the files and reads all shapes; downloads what the hub's local cache lacks.
 
         Args:
             name: a folder, or ``hf:`` and a folder or ``OWNER/NAME`` on the hub.
 
         Raises:
-            InputError: a file is missing or damaged, or the model is none of T5's.
+            InputError: a file is missing or damaged, or the model is not a T5.
         """
         self.where = name
         self._place = _Place(name)
         path = self._place.find((CONFIG,))
-        self.config = _read_json(path)
-        self.fields = model_fields(self.config, str(path))
+        self.fields = model_fields(_read_json(path), str(path))
         self._files = self._place.weights()
         self.shapes = {k: file.shapes()[k] for k, file in self._files.items()}
         aliases = HF_TIED_ALIASES if self.fields["logits_via_embedding"] else HF_ALIASES
@@ -141,7 +142,7 @@ class Checkpoint:
             del self.shapes[key]
 
     def read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:
-        """See `fill.Reader`."""
+        """See `fill.CheckpointReader`."""
         return self._files[key].read(key, index)
 
     def check_model(self, model: T5Config) -> None:
@@ -151,15 +152,15 @@ class Checkpoint:
             InputError: all macros that differ, with both values.
         """
         differing = [
-            f"{MACROS.get(field, field.upper())} = {getattr(model, field)!r}, the checkpoint has "
+            f"{MACROS.get(field, field.upper())}={getattr(model, field)!r}, but the checkpoint has "
             f"{value!r}"
             for field, value in self.fields.items()
             if getattr(model, field) != value
         ]
         if differing:
             raise InputError(
-                f"INITIAL_CHECKPOINT={self.where!r} is of another model: {'; '.join(differing)}; "
-                "include the gin file of models/ that describes the checkpoint"
+                f"INITIAL_CHECKPOINT={self.where!r} is another model: {'; '.join(differing)}. "
+                "Add the gin file of models/ that describes the checkpoint."
             )
 
     def check_vocabulary(self, vocabulary: Vocabulary, name: str) -> None:
@@ -167,10 +168,10 @@ class Checkpoint:
 
         Args:
             vocabulary: of the run.
-            name: what VOCABULARY says.
+            name: VOCABULARY, for the message.
 
         Raises:
-            InputError: they differ, or the checkpoint has no tokenizer to compare with.
+            InputError: they differ, or the checkpoint has no tokenizer.
         """
         if isinstance(vocabulary, ByteVocabulary) and self._reads_bytes():
             return
@@ -181,14 +182,14 @@ class Checkpoint:
         pairs = enumerate(zip(ours, theirs, strict=False))
         first = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
         raise InputError(
-            f"VOCABULARY={name!r} is not the tokenizer that INITIAL_CHECKPOINT={self.where!r} was "
-            f"trained with: {len(ours):,} and {len(theirs):,} pieces, different from id {first} "
-            f"on; set VOCABULARY={self.where!r}, or INITIAL_CHECKPOINT=None to train from scratch"
+            f"VOCABULARY={name!r} is not the tokenizer of INITIAL_CHECKPOINT={self.where!r}: "
+            f"{len(ours):,} and {len(theirs):,} pieces, which differ from id {first} on. "
+            f"Set VOCABULARY={self.where!r}, or INITIAL_CHECKPOINT=None to train from scratch."
         )
 
     def _reads_bytes(self) -> bool:
-        """Whether the checkpoint says that its tokenizer is ByT5's, which has no file of pieces."""
-        # A folder that holds pieces need not hold the description too.
+        """Whether the tokenizer is ByT5's, which has no file of pieces."""
+        # A folder with a file of pieces may lack tokenizer_config.json.
         path = self._place.find((TOKENIZER_CONFIG, *TOKENIZERS))
         config = _read_json(path) if path.name == TOKENIZER_CONFIG else None
         return isinstance(config, dict) and config.get("tokenizer_class") == "ByT5Tokenizer"
@@ -203,11 +204,12 @@ class Checkpoint:
             return [piece for piece, _ in tokenizer["model"]["vocab"]]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path}: not the tokenizer.json of a SentencePiece model; put spiece.model there"
+                f"{path}: not the tokenizer.json of a SentencePiece model. Put spiece.model beside "
+                "it."
             ) from error
 
     def _check_alias(self, alias: str, key: str) -> None:
-        """Raises where two names of one array hold different ones: the model is another then."""
+        """Refuses a checkpoint whose two names of one array hold different values."""
         shape = self.shapes[key]
         same = shape == self.shapes[alias]
         for start in range(0, shape[0], _ROWS) if same else ():
@@ -215,8 +217,8 @@ class Checkpoint:
             same = same and np.array_equal(self.read(alias, rows), self.read(key, rows))
         if not same:
             raise InputError(
-                f"{self.where}: {alias} differs from {key}, but config.json says that they are one "
-                "array; correct tie_word_embeddings or scale_decoder_outputs in it"
+                f"{self.where}: {alias} differs from {key}, but config.json declares them to be "
+                "one array. Correct tie_word_embeddings or scale_decoder_outputs in config.json."
             )
 
 
@@ -264,13 +266,14 @@ class _Place:
             return dict.fromkeys(file.shapes(), file)
         index = _read_json(path).get("weight_map")
         if not isinstance(index, dict):
-            raise damaged(path, "it has no weight_map")
+            raise damaged(path, "no weight_map")
         shards: dict[str, WeightFile] = {
             name: kind(storage.on_disk(self.find((name,)))) for name in set(index.values())
         }
-        lost = [key for key, shard in index.items() if key not in shards[shard].shapes()]
-        if lost:
-            raise damaged(path, f"{lost[0]} is not in {index[lost[0]]}, {len(lost)} such keys")
+        missing = [key for key, shard in index.items() if key not in shards[shard].shapes()]
+        if missing:
+            first = missing[0]
+            raise damaged(path, f"{len(missing)} arrays are missing, as {first} in {index[first]}")
         return {key: shards[shard] for key, shard in index.items()}
 
 
@@ -278,7 +281,7 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); fetch the file again") from error
+        raise InputError(f"{path}: invalid JSON: {error}. Download the file again.") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object; fetch the file again")
+        raise InputError(f"{path}: not a JSON object. Download the file again.")
     return value

@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a training run: state, data position and run identity, all or nothing."""
+"""Orbax checkpoints of a training run: train state, data position and run identity."""
 
 from __future__ import annotations
 
@@ -21,35 +21,34 @@ METRIC = "validation_accuracy"
 
 PyTree = Any
 
-
-# Stands for the accuracy of a step that was not scored: Orbax wants a number for each.
+# The accuracy of a step that was not scored; Orbax needs a number for every step.
 NOT_SCORED = -1.0
 
 
 def best_key(metrics: dict[str, float]) -> tuple[float, float]:
-    """Sort key under which the largest is the best: accuracy, then the earlier step.
+    """Sort key, the largest is the best: accuracy, then the earlier step.
 
-    Steps that were not scored come last, the latest of them first, which is kept anyway.
+    Steps without a score come last, the latest of them first.
     """
     accuracy, step = metrics[METRIC], metrics["step"]
     return (accuracy, step) if accuracy == NOT_SCORED else (accuracy, -step)
 
 
 def checkpoints_folder(model_dir: epath.PathLike) -> epath.Path:
-    """``MODEL_DIR/checkpoints``, absolute, as Orbax wants it."""
+    """``MODEL_DIR/checkpoints``, absolute, as Orbax requires."""
     path = os.fspath(model_dir)
     return epath.Path(path if storage.is_remote(path) else os.path.abspath(path)) / CHECKPOINTS
 
 
 class _Checkpoints(ocp.CheckpointManager):
-    """Orbax's, but that it leaves the question of preemption to the loop."""
+    """Orbax's manager, without its check for preemption: the train loop checks."""
 
     def reached_preemption(self, step: int) -> bool:
-        """Never.
+        """Always False.
 
-        JAX takes each question for word of the step that a process is at, and has all stop after
-        the latest. Orbax asks once more about a step when it is written, long after the loop has
-        gone on: the processes would be told to stop at a step that this one has passed.
+        JAX takes every check as a report of this process's step and stops all processes after the
+        latest step reported. Orbax checks again when a step is written, after the loop has passed
+        it: the processes would have to stop at a step in the past.
         """
         del step
         return False
@@ -59,16 +58,16 @@ class _Checkpoints(ocp.CheckpointManager):
 def manager(
     model_dir: epath.PathLike, *, keep: int = 2, read_only: bool = False
 ) -> Iterator[ocp.CheckpointManager]:
-    """Orbax manager of ``MODEL_DIR/checkpoints``: the latest `keep` and the best on validation.
+    """Orbax manager of ``MODEL_DIR/checkpoints``; keeps the latest `keep` steps and the best one.
 
-    Leaving it waits until what was saved is on disk.
+    On exit it waits until all saves are on disk.
 
     Args:
         model_dir: local or ``gs://`` folder of the run.
-        keep: how many of the latest steps survive, besides the best one.
-        read_only: for readers beside a running trainer: nothing is created or deleted. Of several
-            processes one may read alone, once all have their devices; a manager that writes is
-            made by all.
+        keep: number of latest steps to keep, besides the best on validation.
+        read_only: creates and deletes nothing, for readers beside a running trainer. One process
+            may open it alone, once all processes have their devices. All processes must open a
+            manager that writes.
 
     Raises:
         InputError: a checkpoint cannot be written.
@@ -76,20 +75,17 @@ def manager(
     policy = ocp.checkpoint_managers.AnyPreservationPolicy(
         [
             ocp.checkpoint_managers.LatestN(keep),
-            ocp.checkpoint_managers.BestN(
-                get_metric_fn=best_key,
-                n=1,
-            ),
+            ocp.checkpoint_managers.BestN(get_metric_fn=best_key, n=1),
         ]
     )
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy,
-        # Orbax writes and reads metrics only where a best_fn is named.
+        # Without best_fn Orbax neither writes nor reads metrics.
         best_fn=best_key,
         create=not read_only,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
-        # It would wait for all processes, and a reader may be the lead alone.
+        # Saving it waits for all processes, but the lead may read alone.
         save_root_metadata=not read_only,
     )
     folder = checkpoints_folder(model_dir)
@@ -98,7 +94,7 @@ def manager(
         yield checkpoints
         wait(checkpoints)
     finally:
-        # A save that failed has been reported, and would be once more.
+        # A failed save was reported above; closing would raise it again.
         with contextlib.suppress(Exception):
             checkpoints.close()
 
@@ -121,18 +117,18 @@ def save(
     identity: dict[str, Any],
     accuracy: float | None = None,
 ) -> None:
-    """Starts writing step `step`; training goes on while Orbax writes.
+    """Starts writing `step`; training continues while Orbax writes.
 
     Args:
         checkpoints: from `manager`.
         step: optimizer steps done.
         state: sharded train state.
         data_state: the Grain iterator's state after the batch of `step`.
-        identity: what run this is, as JSON.
-        accuracy: label accuracy on validation at this step, where it was measured.
+        identity: JSON that identifies the run.
+        accuracy: label accuracy on validation at this step; None = not measured.
 
     Raises:
-        InputError: this or the checkpoint before cannot be written.
+        InputError: this or the previous checkpoint cannot be written.
     """
     with _writable(checkpoints):
         checkpoints.save(
@@ -143,12 +139,12 @@ def save(
                 identity=ocp.args.JsonSave(identity),
             ),
             metrics={METRIC: NOT_SCORED if accuracy is None else accuracy, "step": step},
-            force=True,  # save at this very step, whatever Orbax's own intervals say
+            force=True,  # ignores Orbax's save intervals
         )
 
 
 def save_params(model_dir: epath.PathLike, step: int, params: PyTree) -> None:
-    """Writes a checkpoint of parameters alone, which `restore.restore_params` reads.
+    """Writes a checkpoint of parameters only, which `restore.restore_params` reads.
 
     Args:
         model_dir: a folder without a checkpoint of `step`.
@@ -156,7 +152,7 @@ def save_params(model_dir: epath.PathLike, step: int, params: PyTree) -> None:
         params: tree of arrays, on any mesh.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the folder cannot be written.
     """
     with manager(model_dir) as checkpoints, _writable(checkpoints):
         checkpoints.save(
@@ -170,14 +166,14 @@ def save_params(model_dir: epath.PathLike, step: int, params: PyTree) -> None:
 def restore(
     checkpoints: ocp.CheckpointManager, step: int, abstract_state: PyTree
 ) -> tuple[PyTree, dict[str, Any], dict[str, Any]]:
-    """Reads the whole of one step back, onto the shardings of `abstract_state`.
+    """Reads one step onto the shardings of `abstract_state`.
 
     Returns:
         The train state, the data iterator's state and the run's identity.
 
     Raises:
         InputError: a file of the step is missing or damaged, or the shapes differ.
-        UnavailableError: the store gives no answer.
+        UnavailableError: the store does not respond.
     """
     folder = epath.Path(checkpoints.directory) / str(step)
     with readable(folder):
@@ -194,7 +190,7 @@ def restore(
 
 @contextlib.contextmanager
 def _writable(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
-    """Turns what Orbax and tensorstore raise on a full or forbidden disk into one clear error."""
+    """Turns errors of Orbax and tensorstore on a full or read-only disk into an `InputError`."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -203,13 +199,13 @@ def _writable(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
         if not isinstance(error, OSError) and not _DISK_ERROR.search(reason):
             raise
         raise InputError(
-            f"{checkpoints.directory}: a checkpoint cannot be written: {reason}; make room or set "
-            f"another MODEL_DIR, and run the same command again: it continues from step "
-            f"{checkpoints.latest_step() or 0}"
+            f"{checkpoints.directory}: cannot write a checkpoint: {reason}. Free disk space or set "
+            "another MODEL_DIR, then run the same command again: it continues from step "
+            f"{checkpoints.latest_step() or 0}."
         ) from error
 
 
-# tensorstore's words for a disk or store that is full, read-only or forbidden.
+# What tensorstore reports for a disk or store that is full, read-only or forbidden.
 _DISK_ERROR = re.compile(
     "RESOURCE_EXHAUSTED|PERMISSION_DENIED|No space left|Read-only|UNAUTHENTICATED"
 )
@@ -217,16 +213,16 @@ _DISK_ERROR = re.compile(
 
 @contextlib.contextmanager
 def readable(folder: epath.Path) -> Iterator[None]:
-    """Turns whatever Orbax and tensorstore raise on a damaged step into one clear error."""
+    """Turns errors of Orbax and tensorstore on a damaged step into an `InputError`."""
     try:
         yield
     except (InputError, jax.errors.JaxRuntimeError):
-        raise  # the second is a device's error, such as no memory, not the file's
+        raise  # a JaxRuntimeError is about a device, as out of memory, not about the file
     except Exception as error:  # a missing array chunk comes as a bare Exception
-        # The abandoned reads would each log a stack trace of their own.
+        # Each abandoned read would log a stack trace.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        storage.raise_failure(error)  # what cannot be reached may be whole
+        storage.raise_failure(error)  # an unreachable checkpoint may be intact
         raise InputError(
-            f"{folder}: this checkpoint cannot be read: {in_short(error)}; copy the "
-            "step's folder back, or delete it so that the run continues from the step before"
+            f"{folder}: cannot read this checkpoint: {in_short(error)}. Copy the step's folder "
+            "back, or delete it: the run then continues from the previous step."
         ) from error

@@ -1,7 +1,7 @@
-"""The one table of parameter names: ours, Hugging Face's, T5X's, and what differs in layout.
+"""The table of parameter names: ours, Hugging Face's and T5X's, and how their layouts differ.
 
-Our names and layouts are those of T5X's minimal T5, so one column serves both. `bindings` spells
-the table out for one model; import and export both read it.
+Our names and layouts are those of T5X's minimal T5, so one column serves both. `bindings` expands
+the table for one model; import and export both use it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from stepdistill_jax.spec import InputError
 Form = Literal["hf", "t5x", "t5x_scanned"]
 Shape = tuple[int, ...]
 
-# Each row: ours (and T5X's), Hugging Face's (without ".weight"). Hugging Face stores the transpose
-# of every matrix but the embedding. A model has the rows that its own parameters name: a plain MLP
-# has `wi`, a gated one `wi_0` and `wi_1`; `logits_dense` is where the output matrix is not tied.
+# Our name (and T5X's) -> Hugging Face's, without ".weight". Hugging Face stores the transpose of
+# every matrix except the embedding. A model has a subset of these: a plain MLP has `wi`, a gated
+# one `wi_0` and `wi_1`; only an untied model has `logits_dense`.
 WHOLE = {
     "token_embedder/embedding": "shared",
     "encoder/relpos_bias/rel_embedding": (
@@ -33,7 +33,8 @@ WHOLE = {
     "decoder/decoder_norm/scale": "decoder.final_layer_norm",
     "decoder/logits_dense/kernel": "lm_head",
 }
-# The same of layer i: ours under ``encoder/layers_i/``, Hugging Face's ``encoder.block.i.layer.``.
+# The same for layer i: ours below ``encoder/layers_i/``, Hugging Face's below
+# ``encoder.block.i.layer.``.
 LAYERS = {
     "encoder": {
         "pre_attention_layer_norm/scale": "0.layer_norm",
@@ -65,13 +66,13 @@ LAYERS = {
         "mlp/wo/kernel": "2.DenseReluDense.wo",
     },
 }
-# Hugging Face files may hold these besides: the same array under another name, ...
+# Second names of an array, which Hugging Face files may also hold.
 HF_ALIASES = {
     "encoder.embed_tokens.weight": "shared.weight",
     "decoder.embed_tokens.weight": "shared.weight",
 }
 HF_TIED_ALIASES = {**HF_ALIASES, "lm_head.weight": "shared.weight"}
-# ... and what the first converted T5 1.0 files carry, which no T5 reads.
+# An array of the first T5 1.0 files that no T5 reads.
 HF_IGNORED = frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"})
 _STACKED = "/layers/"
 # T5X's scanned form stacks layers on this axis (its `param_scan_axis`).
@@ -80,15 +81,15 @@ _T5X_SCAN_AXIS = 1
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """One layer's part of one of our parameters, and where a checkpoint of another form keeps it.
+    """One layer of one of our parameters, and its place in a Hugging Face or T5X checkpoint.
 
     Attributes:
-        path: our parameter, such as ``encoder/layers/mlp/wo/kernel``.
-        layer: its index on our leading axis; None where our parameter is not stacked.
-        shape: of the part in our layout, without the layer axis.
-        key: the other form's name.
-        transposed: the other form stores the transpose.
-        key_layer: the index on axis 1 of the other form's array; None where that is not stacked.
+        path: our parameter, as ``encoder/layers/mlp/wo/kernel``.
+        layer: index on our leading axis; None = our parameter is not stacked.
+        shape: in our layout, without the layer axis.
+        key: name in the checkpoint.
+        transposed: the checkpoint stores the transpose.
+        key_layer: index on axis 1 of the checkpoint's array; None = that array is not stacked.
     """
 
     path: str
@@ -100,11 +101,11 @@ class Binding:
 
     @property
     def stored_shape(self) -> Shape:
-        """Of the part in the other form's layout, without its layer axis."""
+        """Shape in the checkpoint's layout, without its layer axis."""
         return self.shape[::-1] if self.transposed else self.shape
 
     def stored_index(self, index: tuple[slice, ...]) -> tuple[Any, ...]:
-        """Where the other form's array has what `index` takes of the part."""
+        """The checkpoint's index for `index` in our layout."""
         stored: tuple[Any, ...] = index[::-1] if self.transposed else index
         if self.key_layer is not None:
             stored = (*stored[:_T5X_SCAN_AXIS], self.key_layer, *stored[_T5X_SCAN_AXIS:])
@@ -118,21 +119,22 @@ def flat(tree: Any) -> dict[str, Any]:
 
 
 def bindings(params: Any, form: Form) -> list[Binding]:
-    """Every part of a model's parameters, in the order of its tree, layers in theirs.
+    """The bindings of all parameters, in the order of the tree and of the layers.
 
-    In T5X's scanned form the relative-position bias is stacked too, one copy a layer: that one
-    parameter of ours has a binding for each.
+    T5X's scanned form also stacks the relative-position bias, one copy a layer: our one parameter
+    then has one binding for each copy.
 
     Args:
         params: tree of arrays or `jax.ShapeDtypeStruct`, stacked or unrolled.
-        form: the other form.
+        form: of the checkpoint.
     """
     leaves = flat(params)
     counts = {stack: _layer_count(leaves, stack) for stack in LAYERS}
-    found: list[Binding] = []
-    for path, leaf in leaves.items():
-        found.extend(_bind(path, tuple(leaf.shape), form, counts))
-    return found
+    return [
+        binding
+        for path, leaf in leaves.items()
+        for binding in _bind(path, tuple(leaf.shape), form, counts)
+    ]
 
 
 def _layer_count(leaves: Mapping[str, Any], stack: str) -> int:
@@ -161,14 +163,15 @@ def _bind(path: str, shape: Shape, form: Form, counts: Mapping[str, int]) -> Ite
     else:
         _, layer, name = path.split("/", 2)
         parts = [(None, int(layer.removeprefix("layers_")), shape)]
-    for index, number, own in parts:
+    for index, number, part_shape in parts:
         if form == "hf":
             key = f"{stack}.block.{number}.layer.{LAYERS[stack][name]}.weight"
-            yield Binding(path, index, own, key, _hf_transposed(path))
+            yield Binding(path, index, part_shape, key, _hf_transposed(path))
         elif form == "t5x":
-            yield Binding(path, index, own, f"{stack}/layers_{number}/{name}")
+            yield Binding(path, index, part_shape, f"{stack}/layers_{number}/{name}")
         else:
-            yield Binding(path, index, own, f"{stack}/{stack}/{name}", key_layer=number)
+            key = f"{stack}/{stack}/{name}"
+            yield Binding(path, index, part_shape, key, key_layer=number)
 
 
 def _hf_transposed(path: str) -> bool:
@@ -176,7 +179,7 @@ def _hf_transposed(path: str) -> bool:
 
 
 def stored_shapes(parts: list[Binding]) -> dict[str, Shape]:
-    """Key -> shape of the whole array that the other form stores there."""
+    """Key -> shape of the checkpoint's whole array."""
     shapes: dict[str, Shape] = {}
     for part in parts:
         shape = part.stored_shape
@@ -187,31 +190,30 @@ def stored_shapes(parts: list[Binding]) -> dict[str, Shape]:
     return shapes
 
 
-def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], where: str) -> None:
-    """Compares a checkpoint's arrays with what a model wants of them, before any is read.
+def check_shapes(expected: Mapping[str, Shape], actual: Mapping[str, Shape], where: str) -> None:
+    """Compares the model's arrays with a checkpoint's.
 
     Args:
         expected: key -> shape, of `stored_shapes`.
-        found: key -> shape in the checkpoint, without what is known to be superfluous.
+        actual: key -> shape in the checkpoint, without arrays that no T5 reads.
         where: the checkpoint, for the message.
 
     Raises:
-        InputError: all keys that the model lacks, that the checkpoint lacks, and whose shapes
-            differ, together.
+        InputError: lists every array that is unknown, missing or of another shape.
     """
     problems = [
-        *(f"{key} {found[key]} is unknown" for key in found if key not in expected),
-        *(f"{key} {expected[key]} is missing" for key in expected if key not in found),
+        *(f"{key} {actual[key]} is unknown" for key in actual if key not in expected),
+        *(f"{key} {expected[key]} is missing" for key in expected if key not in actual),
         *(
-            f"{key} is {found[key]}, the model wants {expected[key]}"
+            f"{key}: got {actual[key]}, expected {expected[key]}"
             for key in expected
-            if key in found and tuple(found[key]) != tuple(expected[key])
+            if key in actual and tuple(actual[key]) != tuple(expected[key])
         ),
     ]
     if problems:
         shown = "; ".join(problems[:20])
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise InputError(
-            f"{where}: {len(problems)} of its arrays do not fit the model: {shown}{more}; choose "
-            "the gin file under models/ that describes this checkpoint"
+            f"{where}: {len(problems)} arrays do not match the model: {shown}{more}. Choose the "
+            "gin file under models/ that describes this checkpoint."
         )

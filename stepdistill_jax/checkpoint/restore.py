@@ -1,4 +1,4 @@
-"""What evaluation needs of a checkpoint: which steps there are, and the parameters alone."""
+"""The steps of a run's checkpoints, and their parameters without the optimizer state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PyTree = Any
 
 
 def available_steps(model_dir: epath.PathLike) -> list[int]:
-    """Steps with a finished checkpoint, ascending; [] where there is none yet."""
+    """Steps with a finished checkpoint, ascending."""
     folder = manager.checkpoints_folder(model_dir)
     if not folder.exists():
         return []
@@ -28,7 +28,7 @@ def available_steps(model_dir: epath.PathLike) -> list[int]:
 
 
 def best_step(model_dir: epath.PathLike) -> int | None:
-    """The kept step of the highest validation accuracy, the earlier on a tie; None if none."""
+    """The step with the highest validation accuracy, the earlier on a tie; None if none has one."""
     with manager.manager(model_dir, read_only=True) as checkpoints:
         scored = []
         for step in available_steps(model_dir):
@@ -39,7 +39,7 @@ def best_step(model_dir: epath.PathLike) -> int | None:
 
 
 def restore_params(model_dir: epath.PathLike, step: int, abstract_params: PyTree) -> PyTree:
-    """Reads the parameters of one step, and no optimizer state, onto any mesh.
+    """Reads the parameters of one step, without optimizer state, onto any mesh.
 
     Args:
         model_dir: the run's folder.
@@ -47,7 +47,7 @@ def restore_params(model_dir: epath.PathLike, step: int, abstract_params: PyTree
         abstract_params: tree of `jax.ShapeDtypeStruct` with shardings.
 
     Raises:
-        InputError: no such step, a file missing or damaged, or another model's shapes.
+        InputError: the step or a file is missing or damaged, or it has another model's shapes.
     """
     check_shapes(model_dir, step, abstract_params)
     folder = manager.checkpoints_folder(model_dir) / str(step)
@@ -66,36 +66,36 @@ def restore_params(model_dir: epath.PathLike, step: int, abstract_params: PyTree
 
 
 def check_shapes(model_dir: epath.PathLike, step: int, abstract_params: PyTree) -> None:
-    """Collects every parameter that one step lacks or has in another shape, and raises once.
+    """Compares the parameters of one step with a model's; reads no array.
 
     Raises:
-        InputError: no such step, or it is of another model.
+        InputError: the step is missing, or is of another model.
     """
     steps = available_steps(model_dir)
     folder = manager.checkpoints_folder(model_dir) / str(step)
     if step not in steps:
-        raise InputError(f"{folder}: no checkpoint of step {step}; there are {steps}")
-    # Not by a Checkpointer, for which a store in an outage holds no index of arrays.
+        raise InputError(f"{folder}: no such step: got {step}, expected one of {steps}.")
+    # A Checkpointer would report an unreachable store as a missing index.
     reader = ocp.PyTreeCheckpointHandler()
     with manager.readable(folder), contextlib.closing(reader):
         stored = reader.metadata(folder / "state").tree["params"]
     shapes = {name: tuple(leaf.shape) for name, leaf in names.flat(stored).items()}
-    wanted = {name: tuple(leaf.shape) for name, leaf in names.flat(abstract_params).items()}
+    expected = {name: tuple(leaf.shape) for name, leaf in names.flat(abstract_params).items()}
     problems = [
-        f"{name}: checkpoint has {shapes.get(name, 'nothing')}, the model wants {shape}"
-        for name, shape in wanted.items()
+        f"{name}: got {shapes.get(name, 'nothing')}, expected {shape}"
+        for name, shape in expected.items()
         if shapes.get(name) != shape
     ]
     if problems:
         raise InputError(
             f"{folder}: the checkpoint is of another model: {'; '.join(problems[:5])}"
-            f"{f' and {len(problems) - 5} more' if len(problems) > 5 else ''}; "
-            "use the config.gin beside it"
+            f"{f' and {len(problems) - 5} more' if len(problems) > 5 else ''}. "
+            "Use the config.gin beside it."
         )
 
 
 def sharded_params(model: T5Config, mesh: Mesh) -> Any:
-    """The model's parameters as shapes with shardings: what `restore_params` fills."""
+    """Shapes and shardings of the model's parameters, for `restore_params`."""
     shapes = abstract_params(model)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

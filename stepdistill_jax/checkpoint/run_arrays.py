@@ -1,4 +1,4 @@
-"""The parameters of a run's checkpoint, read array by array, so that not all are in memory."""
+"""The parameters of a run's checkpoint, read one array at a time to bound host memory."""
 
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ _PARAMS = "params"
 
 
 class LazyArray:
-    """A parameter that is read when it is used; `numpy.asarray` and ``[layer]`` read it.
-
-    Attributes:
-        shape: its own.
-    """
+    """A parameter that is read when it is used, by `numpy.asarray` or ``[layer]``."""
 
     def __init__(self, arrays: RunArrays, key: str) -> None:
         self._arrays = arrays
@@ -38,7 +34,7 @@ class LazyArray:
 
 
 class RunArrays:
-    """The parameters of one step of a run, of which one array at a time is in memory.
+    """The parameters of one step of a run; holds one array in memory at a time.
 
     Attributes:
         where: the folder of the step.
@@ -46,38 +42,38 @@ class RunArrays:
     """
 
     def __init__(self, model_dir: epath.PathLike, step: int) -> None:
-        """Opens the arrays and reads none.
+        """Opens the arrays without reading them.
 
         Raises:
-            InputError: no such step, or it is damaged.
+            InputError: the step is missing or damaged.
         """
         folder = manager.checkpoints_folder(model_dir) / str(step)
         self.where = str(folder)
         index = folder / _STATE / zarr_arrays.ORBAX_INDEX
         if not index.is_file():
             raise InputError(
-                f"{folder}: {index} is missing; copy the step's folder back, or name another step"
+                f"{folder}: {index} is missing. Copy the step's folder back, or name another step."
             )
         self._arrays = zarr_arrays.open_all(zarr_arrays.orbax_arrays(index, _PARAMS), self.where)
         self.shapes: Mapping[str, Shape] = {k: tuple(a.shape) for k, a in self._arrays.items()}
         self._last: tuple[str, np.ndarray] | None = None
 
     def read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:
-        """See `fill.Reader`.
+        """See `fill.CheckpointReader`.
 
         Raises:
-            InputError: a part of it is missing or damaged.
+            InputError: a chunk is missing or damaged.
         """
         return zarr_arrays.read(self._arrays[key], index, key, self.where)
 
     def whole(self, key: str) -> np.ndarray:
-        """One array; the same again costs nothing until another is asked for.
+        """One array; the last one read is cached.
 
         Raises:
-            InputError: a part of it is missing or damaged.
+            InputError: a chunk is missing or damaged.
         """
         if self._last is None or self._last[0] != key:
-            self._last = None  # let go of the last before reading the next
+            self._last = None  # frees the last array before reading the next
             self._last = (key, self.read(key, (...,)))
         return self._last[1]
 

@@ -1,9 +1,9 @@
-"""T5X checkpoints, in and out: the native form, and the Orbax form that today's T5X writes.
+"""Reads T5X checkpoints, in the native and the Orbax form, and writes the native form.
 
 The native form is a msgpack index, ``checkpoint_N/checkpoint``, whose leaves are small arrays or
 tensorstore specs of Zarr arrays beside it (T5X's `checkpoints.Checkpointer`, version 2 and 3). The
-Orbax form keeps the same tree in ``checkpoint_N/state``. Both hold parameters under ``target``;
-nothing else of them is read.
+Orbax form keeps the same tree in ``checkpoint_N/state``. Both hold the parameters under ``target``;
+only these are read.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ VERSION = 3
 _STATE = "state"
 _TARGET = "target"
 _OPTIMIZER = "optimizer"
-# Orbax's older indices are msgpack files too, with these in the place of arrays.
+# Older Orbax indices are msgpack files with these instead of arrays.
 _PLACEHOLDER = "PLACEHOLDER://"
 _TENSORFLOW = b"model_checkpoint_path"
 _STEP = re.compile(r"checkpoint_(\d+)")
-# The scanned network (scalable_t5) keeps heads apart: [embed, layers, heads, kv] and, of `out`,
-# [heads, layers, kv, embed]; the minimal one joins them.
+# The scanned network (scalable_t5) has one axis for heads and one for kv: [embed, layers, heads,
+# kv] and, for `out`, [heads, layers, kv, embed]. The minimal network joins the two.
 _HEADS_LAST = re.compile(r".*attention/(query|key|value)/kernel")
 _HEADS_FIRST = re.compile(r".*attention/out/kernel")
 
 
 def is_checkpoint(path: epath.PathLike) -> bool:
-    """Whether a local or ``gs://`` path holds a T5X checkpoint: one step's folder or several."""
+    """Whether a local or ``gs://`` path holds the T5X checkpoint of one step or of several."""
     folder = epath.Path(path)
     return _index(folder) is not None or bool(_steps(folder))
 
 
 def _steps(folder: epath.Path) -> dict[int, epath.Path]:
-    """Step -> its folder ``checkpoint_STEP``, ascending; some pad the number with zeros."""
+    """Step -> its folder ``checkpoint_STEP``, ascending; the number may have leading zeros."""
     if not folder.is_dir():
         return {}
     named = [(_STEP.fullmatch(child.name), child) for child in folder.iterdir()]
@@ -52,12 +52,12 @@ def _steps(folder: epath.Path) -> dict[int, epath.Path]:
 
 
 def _index(path: epath.Path) -> epath.Path | None:
-    """The index of one step's folder, or of a native index named itself."""
+    """The index of one step's folder; `path` may also be a native index itself."""
     if path.name == INDEX and path.is_file():
         return path
     if (path / INDEX).is_file():
         return path / INDEX
-    # Only here does the folder's name tell: other programs too keep a ``state`` of Orbax.
+    # Other programs write Orbax folders named ``state`` too, so the folder's name decides.
     candidates = (
         path / _STATE / zarr_arrays.ORBAX_INDEX,
         path / zarr_arrays.ORBAX_INDEX,
@@ -68,45 +68,49 @@ def _index(path: epath.Path) -> epath.Path | None:
     return None
 
 
-def _find(path: epath.PathLike) -> epath.Path:
-    """The index of the one step that `path` names.
+def _only_index(path: epath.PathLike) -> epath.Path:
+    """The index of the only step in `path`.
 
     Raises:
-        InputError: none, or several.
+        InputError: there is none, or several.
     """
     folder = epath.Path(path)
     present = _steps(folder)
     if len(present) > 1:
         raise InputError(
-            f"{folder} holds the T5X checkpoints of steps {', '.join(map(str, present))}; name "
-            f"one, such as {present[max(present)]}"
+            f"{folder}: several T5X checkpoints: steps {', '.join(map(str, present))}. Name "
+            f"one, as {present[max(present)]}."
         )
-    found = _index(next(iter(present.values()), folder))
-    if found is None:
+    index = _index(next(iter(present.values()), folder))
+    if index is None:
         raise InputError(
-            f"{folder}: no T5X checkpoint lies here; expected {INDEX} or "
-            f"{_STATE}/{zarr_arrays.ORBAX_INDEX} in a folder checkpoint_STEP"
+            f"{folder}: no T5X checkpoint: expected {INDEX} or "
+            f"{_STATE}/{zarr_arrays.ORBAX_INDEX} in a folder checkpoint_STEP. Correct the path."
         )
-    return found
+    return index
 
 
-class Checkpoint:
-    """A T5X checkpoint whose arrays are read slice by slice; a `fill.Reader`.
+class T5XCheckpoint:
+    """A T5X checkpoint; a `fill.CheckpointReader`.
 
     Attributes:
         where: the folder of the step.
-        form: ``t5x``, or ``t5x_scanned`` where layers are stacked.
-        step: optimizer steps done; None where neither the index nor the folder's name says.
+        form: ``t5x``, or ``t5x_scanned`` if layers are stacked.
+        step: optimizer steps done; None = neither the index nor the folder's name has it.
         shapes: key below ``target`` -> shape of every parameter, heads joined.
     """
 
     def __init__(self, path: epath.PathLike) -> None:
-        """Reads the index and the shapes, and no array.
+        """Reads the index and the shapes, but no array.
+
+        Args:
+            path: local or ``gs://``: a ``checkpoint_N`` folder, or a folder that holds only one.
 
         Raises:
-            InputError: no such checkpoint, several, one of another program, or a damaged one.
+            InputError: there is no checkpoint or are several, or it is damaged or another
+                program's.
         """
-        index = _find(path)
+        index = _only_index(path)
         folder = index.parent.parent if index.parent.name == _STATE else index.parent
         self.where = str(folder)
         arrays: Mapping[str, Any]
@@ -126,18 +130,18 @@ class Checkpoint:
         self._layers: tuple[Any, np.ndarray] | None = None
 
     def read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:
-        """See `fill.Reader`.
+        """See `fill.CheckpointReader`.
 
         Raises:
             InputError: a chunk is missing or damaged.
         """
         if self.form == "t5x_scanned" and len(index) > 1 and isinstance(index[1], int):
-            # Chunks span layers: all layers of a slice are read at once, not once for each.
-            wanted = (index[0], slice(None), *index[2:])
-            name = (key, str(wanted))
+            # A chunk spans several layers, so all layers of a slice are read at once.
+            all_layers = (index[0], slice(None), *index[2:])
+            name = (key, str(all_layers))
             if self._layers is None or self._layers[0] != name:
-                self._layers = None  # let go of the last before reading the next
-                self._layers = (name, self._read(key, wanted))
+                self._layers = None  # frees the last array before reading the next
+                self._layers = (name, self._read(key, all_layers))
             return self._layers[1][:, index[1]]
         return self._read(key, index)
 
@@ -156,20 +160,6 @@ class Checkpoint:
         return part.reshape(math.prod(part.shape[:2]), *part.shape[2:])[rest]
 
 
-def open_checkpoint(path: epath.PathLike) -> Checkpoint:
-    """Opens the checkpoint of one step for `fill.fill`.
-
-    Args:
-        path: local or ``gs://``: a ``checkpoint_N`` folder, or the folder that holds a single one.
-            Where it holds several, the step must be named, as in T5X's own ``finetune.gin``
-            (mode ``specific``).
-
-    Raises:
-        InputError: see `Checkpoint`.
-    """
-    return Checkpoint(path)
-
-
 def _joined(key: str, shape: Shape) -> Shape:
     """A stored shape with heads and kv as one axis."""
     if len(shape) == 4 and _HEADS_LAST.fullmatch(key):
@@ -180,7 +170,7 @@ def _joined(key: str, shape: Shape) -> Shape:
 
 
 def _cover(joined: slice, heads: int, kv: int) -> tuple[slice, slice]:
-    """The heads that a slice of the joined axis touches, and the slice inside these."""
+    """The heads that a slice of the joined axis overlaps, and the slice within these heads."""
     start, stop, _ = joined.indices(heads * kv)
     first = start // kv
     return slice(first, -(-stop // kv)), slice(start - first * kv, stop - first * kv)
@@ -195,20 +185,22 @@ def _native(index: epath.Path) -> tuple[dict[str, Any], int | None]:
     data = index.read_bytes()
     if data.startswith(_TENSORFLOW):
         raise InputError(
-            f"{index}: a TensorFlow checkpoint; read its T5X form, which the public models have "
-            "under gs://t5-data/pretrained_models/t5x, or convert it with t5x's "
-            "scripts/convert_tf_checkpoint.py"
+            f"{index}: a TensorFlow checkpoint. Use the T5X form, for public models in "
+            "gs://t5-data/pretrained_models/t5x, or convert it with t5x's "
+            "scripts/convert_tf_checkpoint.py."
         )
     try:
         tree = serialization.msgpack_restore(data)
     except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
         raise InputError(
-            f"{index}: expected the index of a T5X checkpoint; these {len(data):,} bytes end early "
-            f"or are damaged ({type(error).__name__}); copy the checkpoint anew"
+            f"{index}: truncated or damaged index of a T5X checkpoint ({len(data):,} bytes): "
+            f"{type(error).__name__}. {zarr_arrays.COPY_AGAIN}"
         ) from error
     root = tree.get(_OPTIMIZER, tree) if isinstance(tree, dict) else {}
     if not isinstance(root, dict) or not isinstance(root.get(_TARGET), dict):
-        raise InputError(f"{index}: no {_TARGET!r} in it, where T5X keeps the parameters")
+        raise InputError(
+            f"{index}: no {_TARGET!r}, where T5X keeps the parameters. Name a T5X checkpoint."
+        )
     state = root.get(_STATE)
     step = state.get("step") if isinstance(state, dict) else None
     arrays = dict(_leaves(root[_TARGET], (), index))
@@ -233,18 +225,25 @@ def _leaves(
             yield key, np.asarray(value)
         else:
             raise InputError(
-                f"{index}: {key} is {type(value).__name__}, expected an array or a tensorstore spec"
+                f"{index}: bad value of {key}: got {type(value).__name__}, expected an array or a "
+                f"tensorstore spec. {zarr_arrays.COPY_AGAIN}"
             )
 
 
 def _from_spec(spec: Mapping[str, Any], key: str, index: epath.Path) -> zarr_arrays.Stored:
-    """The array of a spec of the index, wherever the checkpoint was written and lies now."""
+    """The array of a spec, relative to the folder where the checkpoint is now."""
     # tensorstore before 0.1.14 kept the path outside the kvstore.
     name = spec["kvstore"].get("path", spec.get("path"))
     if not isinstance(name, str) or name.startswith("/") or ".." in name.split("/"):
-        raise InputError(f"{index}: {key} lies at {name!r}, expected a path inside the folder")
+        raise InputError(
+            f"{index}: bad path of {key}: got {name!r}, expected a path inside the folder. "
+            f"{zarr_arrays.COPY_AGAIN}"
+        )
     if spec["driver"] not in ("zarr", "zarr3"):
-        raise InputError(f"{index}: {key} is stored as {spec['driver']!r}, expected 'zarr'")
+        raise InputError(
+            f"{index}: unsupported driver of {key}: got {spec['driver']!r}, expected 'zarr'. "
+            "Convert the checkpoint with T5X."
+        )
     shape = spec.get("metadata", {}).get("shape")
     shape = None if shape is None else tuple(shape)
     return zarr_arrays.stored(index.parent, name.rstrip("/"), spec["driver"], shape=shape)
@@ -253,17 +252,16 @@ def _from_spec(spec: Mapping[str, Any], key: str, index: epath.Path) -> zarr_arr
 def write(
     folder: epath.PathLike, step: int, arrays: Iterable[tuple[str, np.ndarray]], num_heads: int
 ) -> None:
-    """Writes the native form, one array at a time, the index last.
+    """Writes the native form without optimizer state, one array at a time, the index last.
 
-    There is no optimizer state in it: T5X's `eval.py` and `infer.py` restore it as it is,
-    `train.py` where `RestoreCheckpointConfig` has ``fallback_to_scratch = True`` and
-    ``assignment_map = (('state.*', None),)``.
+    T5X's `eval.py` and `infer.py` restore it as it is; `train.py` if `RestoreCheckpointConfig` has
+    ``fallback_to_scratch = True`` and ``assignment_map = (('state.*', None),)``.
 
     Args:
-        folder: ``checkpoint_N`` to be made, local or ``gs://``.
+        folder: the new ``checkpoint_N``, local or ``gs://``.
         step: optimizer steps done.
-        arrays: key below ``target`` -> array, of `fill.arrays`.
-        num_heads: attention heads, which the scanned form keeps apart.
+        arrays: key below ``target`` and array, of `fill.arrays`.
+        num_heads: attention heads, for the scanned form.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written.
@@ -275,15 +273,15 @@ def write(
         node = target
         for parent in parents:
             node = node.setdefault(parent, {})
-        array = _heads_apart(key, joined, num_heads)
+        array = _split_heads(key, joined, num_heads)
         node[leaf] = zarr_arrays.write(folder, f"{_TARGET}.{key.replace('/', '.')}", array)
     optimizer = {_TARGET: target, _STATE: {"step": np.asarray(step, np.int32), "param_states": {}}}
     index = {"version": VERSION, _OPTIMIZER: optimizer}
     (folder / INDEX).write_bytes(serialization.msgpack_serialize(index))
 
 
-def _heads_apart(key: str, array: np.ndarray, num_heads: int) -> np.ndarray:
-    """The inverse of what `Checkpoint.read` does to scanned attention kernels."""
+def _split_heads(key: str, array: np.ndarray, num_heads: int) -> np.ndarray:
+    """The inverse of what `T5XCheckpoint.read` does to scanned attention kernels."""
     if array.ndim == 3 and _HEADS_LAST.fullmatch(key):
         return array.reshape(*array.shape[:2], num_heads, -1)
     if array.ndim == 3 and _HEADS_FIRST.fullmatch(key):

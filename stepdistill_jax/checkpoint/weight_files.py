@@ -1,4 +1,4 @@
-"""Arrays of one weight file of Hugging Face's, read piece by piece: safetensors and PyTorch's."""
+"""Weight files of Hugging Face checkpoints, read slice by slice: safetensors and PyTorch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class WeightFile(Protocol):
 
 
 class SafetensorsFile:
-    """A ``.safetensors`` file; mapped for the time of each read, so what was read is let go."""
+    """A ``.safetensors`` file; it is mapped during each read only, so its pages are released."""
 
     def __init__(self, path: epath.Path) -> None:
         self._path = path
@@ -54,7 +54,7 @@ class SafetensorsFile:
 
 
 class PytorchFile:
-    """A ``.bin`` file of PyTorch's, unpickled with nothing but tensors allowed in it."""
+    """A PyTorch ``.bin`` file; unpickling accepts tensors only."""
 
     def __init__(self, path: epath.Path) -> None:
         self._path = path
@@ -65,7 +65,7 @@ class PytorchFile:
 
     def read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:
         """See `WeightFile`."""
-        # numpy has no bfloat16 that PyTorch would hand over.
+        # PyTorch cannot convert bfloat16 to numpy.
         array: np.ndarray = self._tensors[key][index].float().numpy()
         return array
 
@@ -75,8 +75,8 @@ class PytorchFile:
             import torch
         except ImportError as error:
             raise InputError(
-                f"{self._path}: PyTorch weights need PyTorch to be read, which is not installed; "
-                "install torch, or fetch the checkpoint's model.safetensors instead"
+                f"{self._path}: PyTorch is not installed. Install torch, or download the "
+                "checkpoint's model.safetensors instead."
             ) from error
         load = functools.partial(torch.load, self._path, map_location="cpu", weights_only=True)
         try:
@@ -84,13 +84,13 @@ class PytorchFile:
                 tensors = load(mmap=True)
             except RuntimeError:
                 tensors = load()  # files from before PyTorch 1.6 cannot be mapped
-        except Exception as error:  # whatever unpickling what is no pickle raises
+        except Exception as error:  # unpickling a file that is no pickle raises anything
             raise damaged(self._path, type(error).__name__) from error
         if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
-            raise damaged(self._path, "it holds something else than tensors by name")
+            raise damaged(self._path, "it is not a dict of tensors")
         return tensors
 
 
 def damaged(path: epath.Path, reason: str) -> InputError:
-    """What is said of a file that cannot be read."""
-    return InputError(f"{path}: these weights cannot be read: {reason}; fetch the file again")
+    """The error for a weight file that cannot be read."""
+    return InputError(f"{path}: cannot read these weights: {reason}. Download the file again.")

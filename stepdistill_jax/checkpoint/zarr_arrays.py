@@ -1,4 +1,4 @@
-"""Arrays of Orbax and T5X checkpoints, opened through tensorstore and read slice by slice."""
+"""Arrays of Orbax and T5X checkpoints, read slice by slice through tensorstore."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from stepdistill_jax.spec import InputError
 
 ORBAX_INDEX = "_METADATA"
 _CHUNK_BYTES = 64 * 2**20
-_AGAIN = "copy the checkpoint anew"
+COPY_AGAIN = "Copy the checkpoint again."
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """An array that an index names.
+    """An array of an index.
 
     Attributes:
-        spec: tensorstore's, of driver and store alone.
-        shape: what the index says; None where it does not.
+        spec: tensorstore's driver and store.
+        shape: in the index; None = the index has none.
     """
 
     spec: dict[str, Any]
@@ -42,7 +42,7 @@ def stored(
     ocdbt: bool = False,
     shape: Shape | None = None,
 ) -> Stored:
-    """The array `name` of a folder, of its own folder or inside Orbax's OCDBT store."""
+    """The array `name` of a folder, as a subfolder or inside Orbax's OCDBT store."""
     store: dict[str, Any] = (
         {"driver": "ocdbt", "base": _store(folder), "path": f"{name}/"}
         if ocdbt
@@ -60,15 +60,15 @@ def _store(folder: epath.Path) -> dict[str, Any]:
 
 
 def has_ocdbt(folder: epath.Path) -> bool:
-    """Whether a folder's arrays lie together in one store."""
+    """Whether a folder's arrays are in one OCDBT store."""
     return (folder / "manifest.ocdbt").is_file()
 
 
 def orbax_arrays(index: epath.Path, root: str) -> dict[str, Stored]:
-    """The arrays below `root` that an Orbax checkpoint's index names, by key ``a/b/c``.
+    """The arrays below `root` of an Orbax checkpoint's index, by key ``a/b/c``.
 
     Raises:
-        InputError: the index is damaged, or has nothing below `root`.
+        InputError: the index is damaged, or has no array below `root`.
     """
     try:
         metadata = json.loads(index.read_text())
@@ -80,27 +80,29 @@ def orbax_arrays(index: epath.Path, root: str) -> dict[str, Stored]:
         ocdbt = metadata.get("use_ocdbt", has_ocdbt(index.parent))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{index}: no index of an Orbax checkpoint, or damaged ({type(error).__name__}); "
-            f"{_AGAIN}"
+            f"{index}: damaged index of an Orbax checkpoint: {type(error).__name__}. {COPY_AGAIN}"
         ) from error
-    found = {
+    below = {
         "/".join(path[1:]): stored(index.parent, ".".join(path), driver, ocdbt=ocdbt)
         for path in paths
         if path[0] == root and len(path) > 1
     }
-    if not found:
-        held = sorted({path[0] for path in paths})
-        raise InputError(f"{index}: no {root!r} in it, but {', '.join(held) or 'nothing'}")
-    return found
+    if not below:
+        roots = sorted({path[0] for path in paths})
+        raise InputError(
+            f"{index}: no {root!r}, only {', '.join(roots) or 'an empty tree'}. Name a checkpoint "
+            "with parameters."
+        )
+    return below
 
 
 def open_all(arrays: Mapping[str, Stored | np.ndarray], where: str) -> dict[str, Any]:
-    """Opens every array, all at once; reads none. An array in memory stays what it is.
+    """Opens all arrays concurrently, without reading; arrays in memory are returned unchanged.
 
     Raises:
-        InputError: all that cannot be opened or that differ from the index, together.
+        InputError: lists the arrays that cannot be opened or whose shape differs from the index.
     """
-    # Without the second, a chunk that is missing would read as zeros.
+    # By default tensorstore reads a missing chunk as zeros.
     strict = {"open": True, "fill_missing_data_reads": False}
     pending = {
         key: ts.open({**array.spec, **strict}, read=True)
@@ -121,12 +123,12 @@ def open_all(arrays: Mapping[str, Stored | np.ndarray], where: str) -> dict[str,
             continue
         shape = tuple(opened[key].shape)
         if array.shape is not None and array.shape != shape:
-            problems.append(f"{key} is {shape}, its index says {array.shape}")
+            problems.append(f"{key} has shape {shape}, the index has {array.shape}")
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise InputError(
-            f"{where}: {len(problems)} of its arrays cannot be opened: {'; '.join(problems[:5])}"
-            f"{more}; {_AGAIN}"
+            f"{where}: cannot open {len(problems)} arrays: {'; '.join(problems[:5])}{more}. "
+            f"{COPY_AGAIN}"
         )
     return opened
 
@@ -144,7 +146,7 @@ def read(array: Any, index: Any, key: str, where: str) -> np.ndarray:
         values: np.ndarray = part.read().result()
     except (ValueError, OSError) as error:
         storage.raise_failure(error)
-        raise InputError(f"{where}: {key} cannot be read: {in_short(error)}; {_AGAIN}") from error
+        raise InputError(f"{where}: cannot read {key}: {in_short(error)}. {COPY_AGAIN}") from error
     return values
 
 
@@ -162,7 +164,7 @@ def write(folder: epath.Path, name: str, array: np.ndarray) -> dict[str, Any]:
         "chunks": _chunks(array.shape, array.dtype.itemsize),
         "compressor": {"id": "gzip", "level": 1},
     }
-    # Zeros too are written, so that a reader can tell a lost chunk from them.
+    # Writes chunks of zeros too, so that a reader detects a lost chunk.
     spec = {
         **stored(folder, name).spec,
         "metadata": metadata,
@@ -174,8 +176,8 @@ def write(folder: epath.Path, name: str, array: np.ndarray) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         storage.raise_failure(error)
         raise InputError(
-            f"{folder}: {name} cannot be written: {in_short(error)}; make room, or choose another "
-            "--out"
+            f"{folder}: cannot write {name}: {in_short(error)}. Free disk space, or choose another "
+            "--out."
         ) from error
     return {
         "driver": "zarr",
@@ -186,7 +188,7 @@ def write(folder: epath.Path, name: str, array: np.ndarray) -> dict[str, Any]:
 
 
 def _chunks(shape: Shape, itemsize: int) -> list[int]:
-    """The longest axis is halved, rounding up, until a chunk is small enough."""
+    """Halves the longest axis, rounding up, until a chunk has at most `_CHUNK_BYTES`."""
     chunks = list(shape)
     while np.prod(chunks, dtype=np.int64) * itemsize > _CHUNK_BYTES:
         longest = int(np.argmax(chunks))
@@ -195,6 +197,6 @@ def _chunks(shape: Shape, itemsize: int) -> list[int]:
 
 
 def in_short(error: Exception) -> str:
-    """tensorstore's reason in one line, without its dump of settings."""
+    """An error of tensorstore in one line, without its dump of settings."""
     text = " ".join(str(error).split())
     return re.split(r" \[tensorstore_spec| \[source locations|\.? See full", text)[0][:400]

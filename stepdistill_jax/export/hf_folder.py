@@ -1,9 +1,10 @@
-"""A Hugging Face folder of a model: config, weights and tokenizer, as transformers reads them."""
+"""The Hugging Face folder of a run: config, weights, tokenizer and model card."""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,24 +13,128 @@ from etils import epath
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import fill, hf
 from stepdistill_jax.checkpoint.names import Shape, bindings, stored_shapes
-from stepdistill_jax.data.vocabulary import ByteVocabulary, SentencePieceVocabulary, Vocabulary
+from stepdistill_jax.data.vocabulary import (
+    ByteVocabulary,
+    SentencePieceVocabulary,
+    Vocabulary,
+    load_vocabulary,
+)
+from stepdistill_jax.eval.build import run_facts
+from stepdistill_jax.export.checkpoints import OpenedCheckpoint
+from stepdistill_jax.export.model_card import Student, model_card
 from stepdistill_jax.model.config import T5Config
-from stepdistill_jax.spec import EOS_ID, PAD_ID, UNK_ID, InputError
+from stepdistill_jax.run.config import RunConfig
+from stepdistill_jax.run.results import read_results
+from stepdistill_jax.run.splits import tokens_before_label
+from stepdistill_jax.spec import (
+    CONFIG_FILE,
+    EOS_ID,
+    EVAL_FOLDER,
+    PAD_ID,
+    PREDICTIONS_FILE,
+    PREFIXES,
+    READER_METHODS,
+    UNK_ID,
+    InputError,
+)
 
 PyTree = Any
 
+CARD = "README.md"
 GENERATION_CONFIG = "generation_config.json"
-# Larger models are cut into files of at most this.
+# Maximum size of one weight file.
 SHARD_BYTES = 5 * 10**9
 _DTYPE = np.dtype(np.float32)
 _SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+# Maximum number of predictions whose inputs test the exported tokenizer.
+_TEST_ROWS = 2000
+
+
+def write(folder: epath.Path, checkpoint: OpenedCheckpoint) -> str:
+    """Writes a run's checkpoint as transformers reads it, with a model card.
+
+    Returns:
+        A short description of what was written.
+
+    Raises:
+        InputError: the checkpoint has no run, or transformers cannot represent its MLP or
+            vocabulary.
+    """
+    run = checkpoint.run
+    if run is None:
+        raise InputError(
+            f"{checkpoint.arrays.where}: --to=hf needs the vocabulary that the run's {CONFIG_FILE} "
+            f"names, and there is no {CONFIG_FILE}. Use --to=orbax or --to=t5x."
+        )
+    vocabulary = load_vocabulary(run.tokens.vocabulary)
+    run.check_vocabulary(vocabulary.size)
+    max_label_length = tokens_before_label(run) + run.eval.max_decode_length
+    rationale_length = run.tokens.max_rationale_length if run.method in READER_METHODS else 0
+    write_json(folder / hf.CONFIG, config_json(checkpoint.model))
+    write_json(folder / GENERATION_CONFIG, generation_json(max_label_length))
+    write_tokenizer(folder, vocabulary, run.tokens.max_input_length + rationale_length)
+    rows = _predictions(run, checkpoint.step)
+    label_prefix = PREFIXES[run.tokens.prefixes][0]
+    texts = [*(label_prefix + _student_input(row) for row in rows), *_piece_texts(vocabulary)]
+    count = check_tokenizer(folder, vocabulary, texts)
+    write_weights(folder, checkpoint.params())
+    student = _student(checkpoint, run, rows, max_label_length)
+    records.write_atomic(folder / CARD, model_card(student, read_results(run.model_dir)))
+    return (
+        f"config, weights, tokenizer (equal ids on {count:,} texts) and {CARD} of step "
+        f"{checkpoint.step}"
+    )
+
+
+def _student(
+    checkpoint: OpenedCheckpoint,
+    run: RunConfig,
+    rows: Sequence[dict[str, Any]],
+    max_label_length: int,
+) -> Student:
+    prefixes = run.tokens.prefix_texts()
+    return Student(
+        facts=run_facts(run),
+        step=checkpoint.step,
+        alpha=run.objective.alpha if len(run.streams) > 1 else None,
+        alpha_end=run.objective.alpha_end,
+        initial=run.initial_checkpoint,
+        parameters=checkpoint.parameter_count,
+        prefixes=[prefixes[stream] for stream in run.streams if stream in prefixes],
+        max_input_length=run.tokens.max_input_length,
+        max_label_length=max_label_length,
+        marker=run.views.answer_marker if run.method == "single_task" else None,
+        example=(_student_input(rows[0]), rows[0]["prediction"]) if rows else None,
+    )
+
+
+def _predictions(run: RunConfig, step: int) -> list[dict[str, Any]]:
+    """The first predictions of this step on test, else validation; [] if neither was scored."""
+    for split in ("test", "validation"):
+        path = epath.Path(run.model_dir) / EVAL_FOLDER / split / str(step) / PREDICTIONS_FILE
+        if path.exists():
+            return [row for _, row in itertools.islice(records.read_jsonl(path), _TEST_ROWS)]
+    return []
+
+
+def _student_input(row: Mapping[str, Any]) -> str:
+    """The student's input of a prediction, without the prefix."""
+    return str(row.get("read", row["input"]))
+
+
+def _piece_texts(vocabulary: Vocabulary) -> list[str]:
+    """Texts that contain every piece of a vocabulary."""
+    if not isinstance(vocabulary, SentencePieceVocabulary):
+        return []
+    ids = range(3, len(vocabulary.pieces()))
+    return [vocabulary.decode_ids(ids[start : start + 16]) for start in range(0, len(ids), 16)]
 
 
 def config_json(model: T5Config) -> dict[str, Any]:
     """``config.json`` of a model.
 
-    For an untied model it says ``tie_word_embeddings: false``, from which transformers 4 and 5
-    both tell that the decoder's output is not scaled.
+    An untied model has ``tie_word_embeddings: false``: transformers 4 and 5 then do not scale the
+    decoder's output.
 
     Raises:
         InputError: transformers' T5 has no such MLP.
@@ -37,8 +142,8 @@ def config_json(model: T5Config) -> dict[str, Any]:
     names = {activations: name for name, activations in hf.ACTIVATIONS.items()}
     if model.mlp_activations not in names:
         raise InputError(
-            f"MLP_ACTIVATIONS={model.mlp_activations!r}: transformers' T5 knows "
-            f"{', '.join(map(repr, names))}; such a model can be taken out with --to=t5x"
+            f"MLP_ACTIVATIONS={model.mlp_activations!r}: transformers' T5 supports "
+            f"{', '.join(map(repr, names))}. Export with --to=t5x."
         )
     return {
         "architectures": ["T5ForConditionalGeneration"],
@@ -59,7 +164,7 @@ def config_json(model: T5Config) -> dict[str, Any]:
 
 
 def generation_json(max_new_tokens: int) -> dict[str, Any]:
-    """``generation_config.json``: greedy, as this package evaluates."""
+    """``generation_config.json``: greedy, as in this package's evaluation."""
     return {
         "do_sample": False,
         "num_beams": 1,
@@ -71,17 +176,17 @@ def generation_json(max_new_tokens: int) -> dict[str, Any]:
 
 
 def write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
-    """Writes one JSON file, indented."""
+    """Writes indented JSON."""
     records.write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_weights(folder: epath.Path, params: PyTree, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes ``model.safetensors``, or shards and their index, one array after the other.
+    """Writes ``model.safetensors``, or shards and their index, one array at a time.
 
     Args:
-        folder: exists.
-        params: tree of float32 arrays, or of what becomes one when it is read.
-        shard_bytes: the most bytes of arrays in a file.
+        folder: must exist.
+        params: tree of float32 arrays, which may be lazy (`RunArrays.tree`).
+        shard_bytes: maximum bytes of arrays in one file.
     """
     shapes = stored_shapes(bindings(params, "hf"))
     shards = list(_shards(shapes, shard_bytes))
@@ -103,12 +208,12 @@ def _nbytes(shape: Shape) -> int:
     return int(np.prod(shape, dtype=np.int64)) * _DTYPE.itemsize
 
 
-def _shards(shapes: Mapping[str, Shape], most: int) -> Iterator[dict[str, Shape]]:
-    """Cuts the arrays, in order, into files; an array larger than `most` has one of its own."""
+def _shards(shapes: Mapping[str, Shape], shard_bytes: int) -> Iterator[dict[str, Shape]]:
+    """Splits the arrays, in order, into files; an array above `shard_bytes` gets its own file."""
     shard: dict[str, Shape] = {}
     size = 0
     for key, shape in shapes.items():
-        if shard and size + _nbytes(shape) > most:
+        if shard and size + _nbytes(shape) > shard_bytes:
             yield shard
             shard, size = {}, 0
         shard[key] = shape
@@ -119,10 +224,10 @@ def _shards(shapes: Mapping[str, Shape], most: int) -> Iterator[dict[str, Shape]
 def _write_safetensors(
     path: epath.Path, shapes: Mapping[str, Shape], arrays: Iterator[tuple[str, np.ndarray]]
 ) -> None:
-    """Takes the arrays of one file from `arrays`; the library's own writer wants them all at once.
+    """Writes the next arrays of `arrays` into one file; safetensors itself needs all at once.
 
-    The format: the header's length in 8 bytes, little endian; the header, JSON of each array's
-    dtype, shape and place; the arrays.
+    Format: the header's length (8 bytes, little endian); the header, JSON of each array's dtype,
+    shape and offsets; the arrays.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
@@ -142,24 +247,24 @@ def _write_safetensors(
 
 
 def write_tokenizer(folder: epath.Path, vocabulary: Vocabulary, max_length: int) -> None:
-    """Writes what `AutoTokenizer` needs to give the ids that `vocabulary` gives.
+    """Writes files from which `AutoTokenizer` produces the ids of `vocabulary`.
 
-    Texts that spell out a special token other than ``</s>`` are the exception, and, with a
-    word-level vocabulary, several unknown words on end.
+    Exceptions: texts that contain a special token other than ``</s>`` and, with a word-level
+    vocabulary, consecutive unknown words.
 
     Args:
-        folder: exists.
-        vocabulary: T5's or one like it (``spiece.model``), bytes (ByT5's tokenizer), or a
-            word-level one (``tokenizer.json`` besides).
-        max_length: tokens of the longest input, EOS included.
+        folder: must exist.
+        vocabulary: SentencePiece unigram (``spiece.model``), bytes (ByT5's tokenizer), or
+            word-level (also ``tokenizer.json``).
+        max_length: maximum input tokens, EOS included.
 
     Raises:
-        InputError: transformers has no tokenizer that is like it.
+        InputError: transformers has no equivalent tokenizer.
     """
     config: dict[str, Any] = {**_SPECIAL, "model_max_length": max_length}
     if isinstance(vocabulary, ByteVocabulary):
         config |= {"tokenizer_class": "ByT5Tokenizer", "extra_ids": 0}
-        # By default it would take the spaces around </s> away.
+        # By default ByT5's tokenizer strips the spaces around </s>.
         config["added_tokens_decoder"] = {
             str(token): {"content": content, "special": True, "lstrip": False, "rstrip": False}
             for token, content in ((PAD_ID, "<pad>"), (EOS_ID, "</s>"), (UNK_ID, "<unk>"))
@@ -175,8 +280,8 @@ def write_tokenizer(folder: epath.Path, vocabulary: Vocabulary, max_length: int)
             config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
         else:
             raise InputError(
-                f"VOCABULARY is a SentencePiece model of type {kind}, which transformers' T5 "
-                "cannot read (UNIGRAM, as T5's, it can); take the model out with --to=t5x"
+                f"VOCABULARY: transformers' T5 cannot read this SentencePiece model: got type "
+                f"{kind}, expected UNIGRAM. Export with --to=t5x."
             )
     write_json(folder / hf.TOKENIZER_CONFIG, config)
 
@@ -184,7 +289,7 @@ def write_tokenizer(folder: epath.Path, vocabulary: Vocabulary, max_length: int)
 def _proto(vocabulary: SentencePieceVocabulary) -> Any:
     from sentencepiece import sentencepiece_model_pb2
 
-    # The class is made when the module is imported.
+    # The module creates the class dynamically.
     proto = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
     return proto.FromString(vocabulary.model)
 
@@ -218,10 +323,10 @@ def _word_level(vocabulary: SentencePieceVocabulary) -> str:
 
 
 def check_tokenizer(folder: epath.Path, vocabulary: Vocabulary, texts: Iterable[str]) -> int:
-    """Compares what `AutoTokenizer` makes of texts with what the model was trained on.
+    """Compares the ids of `AutoTokenizer` with those of the vocabulary.
 
     Returns:
-        How many texts were compared.
+        Number of texts compared.
 
     Raises:
         InputError: the ids of a text differ.
@@ -236,7 +341,7 @@ def check_tokenizer(folder: epath.Path, vocabulary: Vocabulary, texts: Iterable[
         theirs = tokenizer(text)["input_ids"]
         if theirs != ours:
             raise InputError(
-                f"transformers makes other tokens of VOCABULARY than this package: {text!r} is "
-                f"{theirs} there and {ours} here; take the model out with --to=t5x"
+                f"VOCABULARY: transformers' tokenizer differs on {text!r}: got {theirs}, expected "
+                f"{ours}. Export with --to=t5x."
             )
     return count

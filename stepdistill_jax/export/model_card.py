@@ -1,4 +1,4 @@
-"""The README of a student that is handed on: what it is, how good, and how to prompt it."""
+"""The model card of an exported student: what it is, its scores, and how to prompt it."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from stepdistill_jax.spec import READER_METHODS, SEPARATOR
 
 _METHODS = {
     "step_by_step": "Distilling Step-by-Step (Hsieh et al., 2023, arXiv 2305.02301): trained on "
-    "labels and, after a prefix of its own, on rationales",
+    "labels and, after a separate prefix, on rationales",
     "standard": "standard finetuning on labels alone",
     "single_task": "single-task training (Hsieh et al., 2023, Eq. 5): writes a rationale and then "
     "the label",
     "rationale_as_input": "rationale as input (Hsieh et al., 2023, Eq. 2): reads the teacher's "
     "rationale, so it needs the teacher for every input",
     "pinto": "PINTO (Wang et al., 2022, arXiv 2211.01562): reads the teacher's rationale, so it "
-    "needs the teacher for every input; trained to be less sure of its label where the rationale "
-    "is perturbed",
+    "needs the teacher for every input; trained to be less certain of its label when the "
+    "rationale is perturbed",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """What the card says besides the scores.
+    """The student that a card describes.
 
     Attributes:
         facts: of the run.
         step: optimizer steps done.
-        alpha: weight of the label loss at the first step; None where there is no other loss.
-        initial: what training started from; None = random parameters.
-        parameters: how many numbers the model has.
-        prefixes: before an input for its label, and for its rationale where that was trained.
-        max_input_length: tokens that an input was cut to, EOS included.
-        max_label_length: tokens that an answer may have.
-        example: an input (with the rationale, where the student reads one) and the label that the
-            student gives, where they are at hand.
-        alpha_end: what alpha has become at the last step; None = it stays.
-        marker: the words between a rationale and the label, where the student writes both.
+        alpha: weight of the label loss at the first step; None = there is no other loss.
+        initial: INITIAL_CHECKPOINT; None = random parameters.
+        parameters: number of parameters.
+        prefixes: prefix of an input for its label and, if trained, for its rationale.
+        max_input_length: tokens that an input was truncated to, EOS included.
+        max_label_length: maximum tokens of a label.
+        example: an input (with the rationale, if the student reads one) and the student's label;
+            None = no prediction was kept.
+        alpha_end: alpha at the last step; None = constant.
+        marker: text between rationale and label, if the student writes both.
     """
 
     facts: RunFacts
@@ -55,11 +55,11 @@ class Student:
 
 
 def model_card(student: Student, results: Sequence[Result]) -> str:
-    """Markdown with the front matter of the hub.
+    """Markdown with the hub's front matter.
 
     Args:
-        student: what was trained.
-        results: of the run; those of the student's step are shown.
+        student: to describe.
+        results: of the run; the card shows those of the student's step.
     """
     facts = student.facts
     return (
@@ -67,11 +67,11 @@ def model_card(student: Student, results: Sequence[Result]) -> str:
             [
                 "---\nlibrary_name: transformers\ntags: [t5, distilling-step-by-step]\n---",
                 f"# {facts.model} on {facts.dataset}",
-                f"A T5 of {student.parameters:,} parameters, a student made with stepdistill_jax.",
+                f"A T5 with {student.parameters:,} parameters, trained with stepdistill_jax.",
                 _table(("", ""), _facts(student)),
                 "## Scores",
                 _scores([result for result in results if result.step == student.step]),
-                "## How to prompt it",
+                "## Prompting",
                 _prompting(student),
                 "```python\n" + _code(student) + "\n```",
             ]
@@ -84,10 +84,10 @@ def _facts(student: Student) -> list[tuple[str, str]]:
     facts = student.facts
     alpha = "" if student.alpha is None else f"; the label loss has weight {student.alpha:g}"
     if alpha and student.alpha_end is not None:
-        alpha += f" at first, {student.alpha_end:g} at the last step"
+        alpha += f" at the first step, {student.alpha_end:g} at the last step"
     return [
         ("method", f"{_METHODS[facts.method]}{alpha}"),
-        ("data", f"{facts.dataset}, {facts.fraction:.4g} of its training rows"),
+        ("data", f"{facts.dataset}, {facts.fraction:.4g} of its training examples"),
         ("labels trained on", facts.labels),
         ("rationales trained on", facts.rationales),
         ("started from", student.initial or "random parameters"),
@@ -105,9 +105,9 @@ def _scores(results: Sequence[Result]) -> str:
             f"{result.accuracy:.2%}",
             f"{result.stderr:.2%}",
             f"{result.n:,}",
-            "this split chose the step"
+            "the step was chosen on this split"
             if result.split == result.selected_on
-            else f"step chosen on {result.selected_on}"
+            else f"the step was chosen on {result.selected_on}"
             if result.selected_on != "none"
             else "",
         )
@@ -123,40 +123,37 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _prompting(student: Student) -> str:
     label, *rest = student.prefixes
-    what = "the input"
-    answer = "the answer is the label, decoded greedily"
+    prompt = f"Put `{label}` (with the space) before the input"
+    output = "Decode greedily: the output is the label."
     if student.facts.method in READER_METHODS:
-        what += f", and after it `{SEPARATOR}` and the teacher's rationale"
-        answer += ", and the scores are of answers with the rationale"
+        prompt += f", and `{SEPARATOR}` and the teacher's rationale after it"
+        output += " All scores were measured with the teacher's rationale."
     if student.marker is not None:
-        answer = (
-            "the answer, decoded greedily, is a rationale, the words "
-            f"`{student.marker}` and the label: take what follows the last of them"
+        output = (
+            f"Decode greedily: the output is a rationale, `{student.marker}` and the label. Take "
+            "the text after the last marker."
         )
-    text = (
-        f"Put `{label}` (with the space) before {what}; {answer}. Inputs were cut to "
-        f"{student.max_input_length} tokens in training."
-    )
+    text = f"{prompt}. {output} Training truncated inputs to {student.max_input_length} tokens."
     if rest:
-        text += f" After `{rest[0]}` instead it writes a rationale, which needs more new tokens."
+        text += f" With the prefix `{rest[0]}` the student writes a rationale: allow more tokens."
     return text
 
 
 def _code(student: Student) -> str:
-    blank = "your input here"
+    placeholder = "your input here"
     if student.facts.method in READER_METHODS:
-        blank += f"{SEPARATOR}the teacher's rationale here"
-    text, answer = student.example or (blank, "")
-    written = "tokenizer.decode(answer[0], skip_special_tokens=True)"
+        placeholder += f"{SEPARATOR}the teacher's rationale here"
+    text, answer = student.example or (placeholder, "")
+    decoded = "tokenizer.decode(answer[0], skip_special_tokens=True)"
     if student.marker is not None:
-        written += f".rpartition({student.marker!r})[2].strip()"
-    shown = f"  # {answer}" if answer else ""
+        decoded += f".rpartition({student.marker!r})[2].strip()"
+    comment = f"  # {answer}" if answer else ""
     return f"""from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-folder = "."  # where this file lies
+folder = "."  # the folder of this file
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = T5ForConditionalGeneration.from_pretrained(folder)
 text = {student.prefixes[0]!r} + {text!r}
 inputs = tokenizer(text, truncation=True, return_tensors="pt")
 answer = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask)
-print({written}){shown}"""
+print({decoded}){comment}"""

@@ -188,10 +188,10 @@ class TestRefused:
         with pytest.raises(InputError) as error:
             read(name, model(True))
         for problem in (
-            "3 of its arrays do not fit",
+            "3 arrays do not match the model",
             "prompt.weight (3,) is unknown",
             "decoder.final_layer_norm.weight (16,) is missing",
-            "DenseReluDense.wo.weight is (16, 33), the model wants (16, 32)",
+            "DenseReluDense.wo.weight: got (16, 33), expected (16, 32)",
         ):
             assert problem in str(error.value)
 
@@ -200,8 +200,8 @@ class TestRefused:
         with pytest.raises(InputError) as error:
             initial.check(name, model(True), str(spiece))
         for difference in (
-            "MLP_ACTIVATIONS = ('gelu', 'linear'), the checkpoint has ('relu',)",
-            "TIED_EMBEDDINGS = False, the checkpoint has True",
+            "MLP_ACTIVATIONS=('gelu', 'linear'), but the checkpoint has ('relu',)",
+            "TIED_EMBEDDINGS=False, but the checkpoint has True",
         ):
             assert difference in str(error.value)
         assert "EMB_DIM" not in str(error.value)
@@ -209,34 +209,40 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"model_type": "umt5"}, "model_type is 'umt5', expected 't5'"),
-            ({"feed_forward_proj": "gelu"}, "feed_forward_proj is 'gelu', this T5 knows relu"),
-            ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05, this T5 knows 1e-06"),
-            ({"d_model": None}, "d_model missing or not a whole number"),
+            ({"model_type": "umt5"}, "unsupported model_type: got 'umt5', expected 't5'"),
+            (
+                {"feed_forward_proj": "gelu"},
+                "feed_forward_proj: got 'gelu', expected relu or",
+            ),
+            (
+                {"layer_norm_epsilon": 1e-5},
+                "layer_norm_epsilon: got 1e-05, expected 1e-06",
+            ),
+            ({"d_model": None}, "missing or not an integer: d_model"),
         ],
     )
     def test_a_model_that_is_no_t5(self, tmp_path, change, message):
         name = write(tmp_path, published(True), config_json(True, **change))
         with pytest.raises(InputError, match=message):
-            hf.Checkpoint(name)
+            hf.HFCheckpoint(name)
 
     def test_a_file_cut_short(self, tmp_path):
         name = write(tmp_path, published(True), config_json(True))
         file = tmp_path / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-8])
-        with pytest.raises(InputError, match=r"model\.safetensors: these weights cannot be read"):
-            hf.Checkpoint(name)
+        with pytest.raises(InputError, match=r"model\.safetensors: cannot read these weights"):
+            hf.HFCheckpoint(name)
 
     def test_a_folder_without_weights(self, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config_json(True)))
         with pytest.raises(InputError, match=r"model\.safetensors or .* is not in .*; put config"):
-            hf.Checkpoint(str(tmp_path))
+            hf.HFCheckpoint(str(tmp_path))
 
     def test_a_hub_name_without_a_network_says_what_to_place_where(self, monkeypatch, tmp_path):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         with pytest.raises(InputError) as error:
-            hf.Checkpoint("hf:google/t5-v1_1-base")
+            hf.HFCheckpoint("hf:google/t5-v1_1-base")
         for part in (
             "INITIAL_CHECKPOINT 'hf:google/t5-v1_1-base': config.json is not in the local cache",
             "https://huggingface.co/google/t5-v1_1-base/resolve/main/config.json",
@@ -253,7 +259,7 @@ class TestTokenizer:
 
     def test_the_same_sentencepiece_model_is_accepted(self, name, tmp_path, spiece):
         shutil.copy(spiece, tmp_path / "spiece.model")
-        hf.Checkpoint(name).check_vocabulary(load_vocabulary(str(spiece)), str(spiece))
+        hf.HFCheckpoint(name).check_vocabulary(load_vocabulary(str(spiece)), str(spiece))
 
     def test_the_pieces_of_a_fast_tokenizer_are_compared(self, name, tmp_path, spiece):
         vocabulary = load_vocabulary(str(spiece))
@@ -261,21 +267,21 @@ class TestTokenizer:
         rows = [[piece, 0.0] for piece in [*pieces, "<extra_id_0>"]]
         document = {"model": {"type": "Unigram", "vocab": rows}}
         (tmp_path / "tokenizer.json").write_text(json.dumps(document))
-        hf.Checkpoint(name).check_vocabulary(vocabulary, str(spiece))
+        hf.HFCheckpoint(name).check_vocabulary(vocabulary, str(spiece))
         rows[777][0] = "other"
         (tmp_path / "tokenizer.json").write_text(json.dumps(document))
-        with pytest.raises(InputError, match=r"32,000 and 32,001 pieces, different from id 777 on"):
-            hf.Checkpoint(name).check_vocabulary(vocabulary, str(spiece))
+        with pytest.raises(InputError, match=r"and 32,001 pieces, which differ from id 777 on"):
+            hf.HFCheckpoint(name).check_vocabulary(vocabulary, str(spiece))
 
     @pytest.mark.parametrize("other", ["demo", "bytes"])
     def test_another_vocabulary_is_refused(self, name, tmp_path, spiece, other):
         shutil.copy(spiece, tmp_path / "spiece.model")
         with pytest.raises(InputError, match=rf"VOCABULARY='{other}' is not the tokenizer"):
-            hf.Checkpoint(name).check_vocabulary(load_vocabulary(other), other)
+            hf.HFCheckpoint(name).check_vocabulary(load_vocabulary(other), other)
 
     def test_a_checkpoint_without_a_tokenizer_is_refused(self, name, spiece):
         with pytest.raises(InputError, match=r"spiece\.model or tokenizer\.json is not in"):
-            hf.Checkpoint(name).check_vocabulary(load_vocabulary(str(spiece)), "x")
+            hf.HFCheckpoint(name).check_vocabulary(load_vocabulary(str(spiece)), "x")
 
 
 class TestPytorchFile:
@@ -299,6 +305,6 @@ class TestPytorchFile:
 
         torch.save({"shared.weight": Hostile()}, tmp_path / "pytorch_model.bin")
         (tmp_path / "config.json").write_text(json.dumps(config_json(False)))
-        with pytest.raises(InputError, match=r"pytorch_model\.bin: these weights cannot be read"):
-            hf.Checkpoint(str(tmp_path))
+        with pytest.raises(InputError, match=r"pytorch_model\.bin: cannot read these weights"):
+            hf.HFCheckpoint(str(tmp_path))
         assert not marker.exists()

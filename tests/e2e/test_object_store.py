@@ -16,7 +16,8 @@ from launch import report
 from launch.flags import Arguments
 from stepdistill_jax.checkpoint import initial, restore
 from stepdistill_jax.eval.follow import steps_to_score
-from stepdistill_jax.export import convert
+from stepdistill_jax.export.checkpoints import open_checkpoint
+from stepdistill_jax.export.conversion import convert
 from stepdistill_jax.model.network import abstract_params
 from stepdistill_jax.parallel import compilation
 from stepdistill_jax.run import load as configs
@@ -197,20 +198,20 @@ def test_another_run_starts_from_it(remote):
     params = initial.initial_params(f"{RUN}/checkpoints/{STEPS}", _placed(shapes))
     want = initial.initial_params(RUN, _placed(shapes))
     assert _equal(params, want)
-    with pytest.raises(InputError, match="no checkpoint lies there"):
+    with pytest.raises(InputError, match="no checkpoint in this folder"):
         initial.check("gs://bucket/runs/none", config.model, "")
 
 
 @pytest.mark.parametrize("form", ["hf", "orbax", "t5x"])
 def test_it_is_converted_from_the_store_to_the_store(store, remote, form):
     out = f"gs://bucket/converted/{form}"
-    convert.convert(convert.open_source(RUN), form, out)
+    convert(open_checkpoint(RUN), form, out)
     config = configs.read(RUN)
     params = initial.initial_params(out, _placed(abstract_params(config.model)))
     want = initial.initial_params(RUN, _placed(abstract_params(config.model)))
     assert _equal(params, want)
     with pytest.raises(InputError, match="is not empty"):
-        convert.convert(convert.open_source(RUN), form, out)
+        convert(open_checkpoint(RUN), form, out)
 
 
 def test_a_run_is_followed_as_its_checkpoints_appear(store, remote, gs_folder):

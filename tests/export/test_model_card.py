@@ -29,7 +29,7 @@ def test_every_trained_method_is_named(method):
 
 def test_a_student_that_writes_a_rationale_first_says_where_its_label_is():
     text = card("single_task", marker="So the answer is", example=("why ?", "so"))
-    assert "a rationale, the words `So the answer is` and the label" in text
+    assert "a rationale, `So the answer is` and the label" in text
     assert ".rpartition('So the answer is')[2].strip())  # so" in text
     assert "So the answer is" not in card("standard")
 
@@ -38,11 +38,13 @@ def test_a_student_that_writes_a_rationale_first_says_where_its_label_is():
 def test_a_reader_says_that_it_needs_the_teacher(method):
     text = card(method)
     assert "needs the teacher for every input" in text
-    assert f"after it `{SEPARATOR}` and the teacher's rationale" in text
+    assert f"`{SEPARATOR}` and the teacher's rationale after it" in text
     assert f"your input here{SEPARATOR}the teacher's rationale here" in text
 
 
 def test_a_weight_that_moves_is_told_at_both_ends():
-    assert "weight 0.8 at first, 0.2 at the last step" in card("pinto", alpha=0.8, alpha_end=0.2)
-    assert "at first" not in card("pinto", alpha=0.8)
+    assert "weight 0.8 at the first step, 0.2 at the last" in card(
+        "pinto", alpha=0.8, alpha_end=0.2
+    )
+    assert "at the first step" not in card("pinto", alpha=0.8)
     assert "weight" not in card("standard", alpha_end=0.2)

@@ -25,7 +25,8 @@ from stepdistill_jax.checkpoint.restore import sharded_params
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.eval.build import run_facts
-from stepdistill_jax.export import convert
+from stepdistill_jax.export.checkpoints import listing, open_checkpoint
+from stepdistill_jax.export.conversion import convert
 from stepdistill_jax.model.network import abstract_params
 from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
 from stepdistill_jax.run import load
@@ -94,7 +95,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("exported") / "hf"
-    convert.convert(convert.open_source(run.model_dir), "hf", str(out))
+    convert(open_checkpoint(run.model_dir), "hf", str(out))
     return out
 
 
@@ -114,12 +115,12 @@ def test_there_and_back_a_run_starts_from_the_same_parameters(run, exported, tmp
     there = exported
     if form != "hf":
         there = tmp_path / "there"
-        convert.convert(convert.open_source(run.model_dir), form, str(there))
+        convert(open_checkpoint(run.model_dir), form, str(there))
     initial.check(str(there), run.model, "demo")
     assert_same(initial.initial_params(str(there), sharded(run)), params_of(run, BEST))
     back = tmp_path / "back"
-    source = convert.open_source(str(there), scan_layers=run.model.scan_layers)
-    convert.convert(source, "orbax", str(back))
+    source = open_checkpoint(str(there), scan_layers=run.model.scan_layers)
+    convert(source, "orbax", str(back))
     assert restore.available_steps(back) == [0 if form == "hf" else BEST]
     assert_same(initial.initial_params(str(back), sharded(run)), params_of(run, BEST))
 
@@ -127,7 +128,7 @@ def test_there_and_back_a_run_starts_from_the_same_parameters(run, exported, tmp
 def test_a_stacked_run_goes_out_layer_by_layer(tmp_path):
     stacked = make_run(tmp_path / "run", "SCAN_LAYERS=True")
     out = tmp_path / "t5x"
-    convert.convert(convert.open_source(stacked.model_dir), "t5x", str(out))
+    convert(open_checkpoint(stacked.model_dir), "t5x", str(out))
     assert_same(initial.initial_params(str(out), sharded(stacked)), params_of(stacked, BEST))
 
 
@@ -136,9 +137,9 @@ def test_a_stacked_run_goes_out_layer_by_layer(tmp_path):
     [("", (), BEST), ("", ("EVAL_STEP=latest",), LATEST), (f"checkpoints/{LATEST}", (), LATEST)],
 )
 def test_the_step_is_chosen_as_in_eval(run, tmp_path, name, overrides, step):
-    source = convert.open_source(f"{run.model_dir}/{name}".rstrip("/"), overrides)
+    source = open_checkpoint(f"{run.model_dir}/{name}".rstrip("/"), overrides)
     assert source.step == step
-    convert.convert(source, "orbax", str(tmp_path / "out"))
+    convert(source, "orbax", str(tmp_path / "out"))
     found = restore.restore_params(tmp_path / "out", step, sharded(run))
     assert_same(found, params_of(run, step))
 
@@ -163,11 +164,11 @@ def test_the_exported_folder_says_what_transformers_needs(exported, run):
 def test_the_card_says_method_data_scores_and_prompt(exported):
     card = (exported / "README.md").read_text()
     for line in (
-        "| data | demo, 1 of its training rows |",
+        "| data | demo, 1 of its training examples |",
         "| rationales trained on | teacher |",
-        "| test | 75.00% | 2.17% | 400 | step chosen on validation |",
+        "| test | 75.00% | 2.17% | 400 | the step was chosen on validation |",
         "Put `predict: ` (with the space) before the input",
-        "After `explain: ` instead it writes a rationale",
+        "With the prefix `explain: ` the student writes a rationale",
     ):
         assert line in card
 
@@ -190,8 +191,8 @@ def test_a_listing_names_every_array(run, exported, tmp_path, form):
     place = {"run": run.model_dir, "hf": str(exported)}.get(form)
     if place is None:
         place = str(tmp_path / "out")
-        convert.convert(convert.open_source(run.model_dir), form, place)
-    text = convert.listing(convert.open_source(place, listing=True))
+        convert(open_checkpoint(run.model_dir), form, place)
+    text = listing(open_checkpoint(place, listing=True))
     expected = {
         "run": ["(Orbax), step 10 of [10, 20]", "decoder/layers_0/mlp/wi_0/kernel  ", " 64x128 "],
         "hf": ["Hugging Face", "decoder.block.0.layer.2.DenseReluDense.wi_0.weight  ", " 128x64 "],
@@ -202,44 +203,44 @@ def test_a_listing_names_every_array(run, exported, tmp_path, form):
 
 
 def parsed(*arguments, **values):
-    """`convert.main` on flags that are set to `values`."""
+    """`binary.main` on flags that are set to `values`."""
     flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(**values):
         binary.main(Arguments(positional=arguments))
 
 
 def test_what_to_do_must_be_said_in_full(run):
-    with pytest.raises(InputError, match="0 checkpoints are named, expected one"):
+    with pytest.raises(InputError, match="wrong number of checkpoints: got 0, expected 1"):
         parsed()
-    with pytest.raises(InputError, match="--to is given and --out is not"):
+    with pytest.raises(InputError, match="--to needs --out too"):
         parsed(run.model_dir, to="hf")
     with pytest.raises(InputError, match="--to=zip: expected one of orbax, hf, t5x, t5x_scanned"):
         parsed(run.model_dir, to="zip", out="x")
     with pytest.raises(InputError, match=r"--gin_file=demo\.gin"):
         binary.main(Arguments(("demo.gin",), positional=(run.model_dir,)))
-    with pytest.raises(InputError, match="EVAL_STEP='all': one step is converted"):
-        convert.open_source(run.model_dir, ("EVAL_STEP=all",))
+    with pytest.raises(InputError, match="EVAL_STEP='all': a conversion takes one step"):
+        open_checkpoint(run.model_dir, ("EVAL_STEP=all",))
 
 
 def test_a_folder_that_holds_something_is_left_alone(run, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(InputError, match="is not empty; name a new folder"):
+    with pytest.raises(InputError, match=r"is not empty\. Name a new folder"):
         parsed(run.model_dir, to="t5x", out=str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_what_is_no_checkpoint_is_said(tmp_path):
-    with pytest.raises(InputError, match="no checkpoint lies there, neither of a run"):
-        convert.open_source(str(tmp_path))
+    with pytest.raises(InputError, match="no checkpoint in this folder: expected checkpoints/STEP"):
+        open_checkpoint(str(tmp_path))
 
 
 def test_only_a_run_knows_its_vocabulary(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run.model_dir, folder)
     (folder / "config.gin").unlink()
-    source = convert.open_source(str(folder))
-    with pytest.raises(InputError, match=r"only a run with its config\.gin becomes"):
-        convert.convert(source, "hf", str(tmp_path / "out"))
+    source = open_checkpoint(str(folder))
+    with pytest.raises(InputError, match=r"needs the vocabulary that the run\'s config\.gin"):
+        convert(source, "hf", str(tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -249,7 +250,7 @@ def test_a_damaged_run_leaves_nothing_half_made(run, tmp_path):
     for part in ("d", "ocdbt.process_0/d"):
         for path in (folder / "checkpoints" / str(BEST) / "state" / part).iterdir():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(InputError, match=r"checkpoints/10: .*copy the checkpoint anew"):
+    with pytest.raises(InputError, match=r"checkpoints/10: .*Copy the checkpoint again"):
         parsed(str(folder), to="t5x", out=str(tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -260,7 +261,7 @@ def test_a_config_of_another_model_is_told(run, tmp_path):
     changed = load.parse([str(folder / "config.gin")], ["MLP_DIM=96"])
     (folder / "config.gin").write_text(load.dump(changed))
     with pytest.raises(InputError, match=r"the checkpoint is of another model: .*128"):
-        convert.open_source(str(folder))
+        open_checkpoint(str(folder))
 
 
 def test_as_a_user_runs_it(run, tmp_path):
@@ -283,9 +284,9 @@ def test_as_a_user_runs_it(run, tmp_path):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "error: " in done.stderr
-    assert "expected the index of a T5X checkpoint" in done.stderr
+    assert "truncated or damaged index of a T5X checkpoint" in done.stderr
 
 
 def test_every_parameter_is_counted_once(run):
     leaves = jax.tree.leaves(abstract_params(run.model))
-    assert convert.count(convert.open_source(run.model_dir)) == sum(x.size for x in leaves)
+    assert open_checkpoint(run.model_dir).parameter_count == sum(x.size for x in leaves)
