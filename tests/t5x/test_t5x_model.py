@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip(
-    "t5x.models", reason="t5x is not importable; install it as README's 'In T5X' says"
+    "t5x.models", reason="t5x is not importable; see stepdistill_jax/t5x/README.md"
 )
 
 from t5x import train_state as train_state_lib

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 pytest.importorskip(
-    "t5x.models", reason="t5x is not importable; install it as README's 'In T5X' says"
+    "t5x.models", reason="t5x is not importable; see stepdistill_jax/t5x/README.md"
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
