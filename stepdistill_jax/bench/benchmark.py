@@ -25,17 +25,14 @@ from stepdistill_jax.data.token_cache import open_or_build
 from stepdistill_jax.eval.build import make_evaluator
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.flops import train_flops
-from stepdistill_jax.objective import alpha_schedule
-from stepdistill_jax.optim import optimizer as make_optimizer
-from stepdistill_jax.optim import schedule as make_schedule
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.run import load as configs
 from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.run.splits import open_split
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.train.state import create_state, state_shardings
-from stepdistill_jax.train.step import make_train_step
+from stepdistill_jax.train.build import build_step
+from stepdistill_jax.train.state import create_state
 
 PACKED, UNPACKED = "packed", "unpacked"
 
@@ -73,21 +70,8 @@ class Benchmark:
         self.mesh = make_mesh(config.mesh)
         self.cache: SplitCache = open_split(config, "train")
         self.validation = open_split(config, "validation")
-        optimizer = make_optimizer(config.optimizer, config.train_steps)
+        optimizer, self._train_step = build_step(config, self.mesh)
         self.state = create_state(config.model, optimizer, self.mesh, config.seed)
-        self._train_step = make_train_step(
-            config.model,
-            config.objective,
-            optimizer,
-            make_schedule(config.optimizer, config.train_steps),
-            config.streams,
-            config.microbatches,
-            config.seed,
-            config.prng_impl,
-            self.mesh,
-            state_shardings(config.model, optimizer, self.mesh),
-            alpha_schedule(config.objective, config.train_steps),
-        )
         self.shapes: dict[str, RowShape] = {}
 
     def train(self, steps: int) -> list[Measurement]:

@@ -55,20 +55,8 @@ def job(config: RunConfig, shape: str) -> Job:
     else:
         rows, longest = _of_data(config)
         pairs_per_row = rows.pairs_per_row
-    return Job(
-        model=config.model,
-        objective=config.objective,
-        optimizer=config.optimizer,
-        train_steps=config.train_steps,
-        streams=config.streams,
-        shape=rows,
-        microbatches=config.microbatches,
-        prng_impl=config.prng_impl,
-        eval_rows=config.eval.batch_size,
-        eval_inputs=longest,
-        eval_tokens=tokens_before_label(config) + config.eval.max_decode_length,
-        pairs_per_row=pairs_per_row,
-    )
+    eval_tokens = tokens_before_label(config) + config.eval.max_decode_length
+    return Job(config, rows, longest, eval_tokens, pairs_per_row)
 
 
 def plans(
@@ -83,7 +71,7 @@ def plans(
     trained = _trained(work, target, run.mesh, effort, compiler)
     yield trained
     decoded = _compiled(DECODE, work, target, run.mesh, effort, compiler)
-    rows = -(-work.eval_rows // batch_shards(mesh)) * batch_shards(mesh)
+    rows = -(-work.config.eval.batch_size // batch_shards(mesh)) * batch_shards(mesh)
     yield dataclasses.replace(
         trained,
         rows=rows,
@@ -99,14 +87,15 @@ def searched(work: Job, target: Topology, effort: str, compiler: Isolated) -> It
     """Train steps of every mesh and remat policy, and with the largest batches that fit."""
 
     def plan(candidate: Candidate, rows: int) -> Planned:
+        model = dataclasses.replace(work.config.model, remat=candidate.remat)
         tried = dataclasses.replace(
             work,
-            model=dataclasses.replace(work.model, remat=candidate.remat),
+            config=dataclasses.replace(work.config, model=model),
             shape=dataclasses.replace(work.shape, rows=rows),
         )
         return _trained(tried, target, candidate.mesh, effort, compiler)
 
-    choices = candidates(work.model, len(target.devices), target.slices)
+    choices = candidates(work.config.model, len(target.devices), target.slices)
     yield from search(plan, choices, work.shape.rows)
 
 
@@ -133,7 +122,7 @@ def _trained(
 ) -> Planned:
     program = _compiled(TRAIN, work, target, mesh, effort, compiler)
     laid = make_mesh(mesh, target.devices)
-    shape, per_row = work.shape, work.pairs_per_row
+    model, shape, per_row = work.config.model, work.shape, work.pairs_per_row
     targets = " + ".join(str(length) for length in shape.targets.values())
     return Planned(
         topology=target.name,
@@ -141,13 +130,13 @@ def _trained(
         slices=target.slices,
         devices=len(target.devices),
         mesh=dict(laid.shape),
-        remat=work.model.remat,
-        scan_layers=work.model.scan_layers,
+        remat=model.remat,
+        scan_layers=model.scan_layers,
         rows=next(iter(abstract_batch(work, laid).values())).shape[0],
         pairs=None if per_row is None else shape.rows * per_row,
         about=f"{shape.inputs} inputs and {targets} targets",
-        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(work.model))),
-        model_flops=train_flops(work.model, shape.rows, shape.inputs, shape.targets),
+        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(model))),
+        model_flops=train_flops(model, shape.rows, shape.inputs, shape.targets),
         held=0.0,
         program=program,
     )

@@ -16,18 +16,16 @@ from jax.sharding import Mesh
 from stepdistill_jax import optim
 from stepdistill_jax.data.packing import RowShape
 from stepdistill_jax.decode.greedy import greedy
-from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import abstract_params, logical_axes
-from stepdistill_jax.objective import ObjectiveConfig, alpha_schedule
-from stepdistill_jax.optim import OptimizerConfig
 from stepdistill_jax.parallel.device_memory import exceeded
 from stepdistill_jax.parallel.mesh import batch_shards
 from stepdistill_jax.parallel.place import batch_sharding
 from stepdistill_jax.parallel.rules import activation_rules, fitting_rules
 from stepdistill_jax.plan.work import Work, work
+from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.spec import batch_keys
-from stepdistill_jax.train.state import abstract_state, state_shardings
-from stepdistill_jax.train.step import make_train_step
+from stepdistill_jax.train.build import build_step
+from stepdistill_jax.train.state import abstract_state
 
 PyTree = Any
 
@@ -46,29 +44,15 @@ class Job:
     """What is compiled, whatever the devices.
 
     Attributes:
-        model: the model.
-        objective: the loss.
-        optimizer: the update rule.
-        train_steps: of the schedule.
-        streams: that are trained.
+        config: the run.
         shape: of a train batch, over all devices.
-        microbatches: parts of a step.
-        prng_impl: dropout's generator.
-        eval_rows: rows decoded at once, over all devices.
-        eval_inputs: input tokens of such a row.
-        eval_tokens: most tokens written for one.
-        pairs_per_row: mean of a train batch; None where the data was not looked at.
+        eval_inputs: input tokens of a row that is decoded.
+        eval_tokens: the maximum of tokens written for one.
+        pairs_per_row: mean of a train batch; None where the data was not read.
     """
 
-    model: T5Config
-    objective: ObjectiveConfig
-    optimizer: OptimizerConfig
-    train_steps: int
-    streams: tuple[str, ...]
+    config: RunConfig
     shape: RowShape
-    microbatches: int
-    prng_impl: str
-    eval_rows: int
     eval_inputs: int
     eval_tokens: int
     pairs_per_row: float | None = None
@@ -122,21 +106,8 @@ class Program:
 
 def train_program(job: Job, mesh: Mesh, effort: str = "quick") -> Program:
     """The train step of `job` on `mesh`, state and batch as `launch.train` lays them out."""
-    optimizer = optim.optimizer(job.optimizer, job.train_steps)
-    step = make_train_step(
-        job.model,
-        job.objective,
-        optimizer,
-        optim.schedule(job.optimizer, job.train_steps),
-        job.streams,
-        job.microbatches,
-        seed=0,
-        prng_impl=job.prng_impl,
-        mesh=mesh,
-        state_shardings=state_shardings(job.model, optimizer, mesh),
-        alpha=alpha_schedule(job.objective, job.train_steps) if len(job.streams) > 1 else None,
-    )
-    state = abstract_state(job.model, optimizer, mesh)
+    optimizer, step = build_step(job.config, mesh)
+    state = abstract_state(job.config.model, optimizer, mesh)
     batch = abstract_batch(job, mesh)
     return _program(
         TRAIN,
@@ -151,25 +122,25 @@ def train_program(job: Job, mesh: Mesh, effort: str = "quick") -> Program:
 
 def decode_program(job: Job, mesh: Mesh, effort: str = "quick") -> Program:
     """Greedy decoding of the label stream, as an evaluation runs it."""
-    rows = _padded(job.eval_rows, batch_shards(mesh))
+    rows = _padded(job.config.eval.batch_size, batch_shards(mesh))
     tokens = jax.ShapeDtypeStruct((rows, job.eval_inputs), jnp.int32, sharding=batch_sharding(mesh))
     optimizer = optax.identity()
-    params = abstract_state(job.model, optimizer, mesh).params
-    rules = fitting_rules(logical_axes(job.model), abstract_params(job.model), mesh)
+    params = abstract_state(job.config.model, optimizer, mesh).params
+    rules = fitting_rules(logical_axes(job.config.model), abstract_params(job.config.model), mesh)
 
     def lower() -> jax.stages.Lowered:
         with activation_rules(rules, mesh):
-            return greedy.lower(job.model, params, tokens, tokens, job.eval_tokens)
+            return greedy.lower(job.config.model, params, tokens, tokens, job.eval_tokens)
 
     return _program(DECODE, lower, params, (), mesh, effort, job.eval_tokens)
 
 
 def abstract_batch(job: Job, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a train batch on the mesh, rows padded as `parallel.place.place_batch` pads."""
-    rows = _padded(job.shape.rows, batch_shards(mesh) * job.microbatches)
+    rows = _padded(job.shape.rows, batch_shards(mesh) * job.config.microbatches)
     sharding = batch_sharding(mesh)
     batch = {}
-    for key in batch_keys(job.streams):
+    for key in batch_keys(job.config.streams):
         stream = key.partition("_")[0]
         length = job.shape.inputs if "_inputs" in key else job.shape.targets[stream]
         dtype = jnp.float32 if key.endswith("_weights") else jnp.int32
@@ -195,8 +166,8 @@ def failed_program(name: str, job: Job, mesh: Mesh, failure: str) -> Program:
         mesh: for which devices.
         failure: what the compiler said, or how it ended.
     """
-    optimizer = optim.optimizer(job.optimizer, job.train_steps)
-    state = abstract_state(job.model, optimizer, mesh)
+    optimizer = optim.optimizer(job.config.optimizer, job.config.train_steps)
+    state = abstract_state(job.config.model, optimizer, mesh)
     moments = bytes_per_device(state.opt_state) if name == TRAIN else 0
     memory = Memory(bytes_per_device(state.params), moments, 0.0, math.inf, told=False)
     return Program(name, False, memory, None, 0.0, 0.0, failure=failure)

@@ -19,9 +19,7 @@ from stepdistill_jax.data.pipeline import SplitCache, train_iterator
 from stepdistill_jax.data.token_shards import Manifest
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.flops import train_flops
-from stepdistill_jax.objective import alpha_schedule
 from stepdistill_jax.optim import optimizer as make_optimizer
-from stepdistill_jax.optim import schedule as make_schedule
 from stepdistill_jax.parallel import cluster, processes
 from stepdistill_jax.parallel.mesh import batch_shards
 from stepdistill_jax.parallel.place import data_shard, place_batch
@@ -30,7 +28,7 @@ from stepdistill_jax.run.costs import CostMeter
 from stepdistill_jax.run.splits import open_split
 from stepdistill_jax.train import log, loop
 from stepdistill_jax.train.clock import Clock, Goodput
-from stepdistill_jax.train.state import TrainState, abstract_state, create_state, state_shardings
+from stepdistill_jax.train.state import TrainState, abstract_state, create_state
 from stepdistill_jax.train.step import TrainStep, make_train_step
 from stepdistill_jax.train.trace import StepTrace
 
@@ -56,6 +54,12 @@ class Parts:
     train_step: TrainStep
 
 
+def build_step(config: RunConfig, mesh: Mesh) -> tuple[optax.GradientTransformation, TrainStep]:
+    """The update rule and the train step of a run; the step compiles at its first call."""
+    optimizer = make_optimizer(config.optimizer, config.train_steps)
+    return optimizer, make_train_step(config, optimizer, mesh)
+
+
 def make_parts(config: RunConfig, mesh: Mesh) -> Parts:
     """Opens the training data and makes the step.
 
@@ -79,20 +83,7 @@ def make_parts(config: RunConfig, mesh: Mesh) -> Parts:
         process_count=shards,
         row_multiple=batch_shards(mesh) * config.microbatches,
     )
-    optimizer = make_optimizer(config.optimizer, config.train_steps)
-    train_step = make_train_step(
-        config.model,
-        config.objective,
-        optimizer,
-        make_schedule(config.optimizer, config.train_steps),
-        config.streams,
-        config.microbatches,
-        config.seed,
-        config.prng_impl,
-        mesh,
-        state_shardings(config.model, optimizer, mesh),
-        alpha_schedule(config.objective, config.train_steps) if len(config.streams) > 1 else None,
-    )
+    optimizer, train_step = build_step(config, mesh)
     abstract = abstract_state(config.model, optimizer, mesh)
     return Parts(cache, shape, batches, optimizer, abstract, train_step)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,16 +16,19 @@ from stepdistill_jax.model.network import Transformer, abstract_params, logical_
 from stepdistill_jax.objective import (
     ObjectiveConfig,
     StreamSums,
+    alpha_schedule,
     coefficients,
     combine,
     shift_right,
     stream_sums,
 )
+from stepdistill_jax.optim import schedule
 from stepdistill_jax.parallel.mesh import batch_shards
 from stepdistill_jax.parallel.place import batch_sharding
 from stepdistill_jax.parallel.rules import activation_rules, fitting_rules
+from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.spec import BATCH_AXES
-from stepdistill_jax.train.state import TrainState
+from stepdistill_jax.train.state import TrainState, state_shardings
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -32,81 +36,83 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    model: T5Config,
-    objective: ObjectiveConfig,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    streams: tuple[str, ...],
-    microbatches: int,
-    seed: int,
-    prng_impl: str,
-    mesh: Mesh,
-    state_shardings: TrainState,
-    alpha: optax.Schedule | None = None,
+    config: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainStep:
-    """Compiles one update: ``(state, batch) -> (state, metrics)``; the given state is donated.
+    """Compiles one update: ``(state, batch) -> (state, metrics)``. The input state is donated.
 
-    The result depends on neither the mesh nor `microbatches`, but for rounding and, with
-    microbatches, for the dropout masks drawn.
+    Neither the mesh nor MICROBATCHES changes the result, except for rounding. Two exceptions:
+    each microbatch draws its own dropout masks, and the masks of PRNG_IMPL=rbg depend on the mesh.
 
     Args:
-        model: the model.
-        objective: the loss.
+        config: the run; its mesh settings are not read.
         optimizer: the update rule, clipping included.
-        schedule: only for the metric; the optimizer has its own count.
-        streams: of `spec.METHOD_STREAMS`; the batch holds `spec.batch_keys(streams)`.
-        microbatches: parts that the batch is cut into, one after another, to save memory; the
-            batch comes from `parallel.place.place_batch` with the same number.
-        seed: of dropout. The masks of a step follow from it and the step's number alone.
-        prng_impl: dropout's generator: ``threefry2x32``, or ``rbg``, the TPU's own (its masks
-            depend on the mesh).
-        mesh: the mesh.
-        state_shardings: `train.state.state_shardings`.
-        alpha: weight of the label stream at each step, `objective.alpha_schedule`; None = always
-            the objective's.
+        mesh: the devices.
 
     Returns:
-        The jitted step. Its metrics are float32 scalars, those of `objective.combine` and
-        ``grad_norm`` (before clipping), ``param_norm`` (after the update), ``learning_rate`` and,
-        where it is scheduled, ``alpha`` (of this update).
+        The jitted step. Its batch comes from `parallel.place.place_batch` with MICROBATCHES and
+        holds `spec.batch_keys` of the run's streams. Its metrics are float32 scalars: those of
+        `objective.combine`, ``grad_norm`` (before clipping), ``param_norm`` (after the update),
+        ``learning_rate`` and, with ALPHA_END, ``alpha``, both of this update.
     """
-    rules = fitting_rules(logical_axes(model), abstract_params(model), mesh)
-    whole = NamedSharding(mesh, PartitionSpec())
+    rules = fitting_rules(logical_axes(config.model), abstract_params(config.model), mesh)
+    shardings = state_shardings(config.model, optimizer, mesh)
+    learning_rate = schedule(config.optimizer, config.train_steps)
+    alphas = alpha_schedule(config.objective, config.train_steps)
+    if len(config.streams) == 1:
+        alphas = None
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        weights = {stream: jnp.sum(batch[f"{stream}_weights"]) for stream in streams}
-        share = objective.alpha if alpha is None else jnp.asarray(alpha(state.step), jnp.float32)
-        factors = coefficients(weights, share)
-
-        def part_loss(params: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
-            sums = batch_sums(model, objective, streams, params, part, key, batch_shards(mesh))
-            terms = [factors[stream] * sums[stream].loss for stream in streams]
-            return sum(terms, start=jnp.float32(0)), sums
+        alpha: float | jax.Array = config.objective.alpha
+        if alphas is not None:
+            alpha = jnp.asarray(alphas(state.step), jnp.float32)
+        loss = functools.partial(_part_loss, config, mesh, _loss_factors(config, batch, alpha))
 
         def part_gradients(part: Batch, key: jax.Array) -> tuple[Any, Any]:
-            gradients, sums = jax.grad(part_loss, has_aux=True)(state.params, part, key)
-            # Said here, so that parts are reduced into shards, not summed whole on every device.
-            return jax.lax.with_sharding_constraint(gradients, state_shardings.params), sums
+            gradients, sums = jax.grad(loss, has_aux=True)(state.params, part, key)
+            # Constrained here, so that each part is reduced into shards, not whole on every device.
+            return jax.lax.with_sharding_constraint(gradients, shardings.params), sums
 
         with activation_rules(rules, mesh):
-            key = jax.random.fold_in(jax.random.key(seed, impl=prng_impl), state.step)
-            gradients, sums = _sum_over_parts(part_gradients, batch, key, microbatches, mesh)
+            key = jax.random.fold_in(jax.random.key(config.seed, impl=config.prng_impl), state.step)
+            gradients, sums = _sum_over_parts(part_gradients, batch, key, config.microbatches, mesh)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        _, metrics = combine(sums, share)
+        _, metrics = combine(sums, alpha)
         metrics["grad_norm"] = optax.tree.norm(gradients)
         metrics["param_norm"] = optax.tree.norm(params)
-        metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
-        if alpha is not None:
-            metrics["alpha"] = jnp.asarray(share)
+        metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
+        if alphas is not None:
+            metrics["alpha"] = jnp.asarray(alpha)
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return jax.jit(
         step,
-        in_shardings=(state_shardings, batch_sharding(mesh)),
-        out_shardings=(state_shardings, whole),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
+
+
+def _loss_factors(config: RunConfig, batch: Batch, alpha: float | jax.Array) -> dict[str, Any]:
+    """Factor of each stream's loss sum, from the weights of the whole global batch."""
+    weights = {stream: jnp.sum(batch[f"{stream}_weights"]) for stream in config.streams}
+    return coefficients(weights, alpha)
+
+
+def _part_loss(
+    config: RunConfig,
+    mesh: Mesh,
+    factors: dict[str, Any],
+    params: Any,
+    part: Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, dict[str, StreamSums]]:
+    """What a part of the batch adds to the loss, and its sums."""
+    sums = batch_sums(
+        config.model, config.objective, config.streams, params, part, key, batch_shards(mesh)
+    )
+    terms = [factors[stream] * sums[stream].loss for stream in config.streams]
+    return sum(terms, start=jnp.float32(0)), sums
 
 
 def batch_sums(
@@ -118,36 +124,26 @@ def batch_sums(
     dropout_key: jax.Array | None,
     row_shards: int = 1,
 ) -> dict[str, StreamSums]:
-    """Forward pass: each stream's sums over the batch.
+    """Forward pass: each stream's sums over the batch, which holds `spec.batch_keys(streams)`.
 
-    The encoder runs once over all streams' rows; the decoder runs for each stream on targets of
-    its own length.
+    The encoder runs once over all streams' rows. The decoder runs once a stream, since streams
+    differ in target length.
 
     Args:
-        model: the model.
-        objective: z-loss, smoothing and chunking.
-        streams: the streams to run.
-        params: parameters.
-        batch: `spec.batch_keys(streams)`.
         dropout_key: None = no dropout.
         row_shards: devices that the rows are split over.
     """
     module = Transformer(model, row_shards)
-    deterministic = dropout_key is None
 
-    def run(method: str, use: int, *args: jax.Array) -> jax.Array:
+    def run(method: str, use: int, *args: jax.Array) -> Any:
         rngs = {} if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, use)}
-        output: Any = module.apply(
-            {"params": params}, *args, deterministic, method=method, rngs=rngs
-        )
-        return output
+        return module.apply({"params": params}, *args, not rngs, method=method, rngs=rngs)
 
-    def logits(hidden: jax.Array) -> jax.Array:
-        output: Any = module.apply({"params": params}, hidden, method="logits")
-        return output
+    def logits(hidden: jax.Array) -> Any:
+        return module.apply({"params": params}, hidden, method="logits")
 
-    # Rows of the streams are interleaved, [B, streams, L] -> [streams * B, L], not laid end to
-    # end: so each device encodes the rows that it holds, and nothing moves.
+    # Rows of the streams are interleaved, [B, streams, L] -> [B * streams, L], not concatenated:
+    # each device then encodes the rows that it holds, and no row moves.
     inputs, segments = (
         jnp.stack([batch[f"{stream}_{suffix}"] for stream in streams], axis=1)
         for suffix in ("inputs", "inputs_segment_ids")
@@ -159,23 +155,13 @@ def batch_sums(
     for i, stream in enumerate(streams):
         targets = batch[f"{stream}_targets"]
         target_segments = batch[f"{stream}_targets_segment_ids"]
+        shifted = shift_right(targets, target_segments)
         hidden = run(
-            "decode_hidden",
-            i + 1,
-            encoded[:, i],
-            segments[:, i],
-            shift_right(targets, target_segments),
-            target_segments,
+            "decode_hidden", i + 1, encoded[:, i], segments[:, i], shifted, target_segments
         )
         weights = batch[f"{stream}_weights"]
-        sums[stream] = stream_sums(
-            logits,
-            hidden,
-            targets,
-            weights,
-            objective.of_stream(stream),
-            row_shards=row_shards,
-        )
+        config = objective.of_stream(stream)
+        sums[stream] = stream_sums(logits, hidden, targets, weights, config, row_shards=row_shards)
     return sums
 
 

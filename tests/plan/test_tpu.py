@@ -9,7 +9,9 @@ import sys
 import jax
 import pytest
 
-from stepdistill_jax.data.packing import RowShape
+from stepdistill_jax.data.config import DataConfig, TokenConfig
+from stepdistill_jax.data.packing import PipelineConfig, RowShape
+from stepdistill_jax.data.views import ViewConfig
 from stepdistill_jax.eval.build import tokens_before_label
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.flops import train_flops
@@ -32,7 +34,9 @@ from stepdistill_jax.plan.program import (
 from stepdistill_jax.plan.roofline import bound
 from stepdistill_jax.plan.topology import topology
 from stepdistill_jax.run import load as configs
-from stepdistill_jax.spec import EXIT_INCOMPLETE, STREAMS, InputError
+from stepdistill_jax.run.config import RunConfig
+from stepdistill_jax.run.eval_config import EvalConfig
+from stepdistill_jax.spec import EXIT_INCOMPLETE, InputError
 from stepdistill_jax.train.state import abstract_state
 
 MODEL = T5Config(
@@ -46,19 +50,20 @@ MODEL = T5Config(
     dtype="bfloat16",
     dropout_rate=0.0,
 )
-JOB = Job(
+RUN = RunConfig(
+    model_dir="unused",
+    data=DataConfig("demo"),
+    tokens=TokenConfig(),
+    pipeline=PipelineConfig(),
+    views=ViewConfig(),
     model=MODEL,
     objective=ObjectiveConfig(),
     optimizer=OptimizerConfig(),
+    mesh=MeshConfig(),
+    eval=EvalConfig(batch_size=16),
     train_steps=100,
-    streams=STREAMS,
-    shape=RowShape(64, 128, {"label": 16, "rationale": 64}),
-    microbatches=1,
-    prng_impl="threefry2x32",
-    eval_rows=16,
-    eval_inputs=128,
-    eval_tokens=8,
 )
+JOB = Job(RUN, RowShape(64, 128, {"label": 16, "rationale": 64}), eval_inputs=128, eval_tokens=8)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,17 @@ import numpy as np
 import optax
 import pytest
 
+from stepdistill_jax.data.config import DataConfig, TokenConfig
+from stepdistill_jax.data.packing import PipelineConfig
+from stepdistill_jax.data.views import ViewConfig
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.objective import ObjectiveConfig
-from stepdistill_jax.optim import OptimizerConfig, schedule
+from stepdistill_jax.optim import OptimizerConfig
 from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
 from stepdistill_jax.parallel.place import place_batch
-from stepdistill_jax.spec import EOS_ID, STREAMS
+from stepdistill_jax.run.config import RunConfig
+from stepdistill_jax.run.eval_config import EvalConfig
+from stepdistill_jax.spec import EOS_ID
 from stepdistill_jax.train.state import create_state, state_shardings
 from stepdistill_jax.train.step import make_train_step
 
@@ -28,9 +33,7 @@ MODEL = T5Config(
     num_decoder_layers=2,
     dropout_rate=0.0,
 )
-PLAIN = ObjectiveConfig()
 ADAMW = OptimizerConfig(learning_rate=1e-2)
-RATE = schedule(ADAMW, train_steps=10)
 # Leaves the gradient in the optimizer's state, to be read after the step.
 KEEP_GRADIENT = optax.trace(decay=0.0)
 
@@ -129,41 +132,34 @@ def fresh_state(model, rule, mesh):
     return create_state(model, rule, mesh, seed=0, params=params)
 
 
-@functools.cache
-def compiled_step(model, objective, rule, streams, microbatches, seed, prng_impl, mesh, alpha=None):
-    return make_train_step(
-        model,
-        objective,
-        rule,
-        RATE,
-        streams,
-        microbatches,
-        seed,
-        prng_impl,
-        mesh,
-        state_shardings(model, rule, mesh),
-        alpha,
-    )
+def run_config(**settings):
+    """A run of `MODEL`; settings are fields of `RunConfig`."""
+    parts = {
+        "data": DataConfig("demo"),
+        "tokens": TokenConfig(),
+        "pipeline": PipelineConfig(),
+        "views": ViewConfig(),
+        "model": MODEL,
+        "objective": ObjectiveConfig(),
+        "optimizer": ADAMW,
+        "mesh": MeshConfig(),
+        "eval": EvalConfig(),
+        "train_steps": 10,
+    }
+    return RunConfig(model_dir="unused", **{**parts, **settings})
 
 
-def run_step(
-    batch,
-    *,
-    mesh=None,
-    model=MODEL,
-    objective=PLAIN,
-    rule=KEEP_GRADIENT,
-    streams=STREAMS,
-    microbatches=1,
-    steps=1,
-    seed=0,
-    prng_impl="threefry2x32",
-):
+# Compiled once a configuration.
+compiled_step = functools.cache(make_train_step)
+
+
+def run_step(batch, *, mesh=None, rule=KEEP_GRADIENT, steps=1, **settings):
     """Some steps from a fresh state: (state, metrics of the last step) on the host."""
     mesh = mesh or mesh_of()
-    step = compiled_step(model, objective, rule, streams, microbatches, seed, prng_impl, mesh)
-    state = fresh_state(model, rule, mesh)
-    placed = place_batch(batch, mesh, microbatches)
+    config = run_config(**settings)
+    step = compiled_step(config, rule, mesh)
+    state = fresh_state(config.model, rule, mesh)
+    placed = place_batch(batch, mesh, config.microbatches)
     for _ in range(steps):
         state, metrics = step(state, placed)
     return jax.device_get(state), {k: float(v) for k, v in jax.device_get(metrics).items()}

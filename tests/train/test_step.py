@@ -111,7 +111,9 @@ def test_batch_without_rationales_trains_the_label_stream_alone(unpacked, refere
 def test_alpha_one_is_standard_finetuning(unpacked, reference):
     both, metrics = cases.run_step(unpacked, objective=ObjectiveConfig(alpha=1.0))
     label_only = {name: unpacked[name] for name in batch_keys(("label",))}
-    standard, standard_metrics = cases.run_step(label_only, streams=("label",))
+    # ALPHA_END has no effect on one stream.
+    unused = ObjectiveConfig(alpha_end=0.1)
+    standard, standard_metrics = cases.run_step(label_only, method="standard", objective=unused)
     assert "rationale_loss" not in standard_metrics
     assert standard_metrics["loss"] == standard_metrics["label_loss"]
     for name, value in standard_metrics.items():
@@ -156,7 +158,7 @@ def test_learning_rate_is_the_one_of_this_update(unpacked, adamw):
 
 def test_state_is_donated_and_nothing_is_copied_between_host_and_device(unpacked, adamw):
     mesh = cases.mesh_of()
-    step = cases.compiled_step(cases.MODEL, cases.PLAIN, adamw, STREAMS, 1, 0, "threefry2x32", mesh)
+    step = cases.compiled_step(cases.run_config(), adamw, mesh)
     state = cases.fresh_state(cases.MODEL, adamw, mesh)
     old = jax.tree.leaves(state)
     batch = place_batch(unpacked, mesh)
@@ -173,7 +175,7 @@ def test_dropout_follows_from_the_step_alone(unpacked, prng_impl):
     model = dataclasses.replace(cases.MODEL, dropout_rate=0.3)
     mesh = cases.mesh_of()
     step = cases.compiled_step(
-        model, cases.PLAIN, cases.KEEP_GRADIENT, STREAMS, 1, 0, prng_impl, mesh
+        cases.run_config(model=model, prng_impl=prng_impl), cases.KEEP_GRADIENT, mesh
     )
     batch = place_batch(unpacked, mesh)
 

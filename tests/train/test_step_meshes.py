@@ -11,7 +11,7 @@ from step_cases import compile_quickly  # noqa: F401
 from stepdistill_jax.model.network import abstract_params
 from stepdistill_jax.objective import ObjectiveConfig
 from stepdistill_jax.parallel.place import place_batch
-from stepdistill_jax.spec import STREAMS, batch_keys
+from stepdistill_jax.spec import batch_keys
 from stepdistill_jax.train.state import abstract_state
 
 # Rows of unequal token counts, and a number of rows that no mesh divides.
@@ -52,7 +52,7 @@ def test_loss_and_gradients_agree(reference, mesh, microbatches):
 
 @pytest.fixture(scope="module")
 def reference_of_labels():
-    return cases.run_step(LABELS, streams=("label",))
+    return cases.run_step(LABELS, method="standard")
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_loss_and_gradients_of_one_stream_agree(reference_of_labels, mesh, micro
         LABELS,
         mesh=cases.mesh_of(**MESHES[mesh]),
         microbatches=microbatches,
-        streams=("label",),
+        method="standard",
     )
     assert metrics == pytest.approx(reference_of_labels[1], rel=1e-5)
     cases.assert_trees_close(
@@ -100,14 +100,7 @@ def test_rows_stay_on_their_devices():
     """
     mesh, microbatches = cases.mesh_of(fsdp=8), 4
     step = cases.compiled_step(
-        cases.MODEL,
-        cases.PLAIN,
-        cases.KEEP_GRADIENT,
-        STREAMS,
-        microbatches,
-        0,
-        "threefry2x32",
-        mesh,
+        cases.run_config(microbatches=microbatches), cases.KEEP_GRADIENT, mesh
     )
     state = abstract_state(cases.MODEL, cases.KEEP_GRADIENT, mesh)
     batch = place_batch(BATCH, mesh, microbatches)

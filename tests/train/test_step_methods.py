@@ -11,7 +11,7 @@ from stepdistill_jax.data.views import Pinto, RationaleAsInput, SingleTask, View
 from stepdistill_jax.model.network import Transformer
 from stepdistill_jax.objective import ObjectiveConfig, alpha_schedule
 from stepdistill_jax.parallel.place import place_batch
-from stepdistill_jax.spec import METHOD_STREAMS, STREAMS, batch_keys
+from stepdistill_jax.spec import METHOD_STREAMS, batch_keys
 
 PAIRS, ROWS = 15, 16
 # Two pairs fit a row: inputs with their rationales, and rationale, marker and label.
@@ -54,7 +54,7 @@ def batch_of(method, pairs_a_row):
 
 
 def step_of(method, batch, **settings):
-    return cases.run_step(batch, streams=METHOD_STREAMS[method], **settings)
+    return cases.run_step(batch, method=method, **settings)
 
 
 @pytest.mark.parametrize("method", VIEWS)
@@ -98,7 +98,7 @@ def test_pinto_is_two_standard_losses_of_which_the_second_is_smoothed():
             f"label{name.removeprefix(stream)}": batch[name] for name in batch_keys((stream,))
         }
         parts[stream] = cases.run_step(
-            renamed, streams=("label",), objective=ObjectiveConfig(label_smoothing=smoothing)
+            renamed, method="standard", objective=ObjectiveConfig(label_smoothing=smoothing)
         )
     first, second = (parts[stream][1]["loss"] for stream in ("label", "counterfactual"))
     assert metrics["label_loss"] == pytest.approx(first, rel=1e-5)
@@ -119,11 +119,9 @@ def test_pinto_is_the_same_however_it_is_spread(mesh, microbatches):
 
 
 def test_alpha_moves_from_its_value_to_its_end():
-    schedule = alpha_schedule(ObjectiveConfig(alpha=0.9, alpha_end=0.1), train_steps=10)
+    config = cases.run_config(objective=ObjectiveConfig(alpha=0.9, alpha_end=0.1))
     mesh = cases.mesh_of()
-    step = cases.compiled_step(
-        cases.MODEL, cases.PLAIN, cases.KEEP_GRADIENT, STREAMS, 1, 0, "threefry2x32", mesh, schedule
-    )
+    step = cases.compiled_step(config, cases.KEEP_GRADIENT, mesh)
     rows = cases.with_rows(cases.unpacked(PAIRS), ROWS)
     batch = place_batch(rows, mesh)
     for updates, alpha in ((0, 0.9), (5, 0.5), (10, 0.1), (12, 0.1)):
