@@ -65,7 +65,7 @@ def _main(arguments: Arguments) -> int:
     if arguments.positional:
         raise InputError(f"{' '.join(arguments.positional)}: not a flag; see --help")
     extraction = load.parse(arguments.gin_files, arguments.overrides, arguments.search_paths)
-    share = Share(*workers.given("EXTRACT"))
+    share = Share(*workers.read("EXTRACT"))
     asked = extracting.prepare(extraction, share)
     if _SHOW_PROMPT.value:
         print(asked.shown_prompt())

@@ -1,4 +1,4 @@
-"""Which worker of how many a program is: the flags --worker and --workers, else the environment."""
+"""The worker number of a program: flags --worker and --workers, or environment variables."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from absl import flags
 from stepdistill_jax.spec import InputError
 
 _WORKER = flags.DEFINE_integer(
-    "worker", None, "Which worker this is, from 0; else the environment says."
+    "worker", None, "Number of this worker, from 0; default: environment variable, else 0."
 )
 _WORKERS = flags.DEFINE_integer(
-    "workers", None, "How many there are; else the environment says, else 1."
+    "workers", None, "Number of workers; default: environment variable, else 1."
 )
 
 
-def given(prefix: str) -> tuple[int, int]:
-    """(worker, workers), from the flags, else from ``<prefix>_WORKER`` and ``<prefix>_WORKERS``.
+def read(prefix: str) -> tuple[int, int]:
+    """(worker, workers), from the flags, else ``<prefix>_WORKER`` and ``<prefix>_WORKERS``.
 
     Raises:
         InputError: a variable is no whole number.
@@ -33,5 +33,5 @@ def _number(flag: int | None, variable: str, default: int) -> int:
         return flag
     text = os.environ.get(variable, str(default))
     if not text.isdecimal():
-        raise InputError(f"{variable}={text!r} in the environment: expected a whole number")
+        raise InputError(f"environment variable {variable}: got {text!r}, expected a whole number.")
     return int(text)

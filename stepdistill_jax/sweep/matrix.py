@@ -1,9 +1,9 @@
-"""A sweep file becomes runs: data sets x methods x labels x sizes x fractions x seeds.
+"""Expands a sweep file into runs: data sets x methods x labels x models x fractions x seeds.
 
-A run of the matrix is what its files say, in this order: run file, method file, model file, the
-sweep file's own settings, the matrix's axes, the flags; the last word on a macro wins. Its name,
-``cqa-step_by_step-gold-t5_1_1_base-f0.125-s0``, is its folder's in SWEEP_DIR and says the run
-file, the method file, LABELS, the model, FRACTION and SEED.
+A run takes its settings from, in this order: run file, method file, model file, sweep file, axes
+of the matrix, flags. The last value of a macro wins. The run's name, which is also its folder in
+SWEEP_DIR, consists of run file, method file, LABELS, model, FRACTION and SEED:
+``cqa-step_by_step-gold-t5_1_1_base-f0.125-s0``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from stepdistill_jax.spec import InputError
 
 _TEACHER = "teacher"
 _DATA_SEEDS = ("seed", "fixed")
-# Macros that the matrix sets -> where a user says it instead.
+# Macros that the matrix sets -> what a user sets instead.
 _AXES = {
     "MODEL_DIR": "set SWEEP_DIR",
     "METHOD": "set SWEEP_METHODS",
-    "RATIONALES": "set it in a method file of your own and name that in SWEEP_METHODS",
+    "RATIONALES": "set it in your own method file and name that in SWEEP_METHODS",
     "FRACTION": "set SWEEP_FRACTIONS",
     "SEED": "set SWEEP_SEEDS",
 }
@@ -74,11 +74,11 @@ class PlannedRun:
     """One run of the matrix.
 
     Attributes:
-        name: its folder's name.
+        name: of its folder in SWEEP_DIR.
         data: name of its run file.
         method: name of its method file.
-        model: name of its model file or its sizes; "" where nothing is trained.
-        config: all that it is; MODEL_DIR is SWEEP_DIR/name.
+        model: name of its model file, or its sizes; "" if nothing is trained.
+        config: its MODEL_DIR is SWEEP_DIR/name.
     """
 
     name: str
@@ -88,19 +88,19 @@ class PlannedRun:
     config: RunConfig
 
     @property
-    def group(self) -> tuple[str, str, str, str, float]:
-        """What runs that differ in their seed alone share."""
+    def variant(self) -> tuple[str, str, str, str, float]:
+        """What runs that differ only in their seed share."""
         return (self.data, self.method, self.labels, self.model, self.config.data.fraction)
 
     @property
     def labels(self) -> str:
-        """LABELS, or "" where nothing is trained."""
+        """LABELS, or "" if nothing is trained."""
         return self.config.data.labels if self.config.streams else ""
 
 
 @dataclasses.dataclass(frozen=True)
-class Impossible:
-    """A run that cannot be, and why."""
+class ImpossibleRun:
+    """A run whose settings or data are wrong, and why."""
 
     name: str
     reason: str
@@ -108,18 +108,17 @@ class Impossible:
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """What a sweep consists of.
+    """The runs of a sweep.
 
     Attributes:
-        config: its axes.
-        runs: in the order of running, no two alike.
-        impossible: combinations that contradict themselves.
-        repeated: combinations that are one of `runs` once more.
+        runs: in the order of training, without duplicates.
+        impossible: combinations whose settings contradict each other.
+        repeated: how many combinations were duplicates of `runs`.
     """
 
     config: SweepConfig
     runs: tuple[PlannedRun, ...]
-    impossible: tuple[Impossible, ...]
+    impossible: tuple[ImpossibleRun, ...]
     repeated: int
 
 
@@ -130,15 +129,15 @@ def macros() -> dict[str, Macro]:
 
 
 def help_text() -> str:
-    """Every macro of a sweep, the gin files and where a run's macros are, for ``--help``."""
+    """The macros of a sweep and the shipped gin files, for ``--help``."""
     return "\n".join(
         [
-            "A sweep file sets these; one that ships is sweeps/demo.gin.",
+            "A sweep file sets these macros; see sweeps/demo.gin.",
             *configs.describe(macros().values()),
             "",
             *configs.describe_files(),
             "",
-            "A sweep file and --gin.NAME=value may set any macro of a run too, for every run: "
+            "A sweep file and --gin.NAME=value may also set any macro of a run, for all runs: "
             "python -m launch.train --help lists them.",
         ]
     )
@@ -153,8 +152,8 @@ class _File:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cell:
-    """One combination, before it is known to be possible."""
+class _Point:
+    """One combination of the axes, which may be impossible."""
 
     data: _File
     method: _File
@@ -213,9 +212,9 @@ def _refuse_run_file(
     in_files = any(setting.name.startswith(SWEEP_PREFIX) for setting in own)
     if not in_files and all(setting.name != "SWEEP_RUN_FILES" for setting in flags):
         raise InputError(
-            f"{name} is a run file, which python -m launch.train --gin_file={name} trains; to make "
-            f'a sweep of it, write a file with the lines include "{SWEEP_PART}", SWEEP_DIR = '
-            f'"runs/sweep" and SWEEP_RUN_FILES = ("{name}",) and name that in --gin_file'
+            f"{name} is a run file: train it with python -m launch.train --gin_file={name}. For a "
+            f'sweep, write a file with the lines include "{SWEEP_PART}", SWEEP_DIR = "runs/sweep" '
+            f'and SWEEP_RUN_FILES = ("{name}",).'
         )
 
 
@@ -228,7 +227,7 @@ def _refuse_axes(config: SweepConfig, resolved: dict[str, Setting]) -> None:
     for name, remedy in axes.items():
         if name in resolved:
             raise InputError(
-                f"{resolved[name].where}: {name} is an axis of the sweep, set run by run; {remedy}"
+                f"{resolved[name].where}: {name} is an axis of the sweep. Instead, {remedy}."
             )
 
 
@@ -238,83 +237,83 @@ def _expand(
     flags: Sequence[Setting],
     folders: Sequence[epath.PathLike],
 ) -> Matrix:
-    """Every combination as a run, an impossible one or a repetition."""
+    """Sorts the combinations into runs, impossible runs and duplicates."""
     runs: dict[RunConfig, PlannedRun] = {}
-    impossible: dict[str, Impossible] = {}
+    impossible: dict[str, ImpossibleRun] = {}
     repeated = 0
     names: set[str] = set()
-    for cell in _cells(config, folders):
+    for point in _points(config, folders):
         settings = [
-            *cell.data.settings,
-            *cell.method.settings,
-            *(cell.model.settings if cell.model else ()),
+            *point.data.settings,
+            *point.method.settings,
+            *(point.model.settings if point.model else ()),
             *common,
-            *_axes(config, cell),
+            *_axes(config, point),
             *flags,
         ]
-        run = _planned(config, cell, settings, spare={s.name for s in common})
+        run = _planned(config, point, settings, spare={s.name for s in common})
         names.add(run.name)
         if not _is_wanted(config, run.name):
             continue
-        if isinstance(run, Impossible):
+        if isinstance(run, ImpossibleRun):
             impossible.setdefault(run.name, run)
             continue
         first = runs.setdefault(dataclasses.replace(run.config, model_dir="-"), run)
         repeated += first is not run
-    _refuse_idle_patterns(config, names)
+    _refuse_unused_patterns(config, names)
     _refuse_ambiguous_names(runs.values())
     return Matrix(config, tuple(runs.values()), tuple(impossible.values()), repeated)
 
 
-def _cells(config: SweepConfig, folders: Sequence[epath.PathLike]) -> Iterator[_Cell]:
-    """The combinations, seeds outermost: when stopped, it has whole tables of fewer seeds."""
+def _points(config: SweepConfig, folders: Sequence[epath.PathLike]) -> Iterator[_Point]:
+    """The combinations, seeds outermost: a stopped sweep has complete tables of fewer seeds."""
     data = [_file("SWEEP_RUN_FILES", "", name, folders) for name in config.run_files]
     methods = [_file("SWEEP_METHODS", "methods", name, folders) for name in config.methods]
     models: list[_File | None] = [
         _file("SWEEP_MODELS", "models", name, folders) for name in config.models
     ]
-    taught: set[tuple[str, str]] = set()
+    teachers: set[tuple[str, str]] = set()
     for seed, run_file, method in itertools.product(config.seeds, data, methods):
         if _last(method, "METHOD") == _TEACHER:
-            # Nothing is trained: no size, share or seed makes another run of it.
-            if (run_file.name, method.name) not in taught:
-                taught.add((run_file.name, method.name))
-                yield _Cell(run_file, method, None, None, 1.0, 0)
+            # Nothing is trained: model, fraction and seed do not matter.
+            if (run_file.name, method.name) not in teachers:
+                teachers.add((run_file.name, method.name))
+                yield _Point(run_file, method, None, None, 1.0, 0)
             continue
         labels: Sequence[str | None] = config.labels or (None,)
         for label, model, fraction in itertools.product(labels, models or [None], config.fractions):
-            yield _Cell(run_file, method, model, label, fraction, seed)
+            yield _Point(run_file, method, model, label, fraction, seed)
 
 
 def _file(macro: str, folder: str, name: str, folders: Sequence[epath.PathLike]) -> _File:
     """Finds and reads a file by path, or by name in a shipped folder."""
-    sought = name if name.endswith(".gin") else str(pathlib.PurePath(folder, f"{name}.gin"))
-    path = gin_settings.find(sought, folders, macro)
+    file_name = name if name.endswith(".gin") else str(pathlib.PurePath(folder, f"{name}.gin"))
+    path = gin_settings.find(file_name, folders, macro)
     return _File(path.stem, tuple(configs.read_settings(path, folders)))
 
 
 def _last(file: _File, macro: str) -> Any:
-    """What a file says of a macro; None where it says nothing."""
+    """The last value of a macro in a file; None without one."""
     return next((s.value for s in reversed(file.settings) if s.name == macro), None)
 
 
-def _axes(config: SweepConfig, cell: _Cell) -> Iterator[Setting]:
-    """What the matrix itself sets."""
-    yield Setting("FRACTION", cell.fraction, "SWEEP_FRACTIONS")
-    yield Setting("SEED", cell.seed, "SWEEP_SEEDS")
-    if config.data_seeds == "seed" and _last(cell.method, "METHOD") != _TEACHER:
-        yield Setting("DATA_SEED", cell.seed, "SWEEP_DATA_SEEDS")
-    if cell.labels is not None:
-        yield Setting("LABELS", cell.labels, "SWEEP_LABELS")
+def _axes(config: SweepConfig, point: _Point) -> Iterator[Setting]:
+    """The settings that the matrix itself makes."""
+    yield Setting("FRACTION", point.fraction, "SWEEP_FRACTIONS")
+    yield Setting("SEED", point.seed, "SWEEP_SEEDS")
+    if config.data_seeds == "seed" and _last(point.method, "METHOD") != _TEACHER:
+        yield Setting("DATA_SEED", point.seed, "SWEEP_DATA_SEEDS")
+    if point.labels is not None:
+        yield Setting("LABELS", point.labels, "SWEEP_LABELS")
 
 
 def _planned(
-    config: SweepConfig, cell: _Cell, settings: list[Setting], spare: set[str]
-) -> PlannedRun | Impossible:
+    config: SweepConfig, point: _Point, settings: list[Setting], spare: set[str]
+) -> PlannedRun | ImpossibleRun:
     """The run of a combination.
 
     Raises:
-        InputError: a setting is wrong whatever it is combined with.
+        InputError: a setting is wrong in every combination.
     """
     resolved = gin_settings.resolve(settings, configs.macros(), spare)
     values = {
@@ -323,7 +322,7 @@ def _planned(
     }
     if values["METHOD"] == _TEACHER:
         model = ""
-        name = f"{cell.data.name}-{cell.method.name}"
+        name = f"{point.data.name}-{point.method.name}"
     else:
         sizes = {
             field: values[name]
@@ -331,16 +330,16 @@ def _planned(
             for holder, field in macro.fields
             if holder == T5Config.__name__
         }
-        model = cell.model.name if cell.model else configs.model_name(T5Config(**sizes))
-        share = f"f{cell.fraction:.12g}"
-        parts = (cell.data.name, cell.method.name, values["LABELS"], model, share, f"s{cell.seed}")
-        name = "-".join(parts)
+        model = point.model.name if point.model else configs.model_name(T5Config(**sizes))
+        share = f"f{point.fraction:.12g}"
+        files = (point.data.name, point.method.name)
+        name = "-".join((*files, values["LABELS"], model, share, f"s{point.seed}"))
     place = Setting("MODEL_DIR", str(pathlib.Path(config.dir) / name), "SWEEP_DIR")
     try:
-        found = configs.from_settings([*settings, place], spare)
+        run_config = configs.from_settings([*settings, place], spare)
     except InputError as error:
-        return Impossible(name, str(error))
-    return PlannedRun(name, cell.data.name, cell.method.name, model, found)
+        return ImpossibleRun(name, str(error))
+    return PlannedRun(name, point.data.name, point.method.name, model, run_config)
 
 
 def _is_wanted(config: SweepConfig, name: str) -> bool:
@@ -349,13 +348,13 @@ def _is_wanted(config: SweepConfig, name: str) -> bool:
     return not any(fnmatch.fnmatchcase(name, p) for p in config.exclude)
 
 
-def _refuse_idle_patterns(config: SweepConfig, names: set[str]) -> None:
+def _refuse_unused_patterns(config: SweepConfig, names: set[str]) -> None:
     for macro, patterns in (("SWEEP_ONLY", config.only), ("SWEEP_EXCLUDE", config.exclude)):
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
                 raise InputError(
-                    f"{macro}: {pattern!r} is like none of the {len(names)} runs' names; one of "
-                    f"them is {min(names)!r}"
+                    f"{macro}: {pattern!r} matches none of the {len(names)} runs. Correct the "
+                    f"pattern; one run is named {min(names)!r}."
                 )
 
 
@@ -366,7 +365,6 @@ def _refuse_ambiguous_names(runs: Any) -> None:
         if other is not run:
             differing = ", ".join(configs.difference(other.config, run.config))
             raise InputError(
-                f"two different runs would be named {run.name} (they differ in {differing}); give "
-                "the files that SWEEP_RUN_FILES, SWEEP_METHODS and SWEEP_MODELS name different "
-                "names"
+                f"two different runs have the name {run.name}: they differ in {differing}. Rename "
+                "one of the files in SWEEP_RUN_FILES, SWEEP_METHODS or SWEEP_MODELS."
             )

@@ -16,7 +16,7 @@ from absl.testing import flagsaver
 from launch import batch_eval as binary
 from launch.flags import Arguments
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.sweep import batch_eval
+from stepdistill_jax.sweep import score_runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = (
@@ -94,22 +94,22 @@ def folders(tmp_path, trained):
 
 def test_folders_patterns_and_files_name_each_run_once(folders):
     (folders / "list").write_text(f"# the last\n\n  {folders}/z/ \n{folders}/s/m1/*\n")
-    listed = batch_eval.read_lists([folders / "list"])
-    found = batch_eval.expand([f"{folders}/s/*/*", *listed])
+    listed = score_runs.read_lists([folders / "list"])
+    found = score_runs.expand([f"{folders}/s/*/*", *listed])
     names = [os.path.relpath(folder, folders) for folder in found]
     assert names == ["s/m1/x", "s/m1/y", "s/m2/x", "s/m2/y", "z"]
 
 
 def test_a_pattern_may_be_of_the_working_folder(folders, monkeypatch):
     monkeypatch.chdir(folders)
-    assert batch_eval.expand(["s/m1/[xy]", "z"]) == ["s/m1/x", "s/m1/y", "z"]
-    assert batch_eval.expand(["s/m1/*", "./s/m1/x", f"{folders}/s/m1/y"]) == ["s/m1/x", "s/m1/y"]
+    assert score_runs.expand(["s/m1/[xy]", "z"]) == ["s/m1/x", "s/m1/y", "z"]
+    assert score_runs.expand(["s/m1/*", "./s/m1/x", f"{folders}/s/m1/y"]) == ["s/m1/x", "s/m1/y"]
 
 
 @pytest.mark.parametrize("pattern", ["gs://b/**/x", "gs://b*/x"])
 def test_a_pattern_that_no_store_knows_is_one_clear_line(pattern):
-    with pytest.raises(InputError, match=r"a pattern on a store has no \*\* and names its bucket"):
-        batch_eval.expand([pattern])
+    with pytest.raises(InputError, match=r"a pattern on a store cannot contain \*\* or match b"):
+        score_runs.expand([pattern])
 
 
 @pytest.mark.parametrize(("first", "code"), [(69, 69), (2, 4)])
@@ -166,7 +166,7 @@ def test_workers_share_the_folders(folders, run, monkeypatch):
     assert sorted(map(len, shares)) == [2, 3]
     assert len({*shares[0], *shares[1]}) == 5
     code, _ = run(f"{folders}/z", worker=2, workers=2)
-    assert code.startswith("worker 2 of 2: expected 0 to 1; set --worker and --workers, or EVAL_W")
+    assert code.startswith("worker 2 of 2: expected 0 to 1. Set --worker and --workers, or EVAL_W")
 
 
 def test_the_settings_are_handed_on_and_the_reason_is_what_was_said_last(folders, run):
@@ -190,8 +190,8 @@ def test_the_settings_are_handed_on_and_the_reason_is_what_was_said_last(folders
 @pytest.mark.parametrize(
     ("named", "overrides", "message"),
     [
-        ((), (), "nothing to score: name folders of runs, patterns, or --from_file=FILE"),
-        (("{0}/q*",), (), r"/q*: no folder with a config.gin fits; check the path"),
+        ((), (), "no folders to score. Name folders of runs, patterns or --from_file=FILE."),
+        (("{0}/q*",), (), r"/q*: no folder with a config.gin matches. Check the path."),
         (("{0}/z", "{0}/s/m1/x"), ("EVAL_STEPS=2",), "EVAL_STEPS"),
         (("{0}/z",), ("MODEL_DIR=a",), "the folder {0}/z is given; leave one out"),
     ],
@@ -221,15 +221,15 @@ def test_sigterm_reaches_the_one_at_work_and_the_rest_is_left(folders, environme
         process.send_signal(signal.SIGTERM)
         said = process.stdout.read()
         assert process.wait(60) == 75
-    assert said.endswith("stopped after 0 of 4: the same command again continues\n")
+    assert said.endswith("stopped after 0 of 4: run the same command again to continue\n")
     assert (folders / "ended").exists()
 
 
 def test_this_program_leaves_the_accelerator_to_those_that_it_starts(trained, environment):
-    code = "from stepdistill_jax.sweep import batch_eval; import sys; "
+    code = "from stepdistill_jax.sweep import score_runs; import sys; "
     code += "from jax._src import xla_bridge; "
-    code += "run = batch_eval.look(sys.argv[1], []); "
-    code += "print([r.step for r in batch_eval._asked_for(run.config)], "
+    code += "run = score_runs.read_run(sys.argv[1], []); "
+    code += "print([r.step for r in score_runs.requested_results(run.config)], "
     code += "xla_bridge.backends_are_initialized())"
     done = subprocess.run(
         [sys.executable, "-c", code, str(trained)],

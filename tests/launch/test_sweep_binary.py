@@ -18,7 +18,7 @@ from absl.testing import flagsaver
 from launch import sweep
 from launch.flags import Arguments
 from stepdistill_jax.spec import FINISHED_FILE, InputError
-from stepdistill_jax.sweep import measure, runner, state
+from stepdistill_jax.sweep import run_status, train_runs, workload
 
 ROOT = pathlib.Path(__file__).parents[2]
 MICRO = """
@@ -164,7 +164,7 @@ def test_what_another_process_does_is_said_and_counted_once(place, environment, 
     folder = place / "orphan"
     shutil.copytree(place / "uninterrupted" / FIRST, folder / FIRST)
     (folder / FIRST / FINISHED_FILE).rename(folder / "later")
-    lock = state.lock(folder / FIRST)
+    lock = run_status.lock(folder / FIRST)
     with subprocess.Popen(
         command(place, "orphan"), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -173,10 +173,10 @@ def test_what_another_process_does_is_said_and_counted_once(place, environment, 
         os.close(lock)
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
-    assert f"[1/2] {FIRST} is still at work in another process" in said
-    assert f"[1/2] {FIRST} was done by another process; 2 done" in said
+    assert f"[1/2] {FIRST} is running in another process" in said
+    assert f"[1/2] {FIRST} was finished by another process; 2 done" in said
     counted = [
-        sum(int(n) for n in re.findall(r"(\d+) (?:done|failed|stopped|at work|to come)", line))
+        sum(int(n) for n in re.findall(r"(\d+) (?:done|failed|stopped|running|waiting)", line))
         for line in said.splitlines()
         if line.startswith("[") and " starts" not in line
     ]
@@ -187,8 +187,8 @@ def test_what_another_process_does_is_said_and_counted_once(place, environment, 
 def plan(place, monkeypatch, capsys):
     """The binary in this process: what it returns or refuses, and what it prints."""
     # Nothing here needs a process of its own.
-    monkeypatch.setattr(measure, "survey", measure._survey)
-    monkeypatch.setattr(measure, "_PRODUCT_SECONDS", 0.0)
+    monkeypatch.setattr(workload, "survey", workload._survey)
+    monkeypatch.setattr(workload, "_PRODUCT_SECONDS", 0.0)
 
     def run(name, *overrides, **flags):
         arguments = Arguments(
@@ -225,7 +225,7 @@ def test_a_failing_run_does_not_end_the_sweep(place, environment, plan, uninterr
 
 def test_a_changed_sweep_file_is_refused_and_new_runs_are_added(place, plan, uninterrupted):
     code, said = plan("uninterrupted", "ALPHA=0.25")
-    assert "2 runs of the sweep cannot be" in code
+    assert "2 runs of the sweep are impossible" in code
     assert f"{FIRST}, {SECOND}: its folder holds a run with ALPHA=0.5 (now 0.25)" in said
     assert states(place / "uninterrupted") == {FIRST: "done", SECOND: "done"}
     code, said = plan("uninterrupted", "SWEEP_SEEDS=(0, 1, 2)", dry_run=True)
@@ -233,7 +233,7 @@ def test_a_changed_sweep_file_is_refused_and_new_runs_are_added(place, plan, uni
     assert "2 done, 1 waiting" in said
     code, said = plan("uninterrupted", "ALPHA=0.25", skip_impossible=True)
     assert code == 0
-    assert "none of the runs can be" in said
+    assert "all runs are impossible" in said
 
 
 def test_workers_split_the_runs(place, plan, uninterrupted, monkeypatch):
@@ -243,7 +243,7 @@ def test_workers_split_the_runs(place, plan, uninterrupted, monkeypatch):
     assert "worker 0 of 2: 1 of 2 runs in" in plan("shared", dry_run=True, worker=0)[1]
     monkeypatch.setenv("SWEEP_WORKER", "one")
     code, _ = plan("shared", dry_run=True)
-    assert code == "SWEEP_WORKER='one' in the environment: expected a whole number"
+    assert code == "environment variable SWEEP_WORKER: got 'one', expected a whole number."
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
@@ -254,7 +254,7 @@ def test_data_that_is_not_there_is_told_before_anything_starts(place, plan, tmp_
         dry_run=dry_run,
     )
     assert "nothing is left to do" not in said
-    assert "2 runs of the sweep cannot be" in code
+    assert "2 runs of the sweep are impossible" in code
     assert "svamp-standard-gold-micro-f0.05-s0" in said
     assert str(tmp_path) in said
     assert not (place / "missing").exists()
@@ -270,11 +270,11 @@ def test_data_that_is_not_there_is_told_before_anything_starts(place, plan, tmp_
         ),
         (b"Traceback\n  File x\nKeyError: 'a'\n", 1, "exit code 1: KeyError: 'a'"),
         (b"10%|#\r20%|##\rMemoryError\n\n", 1, "exit code 1: MemoryError"),
-        (b"", 1, "exit code 1: it said nothing"),
+        (b"", 1, "exit code 1: no output"),
         (b"fine\n", -9, "killed by SIGKILL"),
     ],
 )
 def test_a_failure_is_told_in_one_line(tmp_path, text, code, expected):
     before = b"error: of an earlier attempt\n"
     (tmp_path / "train.log").write_bytes(before + text)
-    assert runner.describe_failure(tmp_path, len(before), code).startswith(expected)
+    assert train_runs.describe_failure(tmp_path, len(before), code).startswith(expected)

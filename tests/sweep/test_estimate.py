@@ -6,9 +6,10 @@ import pytest
 
 from stepdistill_jax.data.packing import PipelineConfig
 from stepdistill_jax.model.flops import train_flops
-from stepdistill_jax.sweep import estimate, matrix, table
-from stepdistill_jax.sweep.estimate import BY_FLOPS, BY_KIND, ROUGH, Clock, Finished, Work
-from stepdistill_jax.sweep.state import Look, State
+from stepdistill_jax.sweep import estimate, matrix, tables, workload
+from stepdistill_jax.sweep.estimate import BY_FLOPS, BY_KIND, ROUGH, FinishedRun, TimeEstimator
+from stepdistill_jax.sweep.run_status import RunStatus, State
+from stepdistill_jax.sweep.workload import Workload
 from stepdistill_jax.text import duration
 
 
@@ -22,7 +23,7 @@ def runs(tmp_path):
     return {run.name: run for run in matrix.read([path]).runs}
 
 
-def test_work_is_that_of_the_batches(runs):
+def test_workload_is_that_of_the_batches(runs):
     config = runs["demo-step_by_step-gold-demo-f1-s0"].config
     config = dataclasses.replace(config, pipeline=PipelineConfig(batch_size=32, pack=False))
     lengths = {
@@ -36,50 +37,50 @@ def test_work_is_that_of_the_batches(runs):
         def __len__(self):
             return 2
 
-    work = estimate.train_work(config, Pairs(lengths=lengths))
+    found = workload.train_workload(config, Pairs(lengths=lengths))
     # 1,500 steps of 32 pairs, of 12 + 2 + 13 + 22 tokens in the mean.
-    assert (work.steps, work.pairs, work.tokens) == (1500, 2, 1500 * 32 * 49)
+    assert (found.steps, found.pairs, found.tokens) == (1500, 2, 1500 * 32 * 49)
     # Unpacked rows are as long as the longest.
     step = train_flops(config.model, 32, 15, {"label": 2, "rationale": 24})
-    assert work.flops == 1500 * step
+    assert found.flops == 1500 * step
 
 
 def test_time_is_learnt_from_runs_as_they_finish(runs):
     standard = [run for run in runs.values() if run.method == "standard"]
     stepwise = next(run for run in runs.values() if run.method == "step_by_step")
-    small, large = Work(100, 50, 1e3, 6e9), Work(100, 50, 3e3, 18e9)
+    small, large = Workload(100, 50, 1e3, 6e9), Workload(100, 50, 3e3, 18e9)
     start = estimate.START_SECONDS
-    clock = Clock(1e9)
-    assert clock.estimate(stepwise, large) == estimate.Estimate(
+    estimator = TimeEstimator(1e9)
+    assert estimator.estimate(stepwise, large) == estimate.Estimate(
         start + 18 / estimate.EFFICIENCY, ROUGH
     )
     # 6e9 FLOPs in 3 s beyond the start: 2e9 a second.
-    clock = Clock(1e9, [Finished(standard[0], small, start + 3)])
-    assert clock.estimate(stepwise, large) == estimate.Estimate(start + 9, BY_FLOPS)
-    assert clock.estimate(stepwise, large, saved=50) == estimate.Estimate(start + 4.5, BY_FLOPS)
+    estimator = TimeEstimator(1e9, [FinishedRun(standard[0], small, start + 3)])
+    assert estimator.estimate(stepwise, large) == estimate.Estimate(start + 9, BY_FLOPS)
+    assert estimator.estimate(stepwise, large, saved=50) == estimate.Estimate(start + 4.5, BY_FLOPS)
     # The share of the data and the seed do not matter.
     for run in standard:
-        assert clock.estimate(run, small) == estimate.Estimate(start + 3, BY_KIND)
+        assert estimator.estimate(run, small) == estimate.Estimate(start + 3, BY_KIND)
     longer = dataclasses.replace(standard[0].config, train_steps=3000)
     other = dataclasses.replace(standard[0], config=longer)
-    assert clock.estimate(other, large).basis == BY_FLOPS
+    assert estimator.estimate(other, large).basis == BY_FLOPS
 
 
 def test_nothing_to_train_costs_a_start(runs):
     run = next(iter(runs.values()))
-    clock = Clock(1e9, [Finished(run, estimate.NOTHING, 5.0)])
+    estimator = TimeEstimator(1e9, [FinishedRun(run, workload.NO_TRAINING, 5.0)])
     other = dataclasses.replace(run, method="other")
-    assert clock.estimate(other, estimate.NOTHING).seconds == estimate.START_SECONDS
+    assert estimator.estimate(other, workload.NO_TRAINING).seconds == estimate.START_SECONDS
 
 
 def test_the_plan(runs):
-    work = {name: Work(1500, 2000, 1.5e6, 2e12) for name in runs}
-    looks = {name: Look(State.WAITING) for name in runs}
+    workloads = {name: Workload(1500, 2000, 1.5e6, 2e12) for name in runs}
+    statuses = {name: RunStatus(State.WAITING) for name in runs}
     left = {name: estimate.Estimate(60.0, ROUGH) for name in runs}
     first = next(iter(runs))
-    looks[first] = Look(State.DONE, accuracy=(("test", 0.5),))
+    statuses[first] = RunStatus(State.DONE, accuracy=(("test", 0.5),))
     del left[first]
-    text = table.plan(estimate.grouped(runs.values(), work, left), looks)
+    text = tables.plan(estimate.by_variant(runs.values(), workloads, left), statuses)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines.pop(0) == "every run starts from random weights"
     assert lines[0] == (
@@ -89,14 +90,16 @@ def test_the_plan(runs):
         "demo standard gold demo 0.5 0,1 1,500 2,000 3.0M 4.0T ~60 s 1 done, 1 waiting"
     )
     assert lines[-2] == "total 8 runs 12,000 12.0M 16.0T ~7 min 1 done, 7 waiting"
-    assert lines[-1].startswith("times are rough: FLOPs over 30%")
-    shown = table.progress(estimate.grouped(runs.values(), work, left), looks).splitlines()
+    assert lines[-1].startswith("times are rough: 30% of this device's rate")
+    shown = tables.progress(
+        estimate.by_variant(runs.values(), workloads, left), statuses
+    ).splitlines()
     assert " ".join(shown[1].split()) == "demo standard gold demo 0.5 50.0 1 done, 1 waiting"
 
 
 def test_the_plan_says_what_each_run_starts_from(runs):
-    work = {name: Work(1500, 2000, 1.5e6, 2e12) for name in runs}
-    looks = {name: Look(State.WAITING) for name in runs}
+    workloads = {name: Workload(1500, 2000, 1.5e6, 2e12) for name in runs}
+    statuses = {name: RunStatus(State.WAITING) for name in runs}
     left = {name: estimate.Estimate(60.0, ROUGH) for name in runs}
     mixed = [
         dataclasses.replace(
@@ -106,7 +109,7 @@ def test_the_plan_says_what_each_run_starts_from(runs):
         else run
         for run in runs.values()
     ]
-    text = table.plan(estimate.grouped(mixed, work, left), looks)
+    text = tables.plan(estimate.by_variant(mixed, workloads, left), statuses)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[0].startswith("data method labels model start fraction seeds")
     assert lines[1].startswith("demo standard gold demo hf:google/t5-v1_1-base 0.5 0,1 1,500")
@@ -114,17 +117,17 @@ def test_the_plan_says_what_each_run_starts_from(runs):
 
 
 def test_nothing_is_left_to_do_is_not_said_of_what_cannot_be(runs):
-    work = {name: Work(1500, 2000, 1.5e6, 2e12) for name in runs}
-    looks = {name: Look(State.DONE) for name in runs}
-    groups = estimate.grouped(runs.values(), work, {})
-    assert table.plan(groups, looks).endswith("nothing is left to do")
-    assert "nothing is left" not in table.plan(groups, looks, impossible=1)
-    assert table.plan([], {}, impossible=8) == "none of the runs can be"
+    workloads = {name: Workload(1500, 2000, 1.5e6, 2e12) for name in runs}
+    statuses = {name: RunStatus(State.DONE) for name in runs}
+    groups = estimate.by_variant(runs.values(), workloads, {})
+    assert tables.plan(groups, statuses).endswith("nothing is left to do")
+    assert "nothing is left" not in tables.plan(groups, statuses, impossible=1)
+    assert tables.plan([], {}, impossible=8) == "all runs are impossible"
 
 
 def test_reasons_are_told_once():
-    found = [matrix.Impossible(f"run-{i}", "no vocabulary") for i in range(5)]
-    assert table.impossible(found) == "  run-0, run-1, run-2 and 2 more: no vocabulary"
+    found = [matrix.ImpossibleRun(f"run-{i}", "no vocabulary") for i in range(5)]
+    assert tables.impossible(found) == "  run-0, run-1, run-2 and 2 more: no vocabulary"
 
 
 @pytest.mark.parametrize(
@@ -142,4 +145,4 @@ def test_durations(seconds, text):
      (4.56e17, "4.6e17")],
 )  # fmt: skip
 def test_quantities(number, text):
-    assert table.quantity(number) == text
+    assert tables.quantity(number) == text

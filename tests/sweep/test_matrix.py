@@ -4,7 +4,7 @@ import pytest
 
 from stepdistill_jax.run import load
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.sweep import dealing, matrix
+from stepdistill_jax.sweep import matrix, shares
 
 SWEEP = """
 include "parts/sweep.gin"
@@ -94,7 +94,7 @@ def test_the_teacher_is_one_run_a_data_set(read):
     teachers = [run for run in found.runs if run.method == "teacher"]
     assert [run.name for run in teachers] == ["cqa-teacher", "svamp-teacher"]
     assert [(r.config.seed, r.config.data.fraction) for r in teachers] == [(0, 1.0), (0, 1.0)]
-    assert [run.group[2:] for run in teachers] == [("", "", 1.0)] * 2
+    assert [run.variant[2:] for run in teachers] == [("", "", 1.0)] * 2
     assert len(found.runs) == 2 + 2 * 2 * 2 * 2
 
 
@@ -106,7 +106,7 @@ def test_patterns_choose_runs(read):
         "demo-standard-gold-demo-f1-s1",
         "demo-step_by_step-gold-demo-f1-s1",
     ]
-    with pytest.raises(InputError, match=r"SWEEP_EXCLUDE: '\*-standart-\*' is like none of the 8"):
+    with pytest.raises(InputError, match=r"SWEEP_EXCLUDE: '\*-standart-\*' matches none of the 8"):
         read(text, "SWEEP_EXCLUDE=*-standart-*")
 
 
@@ -147,7 +147,7 @@ def test_what_contradicts_itself_is_listed_and_the_rest_stays(read):
         ("DATA_SEED = 1\n", r"DATA_SEED is an axis.*SWEEP_DATA_SEEDS='fixed'"),
         ("METHOD = 'standard'\n", r"METHOD is an axis.*set SWEEP_METHODS"),
         ("MODEL_DIR = 'runs/x'\n", r"MODEL_DIR is an axis.*set SWEEP_DIR"),
-        ("RATIONALES = 'human'\n", r"RATIONALES is an axis.*a method file of your own"),
+        ("RATIONALES = 'human'\n", r"RATIONALES is an axis.*your own method file"),
         ("SWEEP_LABELS = 'gold'\nLABELS = 'gold'\n", r"LABELS is an axis.*set SWEEP_LABELS"),
         ("SweepConfig.dir = 'x'\n", r"SweepConfig\.dir is set by its macro; write SWEEP_DIR"),
         ("include 'demo.gin'\n", r"demo\.gin:\d+: .* is an axis of the sweep"),
@@ -167,14 +167,14 @@ def test_two_files_of_one_name_are_refused(read, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "standard.gin").write_text('METHOD = "standard"\nRATIONALES = "none"\nALPHA = 0.1\n')
-    with pytest.raises(InputError, match=r"named demo-standard-gold-demo-f1-s0 .*differ in ALPHA"):
+    with pytest.raises(InputError, match=r"name demo-standard-gold-demo-f1-s0: .*differ in ALPHA"):
         read(f"SWEEP_METHODS = ('standard', '{other}/standard.gin')\n")
 
 
 def test_run_and_sweep_files_are_told_apart(read, tmp_path):
     with pytest.raises(
         InputError,
-        match=r'^demo\.gin is a run file, which .*launch\.train.*_RUN_FILES = \("demo\.gin",\)',
+        match=r'^demo\.gin is a run file: .*launch\.train.*_RUN_FILES = \("demo\.gin",\)',
     ):
         matrix.read(["demo.gin"], ["SWEEP_DIR=x"])
     flags = ["SWEEP_DIR=x", "SWEEP_RUN_FILES=demo.gin", "SWEEP_METHODS=standard"]
@@ -210,15 +210,15 @@ def test_shares_are_disjoint_complete_and_balanced(read, workers):
         "SWEEP_RUN_FILES = ('demo.gin', 'cqa.gin')\nSWEEP_FRACTIONS = (0.25, 0.5, 1.0)\n"
         "SWEEP_SEEDS = (0, 1)\n"
     ).runs
-    shares = [dealing.deal(runs, worker, workers) for worker in range(workers)]
-    dealt = [run.name for share in shares for run in share]
+    every = [shares.share_of_runs(runs, worker, workers) for worker in range(workers)]
+    dealt = [run.name for share in every for run in share]
     assert sorted(dealt) == sorted(run.name for run in runs)
-    loads = [sum(dealing.nominal_flops(run.config) for run in share) for share in shares]
-    largest = max(dealing.nominal_flops(run.config) for run in runs)
+    loads = [sum(shares.nominal_flops(run.config) for run in share) for share in every]
+    largest = max(shares.nominal_flops(run.config) for run in runs)
     assert max(loads) - min(loads) <= largest
     # The order of running is the matrix's.
     order = {run.name: place for place, run in enumerate(runs)}
-    for share in shares:
+    for share in every:
         assert [order[run.name] for run in share] == sorted(order[run.name] for run in share)
 
 
@@ -226,14 +226,14 @@ def test_shares_do_not_depend_on_where_the_sweep_lies(read):
     here = read("SWEEP_SEEDS = (0, 1, 2)\n").runs
     there = read("SWEEP_SEEDS = (0, 1, 2)\n", "SWEEP_DIR=elsewhere", "CACHE_DIR=other").runs
     for worker in range(3):
-        mine, theirs = dealing.deal(here, worker, 3), dealing.deal(there, worker, 3)
+        mine, theirs = (shares.share_of_runs(runs, worker, 3) for runs in (here, there))
         assert [run.name for run in mine] == [run.name for run in theirs]
 
 
 @pytest.mark.parametrize(("worker", "workers"), [(2, 2), (-1, 2), (0, 0)])
 def test_no_such_worker(worker, workers):
     with pytest.raises(InputError, match=rf"worker {worker} of {workers}: expected 0 to"):
-        dealing.deal([], worker, workers)
+        shares.share_of_runs([], worker, workers)
 
 
 @pytest.mark.parametrize(

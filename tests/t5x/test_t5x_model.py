@@ -7,9 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-pytest.importorskip(
-    "t5x.models", reason="t5x is not importable; see stepdistill_jax/t5x/README.md"
-)
+pytest.importorskip("t5x.models", reason="t5x is not importable; see stepdistill_jax/t5x/README.md")
 
 from t5x import train_state as train_state_lib
 from t5x import trainer

@@ -9,9 +9,7 @@ import sys
 
 import pytest
 
-pytest.importorskip(
-    "t5x.models", reason="t5x is not importable; see stepdistill_jax/t5x/README.md"
-)
+pytest.importorskip("t5x.models", reason="t5x is not importable; see stepdistill_jax/t5x/README.md")
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = "stepdistill_jax/t5x/configs"

@@ -240,7 +240,7 @@ def test_workers_of_one_folder_are_merged_in_it(run, server, place, monkeypatch)
     assert run()[0] == 0
     assert server.received == 200
     monkeypatch.setenv("EXTRACT_WORKERS", "two")
-    assert "EXTRACT_WORKERS='two' in the environment: expected a whole number" in run()[0]
+    assert "EXTRACT_WORKERS: got 'two', expected a whole number" in run()[0]
 
 
 def test_another_folder_is_served_by_the_cache(run, server, place):

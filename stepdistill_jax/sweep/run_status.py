@@ -1,4 +1,4 @@
-"""How far a run of a sweep is, read from its folder alone; and who may work on it."""
+"""The status of a run of a sweep, read from its folder alone, and its lock."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.spec import FINISHED_FILE, METRICS_FILE, RESULTS_FILE, InputError
 from stepdistill_jax.sweep.matrix import PlannedRun
 
-# In a run's folder: what the sweep asked for, what came of the latest attempt, who is at it.
+# In a run's folder: the planned configuration, the process's output, and how it ended.
 PLANNED_FILE = "planned.gin"
 LOG_FILE = "train.log"
 ATTEMPT_FILE = "attempt.json"
 _LOCK_FILE = ".sweep.lock"
-# Holds the last lines of a file of metrics.
+# Enough for the last lines of a JSON-lines file.
 _TAIL_BYTES = 8192
 
 
 class State(enum.StrEnum):
-    """What is to be done with a run."""
+    """The state of a run, as sweep.json and the tables name it."""
 
     DONE = "done"
     RUNNING = "running"
@@ -42,10 +42,10 @@ class Attempt:
     """The latest process of a run that has ended.
 
     Attributes:
-        exit_code: of the process; negative where a signal ended it.
-        error: its last line on stderr, where it failed.
-        seconds: that it took.
-        from_step: optimizer steps done before it; 0 where it began the run.
+        exit_code: negative if a signal ended the process.
+        error: why it failed; "" if it did not.
+        seconds: duration of the process.
+        from_step: step it resumed from; 0 if it started the run.
     """
 
     exit_code: int
@@ -55,8 +55,8 @@ class Attempt:
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
-    """Where a run is in its training.
+class TrainingProgress:
+    """How far a run has trained.
 
     Attributes:
         step: of the last line of metrics.
@@ -70,15 +70,14 @@ class Progress:
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """What a run's folder says.
+class RunStatus:
+    """What a run's folder says about the run.
 
     Attributes:
-        state: what is to be done.
-        saved: step of the latest checkpoint; 0 where there is none.
-        attempt: the latest that ended; None where none did, or the sweep was killed with it.
-        accuracy: split -> label accuracy, of a run that is done.
-        reason: of FAILED the error, of CHANGED what differs, else "".
+        saved: step of the latest checkpoint; 0 without one.
+        attempt: None if no process has ended, or the sweep was killed together with it.
+        accuracy: (split, label accuracy) of a run that is done.
+        reason: of FAILED the error, of CHANGED the differing settings, else "".
     """
 
     state: State
@@ -88,70 +87,67 @@ class Look:
     reason: str = ""
 
 
-def look(run: PlannedRun, *, held: bool = False) -> Look:
-    """Reads a run's folder; writes nothing.
-
-    Args:
-        run: of the matrix.
-        held: this process has the run's lock.
-    """
+def read_status(run: PlannedRun, *, locked_here: bool = False) -> RunStatus:
+    """Reads a run's folder and writes nothing; `locked_here`: this process holds its lock."""
     folder = pathlib.Path(run.config.model_dir)
     if not folder.exists():
-        return Look(State.WAITING)
+        return RunStatus(State.WAITING)
     saved = max(restore.available_steps(folder), default=0)
     attempt = read_attempt(folder)
     finished = _read_json(folder / FINISHED_FILE)
-    begun = saved or finished or (folder / RESULTS_FILE).exists()
-    changed = _changed(folder, run.config) if begun else ""
+    started = saved or finished or (folder / RESULTS_FILE).exists()
+    changed = _changed_settings(folder, run.config) if started else ""
     if changed:
-        return Look(State.CHANGED, saved, attempt, reason=changed)
-    if not held and is_locked(folder):
-        return Look(State.RUNNING, saved, attempt)
+        return RunStatus(State.CHANGED, saved, attempt, reason=changed)
+    if not locked_here and _is_locked(folder):
+        return RunStatus(State.RUNNING, saved, attempt)
     accuracy = dict(finished.get("accuracy", {}))
-    # A split that EVAL_SPLITS was given since is still to be scored.
+    # A split added to EVAL_SPLITS since is not scored yet.
     if finished and set(run.config.eval.splits) <= accuracy.keys():
-        return Look(State.DONE, saved, attempt, tuple(accuracy.items()))
+        return RunStatus(State.DONE, saved, attempt, tuple(accuracy.items()))
     if attempt is not None and attempt.error:
-        return Look(State.FAILED, saved, attempt, reason=attempt.error)
-    return Look(State.STARTED if begun else State.WAITING, saved, attempt)
+        return RunStatus(State.FAILED, saved, attempt, reason=attempt.error)
+    return RunStatus(State.STARTED if started else State.WAITING, saved, attempt)
 
 
-def _changed(folder: pathlib.Path, planned: RunConfig) -> str:
-    """What forbids to continue the run in a folder as the planned one; "" = nothing."""
+def _changed_settings(folder: pathlib.Path, planned: RunConfig) -> str:
+    """Settings that prevent the run in a folder from continuing as planned; "" if none do."""
     try:
-        found = configs.read(folder)
+        existing = configs.read(folder)
     except InputError as error:
         return str(error)
-    differences = configs.difference(found, planned)
+    differences = configs.difference(existing, planned)
     return ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in differences.items())
 
 
 def read_attempt(folder: pathlib.Path) -> Attempt | None:
-    """What came of the latest process that ended; None where none did."""
-    found = _read_json(folder / ATTEMPT_FILE)
+    """How the latest process ended; None if none has."""
+    row = _read_json(folder / ATTEMPT_FILE)
     names = {field.name for field in dataclasses.fields(Attempt)}
-    return Attempt(**found) if found.keys() == names else None
+    return Attempt(**row) if row.keys() == names else None
 
 
 def write_attempt(folder: pathlib.Path, attempt: Attempt) -> None:
-    """Notes what came of a process."""
+    """Records how a process ended."""
     text = json.dumps(dataclasses.asdict(attempt), ensure_ascii=False, indent=1) + "\n"
     records.write_atomic(folder / ATTEMPT_FILE, text)
 
 
-def progress(folder: pathlib.Path) -> Progress:
-    """How far a run that may be writing just now is."""
-    metrics = _rows(folder / METRICS_FILE)
-    scored = [row for row in _rows(folder / RESULTS_FILE) if row.get("split") == "validation"]
+def read_progress(folder: pathlib.Path) -> TrainingProgress:
+    """How far a run has trained, which may be writing at this moment."""
+    metrics = _last_rows(folder / METRICS_FILE)
+    scored = [row for row in _last_rows(folder / RESULTS_FILE) if row.get("split") == "validation"]
     latest = max(scored, key=lambda row: row.get("step", 0), default={})
     last = metrics[-1] if metrics else {}
-    return Progress(int(last.get("step", 0)), last.get("pairs_per_second"), latest.get("accuracy"))
+    return TrainingProgress(
+        int(last.get("step", 0)), last.get("pairs_per_second"), latest.get("accuracy")
+    )
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The whole lines at the end of a JSON-lines file that may be growing; damaged ones are not.
+def _last_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The complete lines at the end of a JSON-lines file that may be growing.
 
-    What is shown of a run must not end the sweep: what is wrong with the file, the run says.
+    Damaged lines are left out: the display must not stop the sweep, and the run reports them.
     """
     try:
         with path.open("rb") as file:
@@ -160,7 +156,7 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
             lines = file.read().split(b"\n")
     except OSError:
         return []
-    # The first may lack its beginning, the last its end.
+    # The first line may lack its start, the last its end.
     return [row for line in lines[size > _TAIL_BYTES : -1] if (row := _json_object(line))]
 
 
@@ -169,22 +165,22 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _json_object(text: bytes) -> dict[str, Any]:
-    """A JSON object; {} where the text is none."""
+    """A JSON object; {} for any other text."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def lock(folder: pathlib.Path) -> int | None:
-    """Takes a run for this process and those that inherit the descriptor.
+    """Locks a run for this process and those that inherit the descriptor.
 
-    It is free again when all of them have ended, however they ended. Machines that share the
-    folder respect it where the file system knows locks (NFS 4, Lustre, GPFS).
+    The lock is free again when all of them have ended, however they ended. It works across
+    machines if the shared file system supports locks (NFS 4, Lustre, GPFS).
 
     Returns:
-        The open descriptor, to be closed; None where another process has the run.
+        The open descriptor, which the caller closes; None if another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
@@ -196,8 +192,7 @@ def lock(folder: pathlib.Path) -> int | None:
     return descriptor
 
 
-def is_locked(folder: pathlib.Path) -> bool:
-    """Whether a process is at the run."""
+def _is_locked(folder: pathlib.Path) -> bool:
     if not (folder / _LOCK_FILE).exists():
         return False
     descriptor = lock(folder)

@@ -1,4 +1,4 @@
-"""Which worker of several does what: a sweep's runs, or anything of known sizes."""
+"""Each worker's share of the runs of a sweep, or of any items with sizes."""
 
 from __future__ import annotations
 
@@ -10,48 +10,46 @@ from stepdistill_jax.spec import RATIONALE, InputError
 from stepdistill_jax.sweep.matrix import PlannedRun
 
 
-def deal(runs: Sequence[PlannedRun], worker: int, workers: int) -> list[PlannedRun]:
-    """The runs of one worker of several, as `share` deals them.
+def share_of_runs(runs: Sequence[PlannedRun], worker: int, workers: int) -> list[PlannedRun]:
+    """The runs of one worker, as `share` distributes them.
 
-    Their sizes are taken from the configurations alone, so that machines agree on them whatever
-    data they hold.
+    Sizes depend only on the configurations, so all machines agree on them, whatever data they
+    hold.
 
     Args:
-        runs: the whole matrix's.
+        runs: the runs of all workers.
         worker: 0 to workers - 1.
-        workers: how many.
 
     Raises:
-        InputError: there is no such worker.
+        InputError: `worker` is out of range.
     """
     mine = share([nominal_flops(run.config) for run in runs], worker, workers, "SWEEP")
     return [run for index, run in enumerate(runs) if index in mine]
 
 
 def share(sizes: Sequence[float], worker: int, workers: int, prefix: str) -> set[int]:
-    """Positions of one worker of several: every position is in exactly one share.
+    """The positions of one worker; every position belongs to exactly one worker.
 
-    The largest are dealt out first, each to the worker that has least so far.
+    The largest items are assigned first, each to the worker with the smallest load so far.
 
     Args:
-        sizes: of what is dealt out, none negative.
+        sizes: one an item, none negative.
         worker: 0 to workers - 1.
-        workers: how many.
-        prefix: of the variables that may name them, for the error.
+        prefix: of the environment variables, for the error.
 
     Raises:
-        InputError: there is no such worker.
+        InputError: `worker` is out of range.
     """
     if not 0 <= worker < workers:
         raise InputError(
-            f"worker {worker} of {workers}: expected 0 to {workers - 1}; set --worker and "
-            f"--workers, or {prefix}_WORKER and {prefix}_WORKERS in the environment"
+            f"worker {worker} of {workers}: expected 0 to {workers - 1}. Set --worker and "
+            f"--workers, or {prefix}_WORKER and {prefix}_WORKERS in the environment."
         )
     loads = [0.0] * workers
     mine = set()
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
         chosen = min(range(workers), key=lambda w: (loads[w], w))
-        # Equal ones too are spread evenly: none counts as nothing.
+        # The 1 spreads items of size 0 evenly too.
         loads[chosen] += 1.0 + sizes[index]
         if chosen == worker:
             mine.add(index)
@@ -59,7 +57,7 @@ def share(sizes: Sequence[float], worker: int, workers: int, prefix: str) -> set
 
 
 def nominal_flops(config: RunConfig) -> float:
-    """Model FLOPs of a run were every text as long as it may be: an order of runs by size."""
+    """Model FLOPs of a run if every text had its maximum length; it orders runs by size."""
     tokens = config.tokens
     longest = dict.fromkeys(config.streams, tokens.max_label_length)
     if RATIONALE in longest:
