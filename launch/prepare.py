@@ -1,4 +1,4 @@
-"""Fetches the paper's data, or checks what lies in DATA_DIR, and prints what it is made of.
+"""Downloads the paper's data, or checks that in DATA_DIR, and prints its statistics.
 
     python -m launch.prepare --data_dir=data --vocabulary=spiece.model
     python -m launch.prepare --gin_file=own.gin        # your own data set
@@ -9,12 +9,9 @@ A split that the release has and DATA_DIR lacks is shown as missing; a damaged f
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
-import sys
 
-import tqdm
 from absl import flags
 
 from launch.flags import Arguments, run_with_arguments
@@ -27,7 +24,10 @@ from stepdistill_jax.data.survey import RELEASED, Tokens
 from stepdistill_jax.spec import InputError
 
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", "", f"Folder of the release; else the environment's {DATA_DIR_VARIABLE}."
+    "data_dir",
+    "",
+    f"Folder of the release; default: the environment's {DATA_DIR_VARIABLE}, else the cache folder "
+    "that training uses when DATA_DIR is not set.",
 )
 _DATASETS = flags.DEFINE_list(
     "datasets", [], f"Of {','.join(RELEASED)}; default: those in DATA_DIR, or all to download."
@@ -76,23 +76,13 @@ def _tokens(config: TokenConfig) -> Tokens | None:
 
 
 def _released(tokens: Tokens | None) -> list[SplitAudit]:
-    data_dir = _DATA_DIR.value or os.environ.get(DATA_DIR_VARIABLE, "")
-    if not data_dir:
-        raise InputError(
-            f"neither --data_dir nor {DATA_DIR_VARIABLE} says where the data is; pass "
-            "--data_dir=FOLDER (the release is fetched into an empty one)"
-        )
+    data_dir = (
+        _DATA_DIR.value or os.environ.get(DATA_DIR_VARIABLE, "") or str(release.default_folder())
+    )
     datasets, folders = survey.choose(data_dir, _DATASETS.value, _DOWNLOAD.value)
-    with tqdm.tqdm(unit="B", unit_scale=True, file=sys.stderr, disable=not folders) as bar:
-        release.download(data_dir, folders, progress=functools.partial(_show, bar))
+    release.download(data_dir, folders)
     columns = (survey.survey_released(data_dir, name, tokens, correct) for name in datasets)
     return [column for of_one in columns for column in of_one]
-
-
-def _show(bar: tqdm.tqdm, path: str, size: int, total: int | None) -> None:
-    bar.set_description(path)
-    bar.total, bar.n = total, size
-    bar.refresh()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub: from the local cache, else fetched, else named for the user."""
+"""Files of the Hugging Face hub: from its local cache, else downloaded."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from etils import epath
 from stepdistill_jax.spec import InputError
 
 PREFIX = "hf:"
-_SECONDS_TO_ANSWER = 10
+_TIMEOUT_SECONDS = 10
 
 
 def cached(repository: str, candidates: Sequence[str]) -> epath.Path | None:
-    """The first of `candidates` that the local cache holds; asks no network.
+    """The first of `candidates` that the local cache holds; uses no network.
 
     Raises:
         ValueError: the repository's name is malformed.
@@ -28,17 +28,20 @@ def cached(repository: str, candidates: Sequence[str]) -> epath.Path | None:
     return None
 
 
-def find(name: str, repository: str, candidates: Sequence[str], remedy: str) -> epath.Path:
+def find(
+    setting: str, repository: str, candidates: Sequence[str], remedy: str, download: str = ""
+) -> epath.Path:
     """The first of `candidates` that the repository has, as a local file.
 
     Args:
-        name: what the user wrote and where, such as ``VOCABULARY 'hf:google/t5-v1_1-base'``.
+        setting: macro or flag that names the repository, for messages.
         repository: ``OWNER/NAME`` on the hub.
-        candidates: file names; one of them in the local cache is taken before any other is fetched.
-        remedy: what to do with a file that was fetched elsewhere.
+        candidates: file names; one in the local cache is preferred to a download of any other.
+        remedy: what to do with the folder FOLDER that the files were copied to by hand.
+        download: which files to copy by hand, as arguments of ``hf download``; "" = all.
 
     Raises:
-        InputError: none is in the local cache, and none could be fetched.
+        InputError: none is in the local cache, and none can be downloaded.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -46,27 +49,36 @@ def find(name: str, repository: str, candidates: Sequence[str], remedy: str) -> 
     # The base of the HTTP library's own errors, whichever library this version uses.
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
-    failure = "the repository has no such file"
+    where, files = f"{setting}='{PREFIX}{repository}'", " or ".join(candidates)
     try:
         if path := cached(repository, candidates):
             return path
         for file in candidates:
             try:
-                # Asked once first: a download without a network tries for half a minute, aloud.
+                # Without a network a download retries for half a minute; this fails at once.
                 url = huggingface_hub.hf_hub_url(repository, file)
-                huggingface_hub.get_hf_file_metadata(url, timeout=_SECONDS_TO_ANSWER)
+                huggingface_hub.get_hf_file_metadata(url, timeout=_TIMEOUT_SECONDS)
                 return epath.Path(huggingface_hub.hf_hub_download(repository, file))
             except errors.LocalEntryNotFoundError:
-                raise  # no network: the others will not be fetched either
+                raise  # no network: the others cannot be downloaded either
             except errors.EntryNotFoundError:
                 continue
+    except errors.HFValidationError:
+        problem = "expected a folder, or hf:OWNER/NAME for a repository of the hub"
+        raise InputError(f"{where}: {problem}. Correct {setting}.") from None
+    except errors.RepositoryNotFoundError:
+        problem = f"{huggingface_hub.constants.ENDPOINT} has no such repository that you can read"
+        raise InputError(
+            f"{where}: {problem}. Correct the name, or run `hf auth login` for a private one."
+        ) from None
     except (OSError, ValueError, HTTPError) as error:
-        # Network failures, unknown names and malformed names.
-        failure = type(error).__name__
-    cache = pathlib.Path(huggingface_hub.constants.HF_HUB_CACHE)
-    address = f"https://huggingface.co/{repository}/resolve/main/{candidates[0]}"
-    raise InputError(
-        f"{name}: {' or '.join(candidates)} is not in the local cache {cache} and could not be "
-        f"fetched ({failure}); where there is a network, save {address}, copy it to this machine "
-        f"and {remedy}"
-    )
+        offline = isinstance(error, errors.OfflineModeIsEnabled)
+        reason = "HF_HUB_OFFLINE is set" if offline else f"{type(error).__name__}: {error}"
+        cache = pathlib.Path(huggingface_hub.constants.HF_HUB_CACHE)
+        command = " ".join(filter(None, ("hf download", repository, download)))
+        raise InputError(
+            f"{where}: {files} is not in {cache} and cannot be downloaded "
+            f"({reason.splitlines()[0]:.100}). Run `{command} --local-dir FOLDER` where there is a "
+            f"network, copy FOLDER here and {remedy}."
+        ) from error
+    raise InputError(f"{where}: the repository has no {files}. Name a repository that has one.")

@@ -238,19 +238,14 @@ class _Place:
             InputError: there is none.
         """
         if self._folder is None:
-            return hub.find(
-                f"INITIAL_CHECKPOINT {self._name!r}",
-                self._repository,
-                candidates,
-                f"put it into one folder with {_FILES}, and set INITIAL_CHECKPOINT "
-                "(and VOCABULARY, where it is empty or also names the hub) to that folder",
-            )
+            remedy = "set INITIAL_CHECKPOINT and VOCABULARY to it"
+            return hub.find("INITIAL_CHECKPOINT", self._repository, candidates, remedy)
         for candidate in candidates:
             if (self._folder / candidate).is_file():
                 return self._folder / candidate
         raise InputError(
-            f"INITIAL_CHECKPOINT {self._name!r}: {' or '.join(candidates)} is not in "
-            f"{self._folder}; put {_FILES} there"
+            f"INITIAL_CHECKPOINT={self._name!r}: {self._folder} has no {' or '.join(candidates)}. "
+            f"Put {_FILES} there."
         )
 
     def weights(self) -> dict[str, WeightFile]:

@@ -1,4 +1,7 @@
-"""Fetching a file of known content: resume, verify, unpack. What there is to fetch: `release`."""
+"""Downloads a file of known content: resumes, verifies and unpacks. `release` lists the files.
+
+pooch is not used: it cannot resume a download, and it does not know git's blob ids.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,13 @@ from stepdistill_jax.spec import InputError
 GIT_BLOB = "git blob id"
 SHA256 = "sha256"
 
-# Called as (path under DATA_DIR, bytes so far, bytes in all or None) while data comes in.
-Progress = Callable[[str, int, int | None], None]
+# Called with (bytes so far, total bytes or None) while data comes in.
+Progress = Callable[[int, int | None], None]
 
 _CHUNK = 1 << 20
-# HTTP answers below 500 after which asking again makes sense.
-_PASSING_ANSWERS = (408, 425, 429)
-_NOTHING_BEYOND = 416
+# HTTP codes below 500 that may pass: timeout, too early, too many requests.
+_TRANSIENT_CODES = (408, 425, 429)
+_RANGE_NOT_SATISFIABLE = 416
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +44,11 @@ class Download:
     """One file of the public web.
 
     Attributes:
-        url: pinned to a commit: the same bytes for ever.
-        path: where it lies under DATA_DIR.
+        url: pinned to a commit, so that the bytes never change.
+        path: of the downloaded file, under DATA_DIR.
         algorithm: `GIT_BLOB` or `SHA256`.
         digest: lower-case hexadecimal, of that algorithm.
-        folders: of DATA_DIR that it fills.
+        folders: the folders of DATA_DIR that it fills.
     """
 
     url: str
@@ -56,15 +59,15 @@ class Download:
 
 
 class _TransferError(Exception):
-    """The connection failed in a way that another try may mend."""
+    """The connection failed; another attempt may succeed."""
 
 
 def digest(path: epath.PathLike, algorithm: str) -> str:
-    """The sum of a file, in lower-case hexadecimal.
+    """The digest of a file, in lower-case hexadecimal.
 
     Args:
         path: the file.
-        algorithm: `SHA256`, or `GIT_BLOB`: what ``git hash-object`` prints.
+        algorithm: `SHA256`, or `GIT_BLOB` for what ``git hash-object`` prints.
     """
     path = epath.Path(path)
     if algorithm == SHA256:
@@ -82,46 +85,41 @@ def fetch(
     item: Download,
     data_dir: pathlib.Path,
     *,
-    attempts: int = 4,
+    attempts: int = 3,
     pause: float = 1.0,
     timeout: float = 30.0,
     progress: Progress | None = None,
 ) -> pathlib.Path:
-    """Brings one file to ``data_dir / item.path``, continuing a ``.part`` left by an earlier try.
+    """Downloads one file to ``data_dir / item.path``; resumes a ``.part`` of an earlier attempt.
 
     Args:
-        item: what to fetch.
-        data_dir: the folder; made where there is none.
-        attempts: tries in a row that bring no new byte before giving up.
-        pause: seconds before the second of such tries; doubled for each further one.
-        timeout: seconds without an answer that end a try.
+        item: the file; one that is already there is only verified.
+        data_dir: the folder; created if needed.
+        attempts: consecutive attempts without a new byte before giving up.
+        pause: seconds before the second of these attempts; doubled for each further one.
+        timeout: seconds without a response that end an attempt.
         progress: called as data comes in.
 
     Raises:
-        InputError: it could not be fetched or written, or its sum is wrong.
+        InputError: the file cannot be downloaded or written, or its digest is wrong.
     """
     target = data_dir / item.path
     if target.exists():
-        found = digest(target, item.algorithm)
-        if found != item.digest:
-            raise InputError(f"{target}: {_both_sums(item, found)}; delete it and run again")
+        if problem := _wrong_digest(item, target):
+            raise InputError(f"{target}: {problem}. Delete the file and run again.")
         return target
     part = target.with_name(target.name + ".part")
-    with _disk_errors(part):
+    with disk_errors(part):
         part.parent.mkdir(parents=True, exist_ok=True)
-        continued = part.exists()
+        resumed = part.exists()
         _receive(item, target, part, attempts, pause, timeout, progress)
-        if continued and digest(part, item.algorithm) != item.digest:
-            # The damaged half may be the one that was found here.
+        if resumed and _wrong_digest(item, part):
+            # The earlier attempt may have left the damage.
             part.unlink()
             _receive(item, target, part, attempts, pause, timeout, progress)
-        found = digest(part, item.algorithm)
-        if found != item.digest:
+        if problem := _wrong_digest(item, part):
             part.unlink()
-            raise InputError(
-                f"{item.url}: {_both_sums(item, found)}; thrown away: try again, or fetch it "
-                f"another way and place it at {target}"
-            )
+            raise InputError(f"{item.url}: {problem}. Run again, or save the file as {target}.")
         part.replace(target)
     return target
 
@@ -132,63 +130,66 @@ def unpack(
     folders: Collection[str],
     sums: Mapping[str, str | None],
 ) -> list[str]:
-    """Unpacks the archive's `folders` into `data_dir`, file by file, each whole or not at all.
+    """Unpacks `folders` of an archive into `data_dir`, each file atomically.
 
-    A leading ``datasets/``, under which the release's archive holds everything, is left off. A
-    file that is there with the member's size and CRC-32 is kept; one that differs is never
-    overwritten.
+    The leading ``datasets/`` of the release's archive is removed. A file that exists with the
+    member's size and CRC-32 is kept; one that differs is never overwritten.
 
     Args:
         archive: a zip archive.
         data_dir: the folder.
-        folders: which of the archive's folders to unpack.
+        folders: the folders of the archive to unpack.
         sums: path under `data_dir` -> sha256 that a member must have.
 
     Returns:
         Paths under `data_dir` that were written.
 
     Raises:
-        InputError: no zip archive, a member that would land outside `data_dir` (nothing is written
-            then), a damaged member, a wrong sha256, or a different file in the way.
+        InputError: not a zip archive, a member that would land outside `data_dir` (nothing is
+            written then), a damaged member, a wrong sha256, or a different file in the way.
     """
-    written = []
     try:
-        with _disk_errors(data_dir), zipfile.ZipFile(archive) as source:
+        with disk_errors(data_dir), zipfile.ZipFile(archive) as source:
             members = _members(source, archive, folders)
-            there = [path for path in members if (data_dir / path).exists()]
-            for path in there:
+            existing = [path for path in members if (data_dir / path).exists()]
+            for path in existing:
                 if not _same(data_dir / path, members[path]):
                     raise InputError(
-                        f"{data_dir / path}: differs from the file of that name in {archive.name}; "
-                        "delete or move it and run again"
+                        f"{data_dir / path}: differs from the file in {archive.name}. Delete or "
+                        "move it and run again."
                     )
-            for path in sorted(members.keys() - set(there)):
+            written = sorted(members.keys() - set(existing))
+            for path in written:
                 _extract(source, members[path], data_dir / path, sums.get(path))
-                written.append(path)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(
-            f"{archive}: damaged archive ({error}); delete it and run again"
+            f"{archive}: damaged archive ({error}). Delete it and run again."
         ) from error
     return written
+
+
+@contextlib.contextmanager
+def disk_errors(path: pathlib.Path) -> Iterator[None]:
+    """Turns an OSError into an InputError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read or written ({error.strerror or error}). Free disk space or "
+            "correct the permissions."
+        ) from error
 
 
 def _chunks(source: BinaryIO) -> Iterator[bytes]:
     return iter(functools.partial(source.read, _CHUNK), b"")
 
 
-def _both_sums(item: Download, found: str) -> str:
-    return f"expected {item.algorithm} {item.digest}, found {found}"
-
-
-@contextlib.contextmanager
-def _disk_errors(path: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read or written ({error.strerror or error}); free the disk or name "
-            "another --data_dir"
-        ) from error
+def _wrong_digest(item: Download, path: pathlib.Path) -> str:
+    """What is wrong with the digest of the file at `path`; "" if it is right."""
+    actual = digest(path, item.algorithm)
+    if actual == item.digest:
+        return ""
+    return f"wrong {item.algorithm}: got {actual}, expected {item.digest}"
 
 
 def _receive(
@@ -200,7 +201,7 @@ def _receive(
     timeout: float,
     progress: Progress | None,
 ) -> None:
-    """Fills `part` until the server has no more, over several connections where need be."""
+    """Fills `part` until the server has no more, over several connections if needed."""
     furthest = _size(part)
     failures = 0
     while True:
@@ -211,24 +212,23 @@ def _receive(
             furthest = max(furthest, _size(part))
             if failures >= attempts or isinstance(error, urllib.error.HTTPError):
                 raise InputError(
-                    f"cannot fetch {item.url} ({error}); run again where there is a network, or "
-                    f"fetch it another way and place it at {target}: the next run verifies it and "
-                    "goes on from there"
+                    f"{item.url}: download failed ({error}). Save the file as {target} and run "
+                    "again, or set DATA_DIR to a folder with the data."
                 ) from error
-            logging.warning("%s: %s; %d bytes so far, trying again", item.url, error, _size(part))
+            logging.warning("%s: %s; trying again from byte %d", item.url, error, _size(part))
             time.sleep(pause * 2 ** (failures - 1) if failures else 0)
 
 
 def _receive_once(
     item: Download, part: pathlib.Path, timeout: float, progress: Progress | None
 ) -> None:
-    """One connection, from where `part` ends."""
+    """One connection, from the end of `part` on."""
     start = _size(part)
     response = _connect(item.url, start, timeout)
     if response is None:
         return
     with response:
-        # A server without ranges answers with the whole file again.
+        # A server without ranges sends the whole file again.
         if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             start = 0
         length = response.headers.get("Content-Length")
@@ -239,17 +239,17 @@ def _receive_once(
                 out.write(chunk)
                 size += len(chunk)
                 if progress:
-                    progress(item.path, size, total)
+                    progress(size, total)
     if total is not None and size < total:
         raise _TransferError(f"connection closed after {size} of {total} bytes")
 
 
 def _connect(url: str, start: int, timeout: float) -> http.client.HTTPResponse | None:
-    """The open answer; None where nothing lies beyond `start` (the sum then decides).
+    """The open response; None if the file ends at `start` or before (the digest then decides).
 
     Raises:
-        HTTPError: the server refuses for good.
-        _TransferError: anything else that went wrong.
+        HTTPError: a permanent refusal of the server.
+        _TransferError: any other failure.
     """
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:
@@ -257,9 +257,9 @@ def _connect(url: str, start: int, timeout: float) -> http.client.HTTPResponse |
             urllib.request.Request(url, headers=headers), None, timeout
         )
     except urllib.error.HTTPError as error:
-        if error.code == _NOTHING_BEYOND and start:
+        if error.code == _RANGE_NOT_SATISFIABLE and start:
             return None
-        if error.code < 500 and error.code not in _PASSING_ANSWERS:
+        if error.code < 500 and error.code not in _TRANSIENT_CODES:
             raise
         raise _TransferError(str(error)) from error
     except (OSError, http.client.HTTPException) as error:
@@ -269,7 +269,7 @@ def _connect(url: str, start: int, timeout: float) -> http.client.HTTPResponse |
 
 
 def _body(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """Chunks of an answer; what goes wrong in here is the network's doing, not the disk's."""
+    """Chunks of a response; errors in here are the network's, not the disk's."""
     try:
         while chunk := response.read1(_CHUNK):
             yield chunk
@@ -284,15 +284,15 @@ def _size(path: pathlib.Path) -> int:
 def _members(
     source: zipfile.ZipFile, archive: pathlib.Path, folders: Collection[str]
 ) -> dict[str, zipfile.ZipInfo]:
-    """Path under DATA_DIR -> member, of the files in `folders`; raises for any unsafe name."""
+    """Path under DATA_DIR -> member, of the files in `folders`; refuses any unsafe name."""
     members = {}
     for member in source.infolist():
         name, parts = member.filename, pathlib.PurePosixPath(member.filename).parts
         unsafe = name.startswith("/") or ".." in parts or any(sign in name for sign in "\\:")
         if unsafe or stat.S_ISLNK(member.external_attr >> 16):
             raise InputError(
-                f"{archive}: member {name!r} could land outside the folder; nothing was unpacked: "
-                "this is not the release's archive, delete it"
+                f"{archive}: member {name!r} could land outside the folder; nothing was unpacked. "
+                "Delete the archive, which is not the release's, and run again."
             )
         if parts[:1] == ("datasets",):
             parts = parts[1:]
@@ -315,7 +315,7 @@ def _same(path: pathlib.Path, member: zipfile.ZipInfo) -> bool:
 def _extract(
     source: zipfile.ZipFile, member: zipfile.ZipInfo, target: pathlib.Path, expected: str | None
 ) -> None:
-    """Writes one member under a temporary name, verifies it and renames it."""
+    """Writes one member to a temporary file, verifies it and renames it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex}")
     total = hashlib.sha256()
@@ -326,8 +326,8 @@ def _extract(
                 out.write(chunk)
         if expected not in (None, total.hexdigest()):
             raise InputError(
-                f"{target}: expected sha256 {expected}, found {total.hexdigest()} in the archive; "
-                "delete the archive and run again"
+                f"{target}: wrong sha256 in the archive: got {total.hexdigest()}, expected "
+                f"{expected}. Delete the archive and run again."
             )
         temporary.replace(target)
     finally:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from stepdistill_jax import storage
+from stepdistill_jax.data import release
 from stepdistill_jax.data.added_inputs import read_added
 from stepdistill_jax.data.config import DATA_DIR_VARIABLE, OWN, SPLIT_FIELD, DataConfig
 from stepdistill_jax.data.rationale_file import read_rationales
@@ -270,26 +271,26 @@ def _remedy(split: str, own: bool) -> str:
 def find_data_dir(config: DataConfig, source: Source) -> epath.Path:
     """The folder that a data set's files lie under.
 
-    A release's is DATA_DIR, else what the environment's STEPDISTILL_DATA_DIR names. A user's own
-    files (jsonl, hf) are found from DATA_DIR alone, else from the working folder: the environment
-    says where the release lies, not where they do.
+    For a release: DATA_DIR, else the environment variable STEPDISTILL_DATA_DIR, else the local
+    cache, into which it is downloaded. For a user's own files (jsonl, hf): DATA_DIR, else the
+    working folder.
 
     Raises:
-        InputError: a release's folder is not given or not there; names both ways to set it. Or it
-            lies on a store that cannot be used.
+        InputError: the folder does not exist, the download fails, or the store is unavailable.
     """
     if not source.needs_data_dir:
         storage.check("DATA_DIR", config.data_dir)
         return epath.Path(config.data_dir or ".").expanduser()
-    given = config.data_dir or os.environ.get(DATA_DIR_VARIABLE, "")
-    if not given:
-        raise InputError(
-            f"DATASET {config.dataset!r} needs its files: set DATA_DIR, or the environment "
-            f"variable {DATA_DIR_VARIABLE}, to the folder that holds {source.folder}/"
-        )
+    chosen = config.data_dir or os.environ.get(DATA_DIR_VARIABLE, "")
+    if not chosen:
+        added = [config.augment] if config.augment in SOURCES else []
+        return epath.Path(release.cached([SOURCES[n].folder for n in (source.name, *added)]))
     name = "DATA_DIR" if config.data_dir else DATA_DIR_VARIABLE
-    storage.check(name, given)
-    folder = epath.Path(given).expanduser()
+    storage.check(name, chosen)
+    folder = epath.Path(chosen).expanduser()
     if not folder.exists():
-        raise InputError(f"{name} is {given!r}: no such folder; correct it or fetch the release")
+        raise InputError(
+            f"{name}={chosen!r}: no such folder. Correct it, or run "
+            f"`python -m launch.prepare --data_dir={chosen}` to download the data."
+        )
     return folder

@@ -1,29 +1,40 @@
-"""The paper's released data: where it is, how to know it, how to fetch and unpack it.
+"""The paper's released data: its files and digests, and how to download them.
 
 What is verified, and by what:
 
 - The archive ``datasets.zip`` of google-research/distilling-step-by-step at a pinned commit, by its
-  git blob id (SHA-1 over ``b"blob <size>\\0"`` and the bytes), which that commit's tree states. No
-  sha256 of the archive is known to this project: its bytes were not at hand when the table was
-  made.
-- Every unpacked file with a sum in `FILES`, by sha256, computed from ``../shared/data``. Without a
-  sum there are the train splits of e-SNLI and ANLI with their teacher outputs, which do not lie
-  there: those rest on the archive's blob id and the CRC-32 that the archive holds for each member.
+  git blob id (SHA-1 over ``b"blob <size>\\0"`` and the bytes), which that commit's tree states.
+- Every unpacked file with a digest in `FILES`, by sha256, computed from ``../shared/data``. The
+  train splits of e-SNLI and ANLI and their teacher outputs are not there and have no digest. They
+  rest on the archive's blob id and on the CRC-32 of each of its members.
 - ``ASDiv.xml`` of chaochun/nlu-asdiv-dataset at a pinned commit, by sha256.
 
-No other module fetches data over the network.
+No other module downloads the paper's data.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
+import fcntl
+import functools
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+import tqdm
+from absl import logging
 from etils import epath
 
-from stepdistill_jax.data.fetch import GIT_BLOB, SHA256, Download, Progress, digest, fetch, unpack
+from stepdistill_jax import storage
+from stepdistill_jax.data.config import TokenConfig
+from stepdistill_jax.data.fetch import (
+    GIT_BLOB,
+    SHA256,
+    Download,
+    digest,
+    disk_errors,
+    fetch,
+    unpack,
+)
 from stepdistill_jax.spec import InputError
 
 DOWNLOADS = (
@@ -45,7 +56,7 @@ DOWNLOADS = (
     ),
 )
 
-# Folder of DATA_DIR -> file in it -> sha256, or None where this project never saw the bytes.
+# Folder of DATA_DIR -> file in it -> sha256, or None where it is not known.
 FILES: Mapping[str, Mapping[str, str | None]] = {
     "esnli": {
         "esnli_train.json": None,
@@ -94,23 +105,23 @@ FILES: Mapping[str, Mapping[str, str | None]] = {
     },
 }
 
-RIGHT, DIFFERS, MISSING, NO_SUM = "right", "differs", "missing", "no sum known"
+RIGHT, DIFFERS, MISSING, UNVERIFIED = "right", "differs", "missing", "unverified"
 
 
 @dataclasses.dataclass(frozen=True)
 class FileCheck:
-    """One file of the release as found in DATA_DIR.
+    """One file of the release, compared with `FILES`.
 
     Attributes:
         path: under DATA_DIR.
-        state: `RIGHT`, `DIFFERS`, `MISSING`, or `NO_SUM`: there, but there is no sum to check.
-        expected, found: sha256; None where there is none.
+        state: `RIGHT`, `DIFFERS`, `MISSING`, or `UNVERIFIED`: it exists, but has no known digest.
+        expected, actual: sha256; None if not known.
     """
 
     path: str
     state: str
     expected: str | None
-    found: str | None
+    actual: str | None
 
 
 def check(data_dir: epath.PathLike, folders: Iterable[str]) -> list[FileCheck]:
@@ -119,63 +130,91 @@ def check(data_dir: epath.PathLike, folders: Iterable[str]) -> list[FileCheck]:
     checks = []
     for folder in folders:
         for name, expected in FILES[folder].items():
-            path, found = data_dir / folder / name, None
+            path, actual = data_dir / folder / name, None
             if not path.exists():
                 state = MISSING
             elif expected is None:
-                state = NO_SUM
+                state = UNVERIFIED
             else:
-                found = digest(path, SHA256)
-                state = RIGHT if found == expected else DIFFERS
-            checks.append(FileCheck(f"{folder}/{name}", state, expected, found))
+                actual = digest(path, SHA256)
+                state = RIGHT if actual == expected else DIFFERS
+            checks.append(FileCheck(f"{folder}/{name}", state, expected, actual))
     return checks
 
 
-def download(
-    data_dir: epath.PathLike,
-    folders: Iterable[str],
-    downloads: Iterable[Download] = DOWNLOADS,
-    progress: Progress | None = None,
-) -> list[str]:
-    """Fetches, verifies and unpacks what `folders` lack; what is there and right is kept.
+def default_folder() -> pathlib.Path:
+    """The folder of the release where DATA_DIR is not set: ``release`` in the local cache."""
+    return TokenConfig().local_root() / "release"
 
-    The archive stays where it was put; once unpacked it may be deleted.
+
+def cached(folders: Sequence[str]) -> pathlib.Path:
+    """`default_folder`; downloads what it lacks of `folders` first.
+
+    One process of a machine downloads; the others wait for it.
+
+    Raises:
+        InputError: see `download`.
+    """
+    root = default_folder()
+    paths = [root / folder / name for folder in folders for name in FILES[folder]]
+    if all(path.exists() for path in paths):
+        return root
+    with disk_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / ".lock").open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not all(path.exists() for path in paths):
+            logging.info("DATA_DIR is not set: downloading the paper's data to %s", root)
+            download(root, folders)
+    return root
+
+
+def download(data_dir: epath.PathLike, folders: Sequence[str]) -> list[str]:
+    """Downloads, verifies and unpacks what `folders` lack; shows progress on a terminal.
+
+    The archive stays there; it may be deleted once it is unpacked.
 
     Args:
-        data_dir: a local folder; made where there is none.
+        data_dir: a local folder; created if needed.
         folders: of the release, keys of `FILES`.
-        downloads: the table of what is where.
-        progress: called as data comes in.
 
     Returns:
         Paths under `data_dir` that were written.
 
     Raises:
-        InputError: no network, a wrong sum, an unsafe or damaged archive, or a file that is there
-            and is not the release's (it is left alone).
+        InputError: no network, a wrong digest, an unsafe or damaged archive, or an existing file
+            that differs from the release's (it is left alone).
     """
-    if "://" in os.fspath(data_dir):
+    if storage.is_remote(data_dir):
         raise InputError(
-            f"cannot download into {data_dir}: not a local folder; download into a local one and "
-            "copy it there"
+            f"{data_dir}: not a local folder. Download into a local one and copy it there."
         )
-    root, folders = pathlib.Path(data_dir), tuple(folders)
+    root = pathlib.Path(data_dir)
     checks = check(root, folders)
     if different := [c for c in checks if c.state == DIFFERS]:
-        lines = "; ".join(f"{c.path}: expected {c.expected}, found {c.found}" for c in different)
+        first = different[0]
         raise InputError(
-            f"{root}: {len(different)} file(s) are not the release's (sha256): {lines}; delete or "
-            "move them and run again"
+            f"{root}: {len(different)} file(s) differ from the release's: sha256 of {first.path}: "
+            f"got {first.actual}, expected {first.expected}. Delete or move "
+            f"{', '.join(c.path for c in different)} and run again."
         )
     lacking = {c.path.split("/")[0] for c in checks if c.state == MISSING}
     sums = {f"{folder}/{name}": s for folder in folders for name, s in FILES[folder].items()}
     written: list[str] = []
-    for item in downloads:
+    for item in DOWNLOADS:
         if not lacking.intersection(item.folders):
             continue
-        target = fetch(item, root, progress=progress)
+        # Drawn on a terminal alone, and not for a file that is there already.
+        with tqdm.tqdm(desc=item.path, unit="B", unit_scale=True, disable=None, delay=0.5) as bar:
+            target = fetch(item, root, progress=functools.partial(_show, bar))
         if target.suffix == ".zip":
             written += unpack(target, root, lacking.intersection(item.folders), sums)
         else:
             written.append(item.path)
     return written
+
+
+def _show(bar: tqdm.tqdm, size: int, total: int | None) -> None:
+    bar.total = total
+    bar.update(size - bar.n)

@@ -11,9 +11,11 @@ import functools
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterable, Sequence
 
 import sentencepiece
+from absl import logging
 from etils import epath
 
 from stepdistill_jax import hub, storage
@@ -24,6 +26,12 @@ ENVIRONMENT = "STEPDISTILL_VOCABULARY"
 # T5 appends this many sentinels to its pieces; the last is <extra_id_0>.
 T5_SENTINELS = 100
 SENTENCEPIECE_FILE = "spiece.model"
+# The T5, T5 1.1 and FLAN-T5 repositories of the hub all hold the same spiece.model.
+_T5_REPOSITORIES = re.compile(
+    r"((google-t5/)?t5-(small|base|large|3b|11b))|"
+    r"(google/(t5-v1_1|flan-t5)-(small|base|large|xl|xxl))"
+)
+_T5_SHA256 = "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86"
 _CHOICES = (
     "'demo', 'bytes', a path to a SentencePiece model or a folder with a spiece.model, or "
     "'hf:OWNER/NAME'"
@@ -83,21 +91,20 @@ class SentencePieceVocabulary(Vocabulary):
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
             raise InputError(
-                f"{where}: not a SentencePiece model ({len(model)} bytes); fetch it again, or set "
-                f"VOCABULARY to one of {_CHOICES}"
+                f"{where}: not a SentencePiece model ({len(model)} bytes). Download it again, or "
+                f"name {_CHOICES}."
             ) from error
         p = self._processor
-        found = (p.pad_id(), p.eos_id(), p.unk_id())
-        if found != (PAD_ID, EOS_ID, UNK_ID):
+        fixed = (p.pad_id(), p.eos_id(), p.unk_id())
+        if fixed != (PAD_ID, EOS_ID, UNK_ID):
             raise InputError(
-                f"{where}: padding, EOS and unknown have the ids {found}, expected "
-                f"{(PAD_ID, EOS_ID, UNK_ID)} as in T5; train the model with pad_id=0, eos_id=1, "
-                "unk_id=2"
+                f"{where}: wrong ids of padding, EOS and unknown: got {fixed}, expected "
+                f"{(PAD_ID, EOS_ID, UNK_ID)}. Train the model with pad_id=0, eos_id=1, unk_id=2."
             )
         self._pieces = p.GetPieceSize()
         # Some models (mT5's) already hold their sentinels as pieces.
-        held = any(p.PieceToId(piece) != UNK_ID for piece in ("<extra_id_0>", "▁<extra_id_0>"))
-        self.size = self._pieces + (0 if held else sentinels)
+        is_complete = any(p.PieceToId(s) != UNK_ID for s in ("<extra_id_0>", "▁<extra_id_0>"))
+        self.size = self._pieces + (0 if is_complete else sentinels)
         self.fingerprint = _sha256(b"sentencepiece", str(self.size).encode(), model)
 
     def encode_part(self, text: str) -> list[int]:
@@ -150,55 +157,45 @@ def _sha256(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def vocabulary_name(name: str) -> str:
-    """`name`, or what the environment says where it is empty.
-
-    Raises:
-        InputError: neither says anything.
-    """
-    name = name or os.environ.get(ENVIRONMENT, "")
-    if not name:
-        raise InputError(
-            f"no vocabulary: VOCABULARY is empty and {ENVIRONMENT} is not set; set one to "
-            f"{_CHOICES}"
-        )
-    return name
-
-
 def load_vocabulary(name: str = "", setting: str = "VOCABULARY") -> Vocabulary:
     """The vocabulary of a name; loaded once a process.
 
     Args:
         name: ``demo``, ``bytes``, the path of a SentencePiece model (T5's, or one trained with
             T5's fixed ids; 100 sentinels are appended as T5 has them) or of a folder with a
-            ``spiece.model``, ``hf:OWNER/NAME`` (its ``spiece.model``, from the local cache or the
-            hub), or "" for the environment variable STEPDISTILL_VOCABULARY.
+            ``spiece.model``, ``hf:OWNER/NAME``, or "" for the environment variable
+            STEPDISTILL_VOCABULARY. A hub's file comes from the variable too where it names the same
+            bytes, else from the local cache, else from the hub.
         setting: the macro or flag that `name` stands in, for messages.
 
     Raises:
-        InputError: nothing named, the file is missing or is no such model, or the hub or the
+        InputError: nothing is named, the file is missing or is no such model, or the hub or the
             store that it lies on cannot be used.
     """
-    return _load(vocabulary_name(name), setting if name else ENVIRONMENT)
+    environment = os.environ.get(ENVIRONMENT, "")
+    if not (name or environment):
+        raise InputError(
+            f"VOCABULARY is empty and {ENVIRONMENT} is not set. Set one of them to {_CHOICES}."
+        )
+    return _load(name or environment, setting if name else ENVIRONMENT, environment)
 
 
-def vocabulary_at_hand(name: str = "") -> Vocabulary | None:
-    """As `load_vocabulary`, but None where there is none without asking the network."""
+def local_vocabulary(name: str = "") -> Vocabulary | None:
+    """As `load_vocabulary`, but None where that would fail or need the hub."""
+    environment = os.environ.get(ENVIRONMENT, "")
+    name = name or environment
     try:
-        setting = "VOCABULARY" if name else ENVIRONMENT
-        name = vocabulary_name(name)
-        repository = name.removeprefix(hub.PREFIX)
-        is_remote = name != repository and not epath.Path(repository).expanduser().is_dir()
-        if is_remote and hub.cached(repository, (SENTENCEPIECE_FILE,)) is None:
-            return None
-        return _load(name, setting)
-    except ValueError:
-        # InputError is one too: nothing is named, or nothing lies where the name says.
+        if _is_on_hub(name) and _same_file(name, environment) is None:
+            repository = name.removeprefix(hub.PREFIX)
+            if hub.cached(repository, (SENTENCEPIECE_FILE,)) is None:
+                return None
+        return load_vocabulary(name)
+    except ValueError:  # an InputError is one
         return None
 
 
 @functools.lru_cache(maxsize=8)
-def _load(name: str, setting: str) -> Vocabulary:
+def _load(name: str, setting: str, environment: str) -> Vocabulary:
     if name == "bytes":
         return ByteVocabulary()
     if name == "demo":
@@ -207,19 +204,50 @@ def _load(name: str, setting: str) -> Vocabulary:
         demo_words.fingerprint = _sha256(b"demo", *map(str.encode, demo_words.pieces()))
         return demo_words
     storage.check(setting, name)
-    path = epath.Path(name.removeprefix(hub.PREFIX)).expanduser()
-    if path.is_dir():
-        path = path / SENTENCEPIECE_FILE
-    elif name.startswith(hub.PREFIX):
-        path = hub.find(
-            f"{setting} {name!r}",
-            name.removeprefix(hub.PREFIX),
-            (SENTENCEPIECE_FILE,),
-            f"set {setting} to its path",
-        )
+    path = _hub_file(name, setting, environment) if _is_on_hub(name) else _file(name)
     if not path.is_file():
-        raise InputError(f"{setting} {name!r}: no such file; set {setting} to {_CHOICES}")
-    return SentencePieceVocabulary(path.read_bytes(), T5_SENTINELS, where=f"{setting} {path}")
+        raise InputError(f"{setting}={name!r}: no file {path}. Set {setting} to {_CHOICES}.")
+    vocabulary = SentencePieceVocabulary(path.read_bytes(), T5_SENTINELS, f"{setting}={name!r}")
+    logging.info("vocabulary %s: %s, %d ids", name, path, vocabulary.size)
+    return vocabulary
+
+
+def _file(name: str) -> epath.Path:
+    path = epath.Path(name.removeprefix(hub.PREFIX)).expanduser()
+    return path / SENTENCEPIECE_FILE if path.is_dir() else path
+
+
+def _is_on_hub(name: str) -> bool:
+    folder = epath.Path(name.removeprefix(hub.PREFIX)).expanduser()
+    return name.startswith(hub.PREFIX) and not folder.is_dir()
+
+
+def _hub_file(name: str, setting: str, environment: str) -> epath.Path:
+    """The ``spiece.model`` of ``hf:OWNER/NAME``."""
+    if path := _same_file(name, environment):
+        return path
+    repository = name.removeprefix(hub.PREFIX)
+    variable = setting
+    if _T5_REPOSITORIES.fullmatch(repository):
+        variable = ENVIRONMENT
+        if environment not in ("", name):
+            logging.warning(
+                "%s=%r is not the vocabulary of %s and is not used; set VOCABULARY to use it",
+                *(ENVIRONMENT, environment, repository),
+            )
+    remedy = f"set {variable}=FOLDER"
+    return hub.find(setting, repository, (SENTENCEPIECE_FILE,), remedy, SENTENCEPIECE_FILE)
+
+
+def _same_file(name: str, environment: str) -> epath.Path | None:
+    """STEPDISTILL_VOCABULARY's file, where its bytes are those of ``hf:OWNER/NAME``."""
+    repository = name.removeprefix(hub.PREFIX)
+    if not environment or not _T5_REPOSITORIES.fullmatch(repository) or _is_on_hub(environment):
+        return None
+    storage.check(ENVIRONMENT, environment)
+    path = _file(environment)
+    same = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == _T5_SHA256
+    return path if same else None
 
 
 def _demo_model() -> bytes:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from stepdistill_jax.checkpoint import restore
 from stepdistill_jax.checkpoint.restore import sharded_params
 from stepdistill_jax.data import triage
-from stepdistill_jax.data.vocabulary import load_vocabulary, vocabulary_at_hand
+from stepdistill_jax.data.vocabulary import load_vocabulary, local_vocabulary
 from stepdistill_jax.eval import teacher
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.network import abstract_params
@@ -94,16 +94,16 @@ def score_best(config: RunConfig, evaluator: Evaluator, steps: int) -> list[Resu
 def score_teacher(config: RunConfig) -> list[Result]:
     """Scores the teacher's own answers on EVAL_SPLITS, once; the lead does, of several processes.
 
-    Needs no device. The vocabulary, where it is at hand, only counts tokens.
+    Needs no device. The vocabulary, where it needs no network, only counts tokens.
     """
     return processes.from_lead(lambda: _score_teacher(config))
 
 
 def _score_teacher(config: RunConfig) -> list[Result]:
-    vocabulary = vocabulary_at_hand(config.tokens.vocabulary)
+    vocabulary = local_vocabulary(config.tokens.vocabulary)
     encode = None if vocabulary is None else vocabulary.encode
     if encode is None:
-        logging.info("Tokens are not counted, so answers have no cost: VOCABULARY is not at hand.")
+        logging.info("Tokens are not counted, so answers have no cost: VOCABULARY is not local.")
     return [
         teacher.score(config.model_dir, config.data, config.teacher, split, encode)
         for split in config.eval.splits

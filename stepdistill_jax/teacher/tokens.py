@@ -79,9 +79,8 @@ def counter(extract: ExtractConfig) -> Counter | None:
     source = name.removeprefix(hub.PREFIX)
     if name.startswith(hub.PREFIX):
         # Asked for first, since it says quickly and plainly where a file is missing.
-        hub.find(
-            f"TEACHER_TOKENIZER {name!r}", source, _FILES, "set TEACHER_TOKENIZER to its folder"
-        )
+        remedy = "set TEACHER_TOKENIZER to it"
+        hub.find("TEACHER_TOKENIZER", source, _FILES, remedy, "--exclude '*.safetensors'")
     else:
         folder = pathlib.Path(name).expanduser()
         if not any((folder / file).is_file() for file in _FILES):

@@ -9,7 +9,7 @@ from fractions import Fraction
 import pytest
 from etils import epath
 
-from stepdistill_jax.data import equation
+from stepdistill_jax.data import equation, release
 from stepdistill_jax.data.config import DATA_DIR_VARIABLE
 from stepdistill_jax.data.join import ColumnConfig, DataConfig, load_pairs, source_fingerprint
 from stepdistill_jax.data.sources import SOURCES, Options
@@ -408,16 +408,21 @@ def test_missing_teacher_outputs_stop_training_but_not_evaluation(tmp_path):
 
 
 def test_data_dir_from_the_environment(cqa, monkeypatch):
-    monkeypatch.delenv(DATA_DIR_VARIABLE, raising=False)
     settings = DataConfig(dataset="cqa")
-    with pytest.raises(
-        InputError, match="set DATA_DIR, or the environment variable STEPDISTILL_DATA"
-    ):
-        load_pairs(settings, "train")
     monkeypatch.setenv(DATA_DIR_VARIABLE, cqa)
     assert len(load_pairs(settings, "train")[0]) == 90
-    with pytest.raises(InputError, match="DATA_DIR is '/nowhere/at/all': no such folder"):
+    with pytest.raises(InputError, match="DATA_DIR='/nowhere/at/all': no such folder"):
         load_pairs(config("/nowhere/at/all"), "train")
+
+
+def test_without_a_data_dir_the_cached_release_is_read(cqa, monkeypatch):
+    wanted = []
+    monkeypatch.delenv(DATA_DIR_VARIABLE, raising=False)
+    monkeypatch.setattr(release, "cached", lambda folders: wanted.append(folders) or cqa)
+    assert len(load_pairs(DataConfig(dataset="cqa"), "train")[0]) == 90
+    with pytest.raises(InputError, match="svamp"):
+        load_pairs(DataConfig(dataset="svamp", augment="asdiv"), "train")
+    assert wanted == [["cqa"], ["svamp", "asdiv"]]
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import hashlib
+import http.server
 import re
 import shutil
+import threading
+import time
 import zipfile
 
 import pytest
 
 from stepdistill_jax.data import release
 from stepdistill_jax.data.fetch import GIT_BLOB, SHA256, Download, digest
-from stepdistill_jax.data.release import DIFFERS, MISSING, NO_SUM, RIGHT, check, download
+from stepdistill_jax.data.release import DIFFERS, MISSING, RIGHT, UNVERIFIED, check, download
 from stepdistill_jax.spec import InputError
 
 
@@ -26,25 +31,55 @@ def small(monkeypatch):
     monkeypatch.setattr(release, "FILES", files)
 
 
-def placed(tmp_path):
-    """A DATA_DIR where both downloads of `small` were placed by hand, and their table."""
+@pytest.fixture
+def placed(small, monkeypatch, tmp_path):
+    """A DATA_DIR with both downloads of `small`, of which no server has either."""
     data = tmp_path / "data"
     (data / "b").mkdir(parents=True)
     with zipfile.ZipFile(data / "all.zip", "w") as target:
         target.writestr("datasets/a/one.json", "one.json")
         target.writestr("datasets/a/llm/two.json", "two.json")
     (data / "b" / "three.xml").write_text("three.xml")
+    offer(monkeypatch, data, "http://127.0.0.1:1")
+    return data
+
+
+def offer(monkeypatch, data, site):
+    """Makes `site` the place from which the files of `placed` are downloaded."""
     archive, plain = digest(data / "all.zip", GIT_BLOB), digest(data / "b" / "three.xml", SHA256)
-    nowhere = "http://127.0.0.1:1/file"
-    return data, (
-        Download(nowhere, "all.zip", GIT_BLOB, archive, ("a",)),
-        Download(nowhere, "b/three.xml", SHA256, plain, ("b",)),
+    items = (
+        Download(f"{site}/all.zip", "all.zip", GIT_BLOB, archive, ("a",)),
+        Download(f"{site}/b/three.xml", "b/three.xml", SHA256, plain, ("b",)),
     )
+    monkeypatch.setattr(release, "DOWNLOADS", items)
+
+
+@pytest.fixture
+def site(placed, monkeypatch):
+    """A server of the files of `placed`; the paths that it was asked for."""
+    paths = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            paths.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *unused):
+            pass
+
+    handler = functools.partial(Handler, directory=placed)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        offer(monkeypatch, placed, f"http://127.0.0.1:{server.server_address[1]}")
+        yield paths
+        server.shutdown()
+        thread.join()
 
 
 def test_table_is_true_of_the_public_files(shared):
     checks = check(shared / "data", release.FILES)
-    assert not [c for c in checks if c.state in (DIFFERS, NO_SUM)]
+    assert not [c for c in checks if c.state in (DIFFERS, UNVERIFIED)]
     missing = [c.path for c in checks if c.state == MISSING]
     assert missing == [c.path for c in checks if c.expected is None]
     train = [path for path in missing if "/llm/" not in path]
@@ -71,42 +106,63 @@ def test_check_tells_the_four_states(small, tmp_path):
     (tmp_path / "a" / "one.json").write_text("changed")
     (tmp_path / "a" / "llm" / "two.json").write_text("anything")
     states = {c.path: c.state for c in check(tmp_path, ["a", "b"])}
-    assert states == {"a/one.json": DIFFERS, "a/llm/two.json": NO_SUM, "b/three.xml": MISSING}
+    assert states == {"a/one.json": DIFFERS, "a/llm/two.json": UNVERIFIED, "b/three.xml": MISSING}
     (tmp_path / "a" / "one.json").write_text("one.json")
     assert check(tmp_path, ["a"])[0].state == RIGHT
 
 
-def test_files_placed_by_hand_are_verified_and_unpacked(small, tmp_path):
-    data, items = placed(tmp_path)
-    assert download(data, ["a", "b"], items) == ["a/llm/two.json", "a/one.json"]
-    assert {c.state for c in check(data, ["a", "b"])} == {RIGHT, NO_SUM}
+def test_files_placed_by_hand_are_verified_and_unpacked(placed):
+    assert download(placed, ["a", "b"]) == ["a/llm/two.json", "a/one.json"]
+    assert {c.state for c in check(placed, ["a", "b"])} == {RIGHT, UNVERIFIED}
 
 
-def test_nothing_is_fetched_where_nothing_is_lacking(small, tmp_path):
-    data, items = placed(tmp_path)
-    download(data, ["a", "b"], items)
-    (data / "all.zip").unlink()
-    assert download(data, ["a", "b"], items) == []
+def test_nothing_is_fetched_where_nothing_is_lacking(placed):
+    download(placed, ["a", "b"])
+    (placed / "all.zip").unlink()
+    assert download(placed, ["a", "b"]) == []
 
 
-def test_wrong_archive_placed_by_hand_is_refused(small, tmp_path):
-    data, items = placed(tmp_path)
-    (data / "all.zip").write_bytes(b"something else")
+def test_wrong_archive_placed_by_hand_is_refused(placed):
+    expected = release.DOWNLOADS[0].digest
+    (placed / "all.zip").write_bytes(b"something else")
     with pytest.raises(
-        InputError, match=rf"all\.zip: expected git blob id {items[0].digest}, found"
+        InputError, match=rf"all\.zip: wrong git blob id: got \w+, expected {expected}\. Delete"
     ):
-        download(data, ["a"], items)
-    assert not (data / "a").exists()
+        download(placed, ["a"])
+    assert not (placed / "a").exists()
 
 
-def test_a_file_that_is_not_the_releases_is_left_alone(small, tmp_path):
-    data, items = placed(tmp_path)
-    (data / "a").mkdir()
-    (data / "a" / "one.json").write_text("mine")
-    found = hashlib.sha256(b"mine").hexdigest()
-    with pytest.raises(InputError, match=rf"a/one\.json: expected \w+, found {found}"):
-        download(data, ["a"], items)
-    assert (data / "a" / "one.json").read_text() == "mine"
+def test_a_file_that_is_not_the_releases_is_left_alone(placed):
+    (placed / "a").mkdir()
+    (placed / "a" / "one.json").write_text("mine")
+    actual = hashlib.sha256(b"mine").hexdigest()
+    with pytest.raises(InputError, match=rf"a/one\.json: got {actual}, expected \w+\. Delete or"):
+        download(placed, ["a"])
+    assert (placed / "a" / "one.json").read_text() == "mine"
+
+
+def test_without_data_dir_the_release_is_downloaded_into_the_cache_once(
+    site, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("STEPDISTILL_CACHE_DIR", str(tmp_path / "cache"))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(lambda _: release.cached(["a", "b"]), range(4)))
+    assert folders == [tmp_path / "cache" / "release"] * 4
+    assert sorted(site) == ["/all.zip", "/b/three.xml"]
+    assert {c.state for c in check(folders[0], ["a", "b"])} == {RIGHT, UNVERIFIED}
+    assert not list(folders[0].rglob("*.part"))
+
+
+def test_without_data_dir_and_network_the_archive_may_be_placed_by_hand(
+    placed, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("STEPDISTILL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    target = tmp_path / "cache" / "release" / "all.zip"
+    with pytest.raises(InputError, match=rf"Save the file as {target} and run again, or set DATA_"):
+        release.cached(["a"])
+    shutil.copy(placed / "all.zip", target)
+    assert (release.cached(["a"]) / "a" / "one.json").read_text() == "one.json"
 
 
 def test_bucket_is_refused():

@@ -9,7 +9,11 @@ import pytest
 
 from stepdistill_jax.data import vocabulary as vocabulary_module
 from stepdistill_jax.data.sources import Options, demo
-from stepdistill_jax.data.vocabulary import SentencePieceVocabulary, load_vocabulary
+from stepdistill_jax.data.vocabulary import (
+    SentencePieceVocabulary,
+    load_vocabulary,
+    local_vocabulary,
+)
 from stepdistill_jax.spec import InputError
 
 
@@ -121,7 +125,7 @@ def test_another_sentencepiece_makes_the_same_demo_vocabulary(monkeypatch):
     # To a protocol buffer, an empty trainer_spec more says nothing.
     other = found.model + b"\x12\x00"
     monkeypatch.setattr(vocabulary_module, "_demo_model", lambda: other)
-    again = vocabulary_module._load.__wrapped__("demo", "VOCABULARY")
+    again = vocabulary_module._load.__wrapped__("demo", "VOCABULARY", "")
     assert again.model != found.model
     assert again.fingerprint == found.fingerprint
 
@@ -150,23 +154,25 @@ def test_the_environment_names_the_vocabulary_where_none_is_given(monkeypatch, s
 
 
 def test_a_missing_or_foreign_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"'/no/spiece.model': no such file; set VOCABULARY"):
+    with pytest.raises(
+        InputError, match=r"='/no/spiece.model': no file /no/spiece.model\. Set VOC"
+    ):
         load_vocabulary("/no/spiece.model")
     foreign = tmp_path / "config.json"
     foreign.write_text('{"model_type": "t5"}')
-    with pytest.raises(InputError, match=r"config.json: not a SentencePiece model \(20 bytes\)"):
+    with pytest.raises(InputError, match=r"config.json': not a SentencePiece model \(20 bytes\)"):
         load_vocabulary(str(foreign))
     empty = tmp_path / "empty.model"
     empty.write_bytes(b"")
-    with pytest.raises(InputError, match=r"empty.model: "):
+    with pytest.raises(InputError, match=r"empty.model': "):
         load_vocabulary(str(empty))
 
 
 def test_a_missing_file_is_to_be_set_right_where_it_was_named(monkeypatch):
-    with pytest.raises(InputError, match=r"^--vocabulary '/no': no such file; set --vocabulary to"):
+    with pytest.raises(InputError, match=r"^--vocabulary='/no': no file /no. Set --vocabulary to"):
         load_vocabulary("/no", "--vocabulary")
     monkeypatch.setenv("STEPDISTILL_VOCABULARY", "/no")
-    with pytest.raises(InputError, match=r"; set STEPDISTILL_VOCABULARY to 'demo'"):
+    with pytest.raises(InputError, match=r"\. Set STEPDISTILL_VOCABULARY to 'demo'"):
         load_vocabulary()
 
 
@@ -184,22 +190,52 @@ def test_a_model_with_other_fixed_ids_is_refused():
         vocab_size=6,
         minloglevel=2,
     )
-    with pytest.raises(InputError, match=r"have the ids \(-1, 2, 0\), expected \(0, 1, 2\)"):
+    with pytest.raises(InputError, match=r"got \(-1, 2, 0\), expected \(0, 1, 2\)"):
         SentencePieceVocabulary(model.getvalue(), 0, "mine")
 
 
-def test_without_network_the_message_says_which_file_to_place(monkeypatch):
+def test_without_network_the_message_says_what_to_download(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no waiting for retries
-    with pytest.raises(
-        InputError,
-        match=r"spiece.model is not in the local cache .*save https://huggingface.co/google/"
-        r"t5-v1_1-base/resolve/main/spiece.model, copy it to this machine and set VOCABULARY",
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("STEPDISTILL_VOCABULARY", raising=False)
+    for name, setting in (
+        ("google/t5-v1_1-base", "STEPDISTILL_VOCABULARY"),
+        ("me/x", "VOCABULARY"),
     ):
-        load_vocabulary("hf:google/t5-v1_1-base")
+        with pytest.raises(InputError) as error:
+            load_vocabulary(f"hf:{name}")
+        assert str(error.value) == (
+            f"VOCABULARY='hf:{name}': spiece.model is not in {tmp_path} and cannot be downloaded "
+            f"(HF_HUB_OFFLINE is set). Run `hf download {name} spiece.model --local-dir FOLDER` "
+            f"where there is a network, copy FOLDER here and set {setting}=FOLDER."
+        )
+    with pytest.raises(InputError, match=r"^VOCABULARY='hf:a/b/c': expected a folder, or hf:OWNER"):
+        load_vocabulary("hf:a/b/c")
+
+
+def test_the_environment_supplies_a_hub_name_only_with_the_same_bytes(
+    monkeypatch, spiece, t5, tmp_path
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    other = tmp_path / "spiece.model"
+    other.write_bytes(load_vocabulary("demo").model)
+    for path in (spiece, spiece.parent):
+        monkeypatch.setenv("STEPDISTILL_VOCABULARY", str(path))
+        for name in ("google/t5-v1_1-base", "google/flan-t5-xxl", "t5-small"):
+            assert load_vocabulary(f"hf:{name}").fingerprint == t5.fingerprint
+            assert local_vocabulary(f"hf:{name}").fingerprint == t5.fingerprint
+        with pytest.raises(InputError, match=r"hf:google/mt5-small': spiece.model is not in"):
+            load_vocabulary("hf:google/mt5-small")
+    for value in (str(other), "bytes", "/no/such/file", "hf:google/t5-v1_1-base", ""):
+        monkeypatch.setenv("STEPDISTILL_VOCABULARY", value)
+        with pytest.raises(InputError, match=r"hf:google/t5-v1_1-base': spiece.model is not in"):
+            load_vocabulary("hf:google/t5-v1_1-base")
+        assert local_vocabulary("hf:google/t5-v1_1-base") is None
 
 
 @pytest.mark.parametrize("setting", ["VOCABULARY", "STEPDISTILL_VOCABULARY"])
-def test_a_hub_that_does_not_answer_is_asked_once_and_the_remedy_is_where_the_name_stood(
+def test_a_hub_that_does_not_answer_is_asked_once_and_the_error_names_the_setting(
     setting, tmp_path
 ):
     """In a process of its own: the hub's library reads its settings when it is imported."""
@@ -220,8 +256,8 @@ assert time.perf_counter() - started < 12
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"{setting} {name!r}: spiece.model is not in the local cache")
-    assert done.stdout.endswith(f"copy it to this machine and set {setting} to its path\n")
+    assert done.stdout.startswith(f"{setting}={name!r}: spiece.model is not in {tmp_path}")
+    assert done.stdout.endswith("copy FOLDER here and set STEPDISTILL_VOCABULARY=FOLDER.\n")
 
 
 def test_a_hub_name_reads_the_local_cache(tmp_path, monkeypatch, spiece, t5):

@@ -54,10 +54,12 @@ def test_damaged_file_is_one_line_and_exit_code_2(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_no_folder_named():
-    done = prepare()
-    assert done.returncode == 2
-    assert "neither --data_dir nor STEPDISTILL_DATA_DIR says where the data is" in done.stderr
+def test_without_a_folder_the_cache_is_read(shared, tmp_path):
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "svamp").symlink_to(shared / "data" / "svamp")
+    done = prepare(STEPDISTILL_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "svamp" in done.stdout
 
 
 def test_no_network_is_one_line_that_says_where_to_place_the_file(tmp_path):
@@ -65,8 +67,8 @@ def test_no_network_is_one_line_that_says_where_to_place_the_file(tmp_path):
     done = prepare(f"--data_dir={tmp_path}", "--datasets=asdiv", **nowhere)
     assert done.returncode == 2
     message = done.stderr.splitlines()[-1]
-    assert message.startswith("error: cannot fetch https://raw.githubusercontent.com/chaochun/")
-    assert f"place it at {tmp_path}/asdiv/ASDiv.xml: the next run verifies it" in message
+    assert message.startswith("error: https://raw.githubusercontent.com/chaochun/")
+    assert f"Save the file as {tmp_path}/asdiv/ASDiv.xml and run again" in message
     assert "Traceback" not in done.stderr
 
 
