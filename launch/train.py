@@ -1,12 +1,12 @@
 """Trains one run and scores it: python -m launch.train --gin_file=demo.gin [--gin.NAME=value]
 
-METHOD "teacher" trains nothing and scores the teacher's own answers. With --preflight it trains
-nothing either: it tries everything once, prints a table, and leaves the run alone.
+The same command continues a run that was stopped. METHOD "teacher" trains nothing and scores the
+teacher's annotations. With --preflight the program only tests that the run can work: it tries
+every part once, prints a table, and leaves the run's files unchanged.
 
-The same command again continues a run that was stopped. Exit codes: 0 finished, 2 wrong input,
-3 a loss that is not finite, 69 a store or another process of the run is out of reach: run the same
-command again after a while, 75 preempted (SIGTERM) and saved: run it again. A preflight: 0 all is
-well, 2 something failed.
+Exit codes: 0 finished (with --preflight: all checks passed); 2 wrong input (with --preflight: a
+check failed); 3 the loss became NaN or infinite; 69 a store or another process is unreachable; 75
+preempted by SIGTERM, the state is saved. After 69 and 75, run the same command again to continue.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from __future__ import annotations
 from absl import flags as absl_flags
 
 from launch import flags
-from stepdistill_jax.checkpoint import initial, manager, restore
 from stepdistill_jax.eval import teacher
-from stepdistill_jax.eval.build import make_evaluator, score_best, score_teacher
-from stepdistill_jax.parallel import cluster, compilation, processes
-from stepdistill_jax.parallel.mesh import make_mesh
+from stepdistill_jax.eval.score import score_teacher
+from stepdistill_jax.parallel import cluster
 from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.run.folder import claim, mark_finished, reach
-from stepdistill_jax.run.splits import open_split
 from stepdistill_jax.spec import EXIT_NON_FINITE, EXIT_PREEMPTED, TEACHER
-from stepdistill_jax.train import clock, loop, preflight
-from stepdistill_jax.train.build import make_trainer
+from stepdistill_jax.train import clock, preflight
+from stepdistill_jax.train.build import train
+from stepdistill_jax.train.loop import NonFiniteError
 
-_PREFLIGHT = absl_flags.DEFINE_bool("preflight", False, "Try everything once, and stop.")
+_PREFLIGHT = absl_flags.DEFINE_bool(
+    "preflight", False, "Test every part of the run once, print a table, and stop."
+)
 
 
 def run(config: RunConfig) -> int:
-    """What the command line asks for; returns the exit code."""
+    """Trains the run, or with --preflight tests it; returns the exit code."""
     if not _PREFLIGHT.value:
         return main(config)
     cluster.start()
@@ -38,62 +38,44 @@ def run(config: RunConfig) -> int:
 
 
 def main(config: RunConfig) -> int:
-    """Trains, scores and says where everything lies; returns the exit code."""
+    """Trains and scores the run, and prints its results; returns the exit code."""
     timer = clock.Clock()
-    # The teacher's answers are scored by no loop that would ask for the notice.
+    # Only the train loop reads the preemption notice.
     cluster.start(preemptible=config.method != TEACHER)
     reach(config)
     if config.method == TEACHER:
-        claim(config)
-        scored = score_teacher(config)
-        mark_finished(config, teacher.STEP, teacher.STEP, scored)
-        for result in scored:
-            cluster.say(
-                f"{result.split} accuracy of the teacher {result.accuracy:.2%} (standard error "
-                f"{result.stderr:.2%}, n {result.n}); predictions are in {config.model_dir}"
-            )
-        return 0
-    # The check may start devices, which all have to do: what each sees might differ.
-    if not processes.from_lead(lambda: restore.available_steps(config.model_dir)):
-        initial.check(config.initial_checkpoint, config.model, config.tokens.vocabulary)
-    text = claim(config)
-    compilation.enable_compilation_cache(config.tokens.root())
-    mesh = make_mesh(config.mesh)
-    processes.connect(mesh)
-    evaluator = make_evaluator(config, mesh)
-    # Splits are opened before hours are spent, not after; by all processes in one order.
-    for split in sorted({"validation", *config.eval.splits}):
-        open_split(config, split)
-    with manager.manager(config.model_dir, keep=config.keep_checkpoints) as checkpoints:
-        trainer, state, evals = make_trainer(config, mesh, evaluator, checkpoints, text, timer)
-        try:
-            outcome = trainer.run(state, evals)
-        except loop.NonFiniteError as error:
-            cluster.say(f"error: {error}", error=True)
-            return EXIT_NON_FINITE
-        except Exception as error:
-            # Leaving the manager would wait for what the others save.
-            cluster.end(error)
-            raise
-        finally:
-            trainer.log.close()
-    if outcome.preempted:
-        cluster.say(clock.describe(config.model_dir))
-        cluster.say(
-            f"preempted: step {outcome.step} is saved in {config.model_dir}; run the same command "
-            "again to continue",
-            error=True,
-        )
-        return EXIT_PREEMPTED
-    for result in score_best(config, evaluator, outcome.step):
+        return _score_teacher(config)
+    try:
+        outcome, results = train(config, timer)
+    except NonFiniteError as error:
+        cluster.say(f"error: {error}", error=True)
+        return EXIT_NON_FINITE
+    for result in results:
         cluster.say(
             f"{result.split} accuracy {result.accuracy:.2%} (standard error {result.stderr:.2%}, "
             f"n {result.n}) with step {result.step}, the best on validation of {outcome.step} "
             f"steps; checkpoints, metrics and predictions are in {config.model_dir}"
         )
-    timer.lap("evaluation")
-    trainer.goodput.note(outcome.step, saved=True)
     cluster.say(clock.describe(config.model_dir))
+    if not outcome.preempted:
+        return 0
+    cluster.say(
+        f"preempted: step {outcome.step} is saved in {config.model_dir}. Run the same command "
+        "again to continue.",
+        error=True,
+    )
+    return EXIT_PREEMPTED
+
+
+def _score_teacher(config: RunConfig) -> int:
+    claim(config)
+    results = score_teacher(config)
+    mark_finished(config, teacher.STEP, teacher.STEP, results)
+    for result in results:
+        cluster.say(
+            f"{result.split} accuracy of the teacher {result.accuracy:.2%} (standard error "
+            f"{result.stderr:.2%}, n {result.n}); predictions are in {config.model_dir}"
+        )
     return 0
 
 

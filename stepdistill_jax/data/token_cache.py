@@ -20,6 +20,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -276,13 +277,12 @@ def _tokenised(
     data: DataConfig, tokens: TokenConfig, split: str, pairs: list[Pair], report: JoinReport
 ) -> Iterator[dict[str, Any]]:
     """The SeqIO task's examples as numpy values, in the order of `pairs`."""
-    # The first import prints a screen of notices about the build; errors still raise.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
-        import tensorflow as tf
+        with _quiet_stderr():
+            import tensorflow as tf
 
-        from stepdistill_jax.data import preprocessors
+            from stepdistill_jax.data import preprocessors
     except ImportError as error:
         raise InputError(
             f"there is no token cache of dataset {data.dataset!r}, split {split!r}, in "
@@ -291,8 +291,9 @@ def _tokenised(
         ) from error
 
     try:
-        # TensorFlow would take a whole accelerator's memory, for text.
-        tf.config.set_visible_devices([], "GPU")
+        # TensorFlow would reserve all memory of a GPU, only to process text.
+        with _quiet_stderr():
+            tf.config.set_visible_devices([], "GPU")
     except RuntimeError:
         logging.info("TensorFlow was started before; its devices stay as they are")
     task = preprocessors.seqio_task(
@@ -301,6 +302,27 @@ def _tokenised(
     dataset = task.get_dataset(split=split, shuffle=False)
     # Handing over rows one by one costs more than tokenising them.
     return itertools.chain.from_iterable(map(_rows, dataset.ragged_batch(_ROWS_A_CALL)))
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Hides the notices of TensorFlow's C++ code about GPUs; its errors still raise.
+
+    TensorFlow prints some before it reads its log level. Any TF_CPP_MIN_LOG_LEVEL but JAX's
+    default of 1 shows them.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") != "1":
+        yield
+        return
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _rows(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

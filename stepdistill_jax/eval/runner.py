@@ -143,9 +143,9 @@ class Evaluator:
         Raises:
             InputError: the split is empty, has no gold label, or no choices to score.
         """
-        known = self.known(step, split, selected_on)
-        if known is not None:
-            return known
+        stored = self.stored_result(step, split, selected_on)
+        if stored is not None:
+            return stored
         start = time.perf_counter()
         cache = self._cache(split)
         predictions = self.predict(params, cache)
@@ -204,34 +204,42 @@ class Evaluator:
         append_result(self.model_dir, result)
         return result
 
-    def known(self, step: int, split: str, selected_on: str = NOT_SELECTED) -> Result | None:
-        """The result of an earlier evaluation of the same step, split and mode.
+    def stored_results(self, step: int, selected_on: str) -> dict[str, Result | None]:
+        """Split of EVAL_SPLITS -> its result from an earlier evaluation, or None."""
+        return {s: self.stored_result(step, s, selected_on) for s in self.config.splits}
 
-        Where `selected_on` says that the step has been selected since, its line says so from now.
-        Of several processes one looks: they must agree on whether to compute.
+    def stored_result(
+        self, step: int, split: str, selected_on: str = NOT_SELECTED
+    ) -> Result | None:
+        """The result of an earlier evaluation of the same step, split and mode; else None.
+
+        If the step has been selected since, the stored line is updated. The lead reads for all
+        processes, which must agree on whether to compute.
 
         Raises:
             InputError: it was scored on other data or with another MAX_DECODE_LENGTH.
         """
-        self._cache(split)  # opened by all, as no process may be alone in that
-        return processes.from_lead(lambda: self._known(step, split, selected_on))
+        self._cache(split)  # Opened by all processes: building a cache needs every one of them.
+        return processes.from_lead(lambda: self._read_result(step, split, selected_on))
 
-    def _known(self, step: int, split: str, selected_on: str) -> Result | None:
-        known = find_result(self.model_dir, step, split)
-        if known is not None:
-            self._refuse_other_conditions(step, split)
-        if known is not None and selected_on == VALIDATION != known.selected_on:
-            mark_selected(self.model_dir, known)
-            known = dataclasses.replace(known, selected_on=selected_on)
+    def _read_result(self, step: int, split: str, selected_on: str) -> Result | None:
+        result = find_result(self.model_dir, step, split)
+        if result is None:
+            return None
+        self._refuse_other_conditions(step, split)
+        if selected_on == VALIDATION != result.selected_on:
+            mark_selected(self.model_dir, result)
+            result = dataclasses.replace(result, selected_on=selected_on)
         folder = self._folder(step, split)
-        if known is not None and folder.name == self.config.mode:
-            path = folder / SCORE_FILE
-            stored = json.loads(path.read_text()) if path.exists() else None
-            known = stored and dataclasses.replace(
-                known,
-                **{name: stored[name] for name in ("n", "accuracy", "stderr", "serving_flops")},
-            )
-        return known
+        if folder.name != self.config.mode:
+            return result
+        # results.jsonl has the line of the other mode; this mode's figures are beside it.
+        path = folder / SCORE_FILE
+        if not path.exists():
+            return None
+        stored = json.loads(path.read_text())
+        names = ("n", "accuracy", "stderr", "serving_flops")
+        return dataclasses.replace(result, **{name: stored[name] for name in names})
 
     def _cost(self, step: int, cache: TextSource, predictions: list[Prediction]) -> dict[str, Any]:
         """What `step` steps took, where the run noted it, and what an answer takes."""

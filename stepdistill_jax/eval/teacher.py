@@ -1,15 +1,16 @@
-"""Few-shot CoT as a method: the teacher's own outputs scored as they lie, with nothing trained.
+"""Few-shot CoT as a method: scores the teacher's annotations and trains nothing.
 
-The paper's line of the teacher (Tables 1 and 2, Figs 6 to 9). There are two ways to read a released
-output. The published code's rules give the accuracies that go with the paper (e-SNLI 72.99, ANLI
-65.60, CQA 77.23, SVAMP 74.00 on test); `teacher.parse` also reads what they miss, where it is
-certain, and so gives the teacher its due. Both are in ``metrics.json``, whichever is scored.
+The paper's row of the teacher (Tables 1 and 2, Figs 6 to 9). There are two ways to parse a released
+output. The published code's rules give the paper's accuracies (e-SNLI 72.99, ANLI 65.60, CQA 77.23,
+SVAMP 74.00 on test). Our parser also reads outputs that those rules miss, if their label is
+certain. ``metrics.json`` has both accuracies, whichever is scored.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,27 +41,26 @@ from stepdistill_jax.spec import (
     InputError,
 )
 
-# Nothing is trained: the step of every result.
+# Step of every result, since nothing is trained.
 STEP = 0
-# Of PaLM, which wrote the released outputs.
+# Parameters of PaLM, which wrote the released outputs.
 RELEASED_PARAMETERS = 540_000_000_000
 
 NO_OUTPUT, NO_LABEL = "no output", "no label"
-# With the gold label given, which an answer would repeat.
+# The teacher saw the gold label, which it would repeat.
 HINTED = "hinted"
 NOT_AS_AGREED = "not in the agreed format"
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """What the teacher said about one row.
+class ScoredAnnotation:
+    """The teacher's annotation of one example, as it is scored.
 
     Attributes:
-        example: the row.
-        prediction: its label; "" where none could be read.
-        failure: why no usable label could be read, else "".
-        written: its text, the run-on into further questions left out where the end is known.
-        by_parse: parse -> label, where there are two.
+        prediction: the annotation's label; "" if none could be parsed.
+        failure: why there is no usable label, else "".
+        written: the text, without the further questions that a teacher may append.
+        by_parse: parse -> label, if there are two ways to parse.
     """
 
     example: Example
@@ -77,87 +77,91 @@ def score(
     split: str,
     encode: Callable[[str], Sequence[int]] | None,
 ) -> Result:
-    """Scores one split and writes its files as `eval.runner` does a student's.
+    """Scores one split and writes the same files as `eval.runner` does for a student.
 
-    ``results.jsonl`` gets a line of step 0, unless it has one, which is then returned. A
-    teacher's answer costs ``2 * parameters * (tokens read + tokens written)`` FLOPs, tokens
-    being the student's, of the input and of `Answer.written`: the few-shot prompt, which a real
-    call reads besides, was never released and is not counted.
+    Adds a line of step 0 to ``results.jsonl``, or returns the one that is there. An annotation
+    costs ``2 * parameters * (tokens read + tokens written)`` FLOPs, in tokens of the student, of
+    the input and of `ScoredAnnotation.written`. The few-shot prompt was never released, so its
+    tokens are not counted.
 
     Args:
-        model_dir: where results go.
-        data: whose rows and which teacher; what it says of training does not matter here.
-        config: how to score.
-        split: train, validation or test; all of it, whatever FRACTION is.
-        encode: text -> token ids, for the cost; None leaves it open.
+        data: selects examples and teacher; its settings for training are ignored.
+        split: train, validation or test; always all of it, whatever FRACTION is.
+        encode: text -> token ids, for the cost; None = no cost.
 
     Raises:
-        InputError: the split has no teacher outputs, or it was scored before on other ones.
+        InputError: the split has no annotations, or other ones were scored before.
     """
     data = dataclasses.replace(
         data, labels="gold", fraction=1.0, augment="", triage=(), triage_weight=0.0
     )
     folder = epath.Path(model_dir) / EVAL_FOLDER / split / str(STEP)
     fingerprint = source_fingerprint(data, split)
-    known = find_result(model_dir, STEP, split)
-    if known is not None:
+    stored = find_result(model_dir, STEP, split)
+    if stored is not None:
         _refuse_other_data(folder, fingerprint)
-        return known
+        return stored
     reader = Reader(data, split)
-    answers = read_answers(reader, config.parse)
-    right = [metrics.correct(data.metric, a.prediction, a.example.label or "") for a in answers]
+    annotations = read_annotations(reader, config.parse)
+    golds = [a.example.label or "" for a in annotations]
+    predictions = [a.prediction for a in annotations]
+    correct = list(map(functools.partial(metrics.correct, data.metric), predictions, golds))
     parameters = int(config.parameters) or released_parameters(reader)
-    tokens = None if encode is None else _tokens(answers, encode)
+    tokens = None if encode is None else _tokens(annotations, encode)
     result = Result(
         **dataclasses.asdict(_facts(data, parameters)),
         step=STEP,
         split=split,
-        **dataclasses.asdict(_accuracy(data.metric, answers, [a.prediction for a in answers])),
+        **dataclasses.asdict(metrics.accuracy(data.metric, predictions, golds)),
         selected_on=NOT_SELECTED,
         serving_flops=2.0 * parameters * sum(tokens.values()) if parameters and tokens else None,
     )
-    records.write_jsonl(folder / PREDICTIONS_FILE, map(_line, answers, right))
+    records.write_jsonl(folder / PREDICTIONS_FILE, map(_line, annotations, correct))
     facts = dataclasses.asdict(result)
     del facts["selected_on"]
-    about = {"data": fingerprint, "mean_tokens": tokens, **_about(data.metric, config, answers)}
+    about = {"data": fingerprint, "mean_tokens": tokens, **_about(data.metric, config, annotations)}
     records.write_atomic(folder / SCORE_FILE, json.dumps({**facts, **about}, indent=1) + "\n")
     append_result(model_dir, result)
     return result
 
 
-def _about(metric: str, config: TeacherEvalConfig, answers: Sequence[Answer]) -> dict[str, Any]:
-    """How the answers were read and scored, and what the other ways of reading would give."""
+def _about(
+    metric: str, config: TeacherEvalConfig, annotations: Sequence[ScoredAnnotation]
+) -> dict[str, Any]:
+    """How the annotations were parsed and scored, and the accuracy with each way to parse."""
+    golds = [a.example.label or "" for a in annotations]
+    parses = annotations[0].by_parse
     return {
         "metric": metric,
         "mode": TEACHER,
-        **({"parse": config.parse} if answers[0].by_parse else {}),
+        **({"parse": config.parse} if parses else {}),
         "accuracy_by_parse": {
-            parse: _accuracy(metric, answers, [a.by_parse[parse] for a in answers]).accuracy
-            for parse in answers[0].by_parse
+            p: metrics.accuracy(metric, [a.by_parse[p] for a in annotations], golds).accuracy
+            for p in parses
         },
-        "failures": dict(collections.Counter(a.failure for a in answers if a.failure)),
+        "failures": dict(collections.Counter(a.failure for a in annotations if a.failure)),
     }
 
 
-def read_answers(reader: Reader, parse: str) -> list[Answer]:
-    """The teacher's answer to every row of the reader's split, in the file's order.
+def read_annotations(reader: Reader, parse: str) -> list[ScoredAnnotation]:
+    """The teacher's annotation of every example of the reader's split, in the file's order.
 
     Raises:
-        InputError: there are no answers to these rows.
+        InputError: these examples have no annotations.
     """
     data, source = reader.config, reader.source
     if data.rationale_path and not reader.rationale_files():
         raise InputError(
-            f"RATIONALES={data.rationales!r} is about the rows of {data.train_split}, and "
-            f"{reader.file_split} is to be scored; write {SPLIT_FIELD} in the path, with a file "
-            "for each split, or change EVAL_SPLITS"
+            f"RATIONALES={data.rationales!r} annotates only {data.train_split}, but EVAL_SPLITS "
+            f"names {reader.file_split}. Write a file for each split, with {SPLIT_FIELD} in its "
+            "path, or change EVAL_SPLITS."
         )
     examples, rows = reader.read(source, reader.file_split)
     parsed = reader.annotations(examples, rows, refuse_hinted=False)
     if not parsed:
         raise InputError(
             f"DATASET={data.dataset!r} has no teacher outputs for {reader.file_split} in "
-            f"{reader.data_dir / source.folder / 'llm'}; supply them, or change EVAL_SPLITS"
+            f"{reader.data_dir / source.folder / 'llm'}. Add them, or change EVAL_SPLITS."
         )
     released: list[str] = []
     if source.teacher_format and not data.rationale_path:
@@ -167,22 +171,22 @@ def read_answers(reader: Reader, parse: str) -> list[Answer]:
         train, validation = carve_validation(examples, data.data_seed)
         examples = train if reader.split == "train" else validation
     examples = reader.gold(examples, f"{reader.split} is scored by it")
-    answers = []
+    annotations = []
     for example in examples:
         label = None
         if released:
             label = parse_release(source.teacher_format, released[int(row_number(example.where))])
         output = parsed.get(example.id)
-        answers.append(_answer(example, output, label and label[1].strip(), parse, data.metric))
-    return answers
+        annotations.append(_scored(example, output, label and label[1].strip(), parse, data.metric))
+    return annotations
 
 
-def _answer(
+def _scored(
     example: Example, output: Parsed | None, released: str | None, parse: str, metric: str
-) -> Answer:
-    """`released` is what the published code reads; None where it has no rules for the output."""
+) -> ScoredAnnotation:
+    """`released` is the label that the published code parses; None if it has no rules for it."""
     if isinstance(output, Annotation) and output.hinted:
-        return Answer(example, "", HINTED, output.rationale)
+        return ScoredAnnotation(example, "", HINTED, output.rationale)
     ours = output.label if isinstance(output, Annotation) else ""
     prediction = released if released is not None and parse == RELEASE else ours
     if _is_usable(prediction, example, metric):
@@ -198,11 +202,11 @@ def _answer(
     else:
         written = f"{output.rationale} {output.label}".strip() if output else ""
     by_parse = {} if released is None else {RELEASE: released, REPAIRED: ours}
-    return Answer(example, prediction, failure, written, by_parse)
+    return ScoredAnnotation(example, prediction, failure, written, by_parse)
 
 
 def _is_usable(label: str, example: Example, metric: str) -> bool:
-    """Whether a label is one that the row could have."""
+    """Whether the example could have this label."""
     if metric == "equation":
         try:
             evaluate(label)
@@ -212,40 +216,36 @@ def _is_usable(label: str, example: Example, metric: str) -> bool:
     return label in example.choices if example.choices else bool(label)
 
 
-def _accuracy(
-    metric: str, answers: Sequence[Answer], predictions: Sequence[str]
-) -> metrics.Accuracy:
-    return metrics.accuracy(metric, predictions, [a.example.label or "" for a in answers])
-
-
-def _line(answer: Answer, correct: bool) -> dict[str, Any]:
+def _line(annotation: ScoredAnnotation, correct: bool) -> dict[str, Any]:
     line = {
-        "id": answer.example.id,
-        "input": answer.example.input,
-        "target": answer.example.label,
-        "prediction": answer.prediction,
+        "id": annotation.example.id,
+        "input": annotation.example.input,
+        "target": annotation.example.label,
+        "prediction": annotation.prediction,
         "correct": correct,
     }
-    return {**line, "failure": answer.failure} if answer.failure else line
+    return {**line, "failure": annotation.failure} if annotation.failure else line
 
 
-def _tokens(answers: Sequence[Answer], encode: Callable[[str], Sequence[int]]) -> dict[str, float]:
-    """Mean tokens of an answer, read and written."""
+def _tokens(
+    annotations: Sequence[ScoredAnnotation], encode: Callable[[str], Sequence[int]]
+) -> dict[str, float]:
+    """Mean tokens read and written for an annotation."""
     return {
-        "read": float(np.mean([len(encode(a.example.input)) for a in answers])),
-        "written": float(np.mean([len(encode(a.written)) for a in answers])),
+        "read": float(np.mean([len(encode(a.example.input)) for a in annotations])),
+        "written": float(np.mean([len(encode(a.written)) for a in annotations])),
     }
 
 
 def released_parameters(reader: Reader) -> int | None:
-    """`RELEASED_PARAMETERS` where the split's outputs are the release's, byte for byte."""
+    """`RELEASED_PARAMETERS` if the split's outputs equal the released files byte for byte."""
     source = reader.source
     if reader.config.rationale_path or not source.teacher_format:
         return None
     sums = release.FILES.get(source.folder, {})
     paths = output_files(source, reader.data_dir, reader.file_split)
-    known = all(sums.get(f"llm/{path.name}") == digest(path, SHA256) for path in paths)
-    return RELEASED_PARAMETERS if paths and known else None
+    released = all(sums.get(f"llm/{path.name}") == digest(path, SHA256) for path in paths)
+    return RELEASED_PARAMETERS if paths and released else None
 
 
 def _facts(data: DataConfig, parameters: int | None) -> RunFacts:
@@ -268,6 +268,6 @@ def _refuse_other_data(folder: epath.Path, fingerprint: str) -> None:
     stored = json.loads(path.read_text()) if path.exists() else {}
     if stored.get("data", fingerprint) != fingerprint:
         raise InputError(
-            f"{path}: scored with data {stored['data']}, now {fingerprint}; to score it anew, "
-            f"delete {folder} and its line in {RESULTS_FILE}; else take the old data back"
+            f"{path}: scored with data {stored['data']}, now {fingerprint}. Restore the old data, "
+            f"or delete {folder} and its line in {RESULTS_FILE} to score again."
         )

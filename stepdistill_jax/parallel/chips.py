@@ -14,11 +14,11 @@ class Chip:
     Attributes:
         kind: ``device_kind`` of its JAX devices.
         flops: dense bfloat16 FLOP/s.
-        hbm_bytes: capacity of its memory; the compiler keeps a little of it.
+        hbm_bytes: capacity of its memory; the compiler reserves a little of it.
         hbm_bandwidth: bytes/s.
-        ici_bandwidth: bytes/s that it can send to its neighbours over all links together.
-        dcn_bandwidth: bytes/s that it can send to other slices; None = no public figure.
-        source: where the figures stand.
+        ici_bandwidth: bytes/s to its neighbours, all links together.
+        dcn_bandwidth: bytes/s to other slices; None = no public figure.
+        source: page of the figures.
     """
 
     kind: str
@@ -32,9 +32,9 @@ class Chip:
 
 _PAGES = "https://cloud.google.com/tpu/docs"
 
-# Generation, as it begins the name of a topology -> figures. ICI: half of the page's
-# bidirectional figure; between the two halves of a TPU7x chip there is a faster link, of which no
-# account is taken. DCN: the page's for a chip, or of a pod over its chips. Read in November 2026.
+# Generation, the prefix of a topology's name -> figures, read in November 2026. ICI: half of the
+# page's bidirectional figure; the faster link between the halves of a TPU7x chip is not counted.
+# DCN: the page's figure for a chip, or that for a pod divided by its chips.
 CHIPS: dict[str, Chip] = {
     "v4": Chip("TPU v4", 275e12, 32 * GIB, 1228e9, 300e9, None, f"{_PAGES}/v4"),
     "v5e": Chip("TPU v5 lite", 197e12, 16 * GIB, 819e9, 200e9, 6.4e12 / 8 / 256, f"{_PAGES}/v5e"),
@@ -45,8 +45,8 @@ CHIPS: dict[str, Chip] = {
     ),
 }
 
-# `device_kind` -> dense bfloat16 FLOP/s: of TPUs as above, some of which newer runtimes name
-# otherwise; of GPUs from NVIDIA's H100, H200 and A100 data sheets (SXM, without sparsity).
+# `device_kind` -> dense bfloat16 FLOP/s: TPUs as above, with the other names of newer runtimes;
+# GPUs from NVIDIA's H100, H200 and A100 data sheets (SXM, without sparsity).
 PEAK_FLOPS: dict[str, float] = {
     **{chip.kind: chip.flops for chip in CHIPS.values()},
     "TPU v5e": CHIPS["v5e"].flops,

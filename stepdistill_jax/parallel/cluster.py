@@ -1,14 +1,15 @@
-"""Many processes, one run: they meet before a device is asked for, and end together.
+"""The processes of one run: they connect before they use a device, and end together.
 
-On a TPU pod, under Slurm, under Open MPI and in an indexed Kubernetes job JAX finds out by itself
-where to meet. Elsewhere three variables of the environment say so, and without them a process is
-alone: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+On a TPU pod, under Slurm, under Open MPI and in an indexed Kubernetes job, JAX finds the other
+processes itself. Elsewhere three environment variables name them: JAX_COORDINATOR_ADDRESS
+(host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without them a process is alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import re
 import signal
@@ -19,62 +20,64 @@ import traceback
 from typing import Any, NoReturn
 
 import jax
-from jax._src import clusters, distributed
+from jax._src import clusters, distributed, hardware_utils
+from tqdm import tqdm
 
 from stepdistill_jax import storage
 from stepdistill_jax.parallel import device_memory, processes
 from stepdistill_jax.spec import EXIT_UNAVAILABLE, InputError, UnavailableError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# How long the first process waits for the last one to come.
+# Maximum time between the start of the first and the last process.
 MEETING_SECONDS = 300
-# A process from which nothing was heard for so long is dead to the others; most deaths close a
-# connection and are noticed at once. JAX's own default: a busy host may be silent for 10 s.
+# A process without a heartbeat for this time counts as dead; most deaths close a connection and are
+# noticed at once. JAX's default, since a busy host may be silent for 10 s.
 HEARTBEAT_SECONDS = 100
-# From then on a process that waits says so.
-_SAYING_SECONDS = 15
-# How long a process that stops with an error waits for others that have met the same one.
+# A process that waits longer prints a line.
+_QUIET_SECONDS = 15
+# How long a process that ends with an error waits for others with the same error.
 _LEAVING_SECONDS = 5
-# JAX's words for a process that is not there any more.
+# What JAX's errors contain when another process has died.
 _LOST = re.compile(
     r"gloo|heartbeat|coordination service|UNAVAILABLE|connection (closed|reset|refused)|"
     r"broken pipe|megascale",
     re.IGNORECASE,
 )
 
-_CONTINUES = "start the same command in all of them again: it continues from the last checkpoint"
+_CONTINUES = "Start the same command in all of them again: it continues from the last checkpoint."
+_AMD_GPUS = "/dev/kfd"
 _leaving: int | None = None
 
 
 def start(*, preemptible: bool = False) -> None:
-    """Meets the other processes, where there are any; to be called before JAX's first device.
+    """Connects to the other processes, if there are any; call it before JAX's first device.
 
-    Once only: later calls do nothing, nor does any in a process that is alone, such as one on a
-    TPU VM of a single host.
+    Later calls do nothing, nor do calls in a process that is alone, as on a TPU VM of one host.
 
     Args:
         preemptible: SIGTERM to one process becomes a notice to all of them
-            (`train.loop.Preemption`); else it kills.
+            (`train.loop.Preemption`); else it kills the process.
 
     Raises:
-        InputError: the environment says half of where to meet, or something impossible.
-        UnavailableError: the processes cannot meet, or nobody says how many there are.
+        InputError: the three variables are incomplete or invalid.
+        UnavailableError: the processes cannot connect, or their number is unknown.
     """
+    _skip_missing_tpu()
     if jax.distributed.is_initialized():
         return
-    where = _named() if any(map(os.environ.get, VARIABLES)) else _detected()
-    if where is None:
+    connection = _named() if any(map(os.environ.get, VARIABLES)) else _detected()
+    if connection is None:
         return
     jax.config.update("jax_enable_preemption_service", preemptible)
-    # JAX would abort with a stack trace of C++ at its own deadline.
+    # At its own deadline JAX would abort with a stack trace of C++.
     deadline = threading.Timer(MEETING_SECONDS, _nobody_came)
-    waiting = threading.Timer(_SAYING_SECONDS, _still_waiting)
+    waiting = threading.Timer(_QUIET_SECONDS, _still_waiting)
     for timer in (deadline, waiting):
         timer.daemon = True
         timer.start()
     try:
         jax.distributed.initialize(
-            **where,
+            **connection,
             initialization_timeout=2 * MEETING_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
@@ -82,36 +85,49 @@ def start(*, preemptible: bool = False) -> None:
         address = distributed.global_state.coordinator_address
         reason = str(error).splitlines()[0]
         raise UnavailableError(
-            f"the processes cannot meet at {address}: {reason}; give each its own number, and "
-            "process 0 a free port"
+            f"the processes cannot connect at {address}: {reason}. Give each process its own "
+            "number, and process 0 a free port."
         ) from error
     finally:
         deadline.cancel()
         waiting.cancel()
-    # JAX calls abort() in a thread of its own where a process has died. Python's own handlers run
-    # in the main thread, which then waits for a device for ever.
+    # When a process dies, JAX calls abort() in a thread of the others. Python's handlers would run
+    # in the main thread, which waits for a device forever.
     ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
 
 
-def alone() -> dict[str, str]:
-    """The environment of a process that is to meet nobody, whatever this one's surroundings are.
+def _skip_missing_tpu() -> None:
+    """Selects the CPU where there is no accelerator: else libtpu, if installed, logs errors."""
+    settings: Any = jax.config
+    if settings.jax_platforms or importlib.util.find_spec("libtpu") is None:
+        return
+    tpus, _ = hardware_utils.num_available_tpu_chips_and_device_id()
+    gpus = hardware_utils.has_visible_nvidia_gpu() or os.path.exists(_AMD_GPUS)
+    if not tpus and not gpus and "JAX_FORCE_TPU_INIT" not in os.environ:
+        jax.config.update("jax_platforms", "cpu")
 
-    Those of a program that starts others, as each worker of a job may, are inherited: the programs
-    that two workers had started would take each other for processes of one run.
+
+def alone() -> dict[str, str]:
+    """The environment for a child process that connects to no other process.
+
+    Children of a cluster's job inherit its variables: the children of two workers would take each
+    other for processes of one run.
     """
     return {**os.environ, **dict(zip(VARIABLES, ("localhost:1", "1", "0"), strict=True))}
 
 
 def say(line: str, *, error: bool = False) -> None:
-    """Prints a line, once for all processes, at once: it may announce a wait."""
+    """Prints a line in the lead process alone, above any progress bar, and flushes it."""
     if processes.is_lead():
-        print(line, file=sys.stderr if error else sys.stdout, flush=True)
+        stream = sys.stderr if error else sys.stdout
+        tqdm.write(line, file=stream)
+        stream.flush()
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process with `code`; where there are others, so that they notice at once.
+    """Ends this process with `code`, so that the others notice at once.
 
-    The usual way out waits for all processes, some of which wait for this one.
+    The usual exit waits for all processes, some of which wait for this one.
     """
     global _leaving
     if processes.count() == 1:
@@ -119,7 +135,7 @@ def leave(code: int) -> NoReturn:
     _leaving = code
     sys.stdout.flush()
     sys.stderr.flush()
-    # The coordinator ends with process 0: others with an error of their own are let speak before.
+    # The coordinator ends with process 0, so other processes get time to print their errors.
     client: Any = distributed.global_state.client
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         client.wait_at_barrier("stepdistill/leave", 1000 * _LEAVING_SECONDS)
@@ -127,16 +143,15 @@ def leave(code: int) -> NoReturn:
 
 
 def understood(error: Exception) -> InputError | None:
-    """An error of a store or of the devices' memory, in the words of its remedy; else None."""
+    """A failed store or an out-of-memory error as one line with a remedy; else None."""
     return storage.failure(error) or device_memory.failure(error)
 
 
 def end(error: Exception) -> None:
-    """Ends this process because of `error`, where it is one of several; else does nothing.
+    """Ends this process because of `error` if it is one of several; else does nothing.
 
-    To be called before anything waits for the others, as the end of a checkpoint manager does.
-    Where another process has ended, the exit code is `EXIT_UNAVAILABLE`: nothing is wrong with this
-    one, but nor has anything been saved.
+    Call it before anything that waits for the others, such as closing a checkpoint manager. If
+    another process has ended, the exit code is `EXIT_UNAVAILABLE`: a restart may help.
     """
     if processes.count() == 1:
         return
@@ -144,25 +159,25 @@ def end(error: Exception) -> None:
     if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
         leave(error.exit_code)
-    # A device that cannot be started for want of the others is a plain RuntimeError of JAX's.
+    # If a device cannot start without the others, JAX raises a plain RuntimeError.
     if isinstance(error, (RuntimeError, ValueError)) and _LOST.search(str(error)):
         reason = str(error).splitlines()[0][:200]
-        _say(f"another process of this run has ended ({reason}); {_CONTINUES}")
-        # Not by `leave`: the dead one does not come.
+        _say(f"another process of this run has ended ({reason}). {_CONTINUES}")
+        # Not by `leave`, which would wait for the dead process.
         os._exit(EXIT_UNAVAILABLE)
     traceback.print_exception(error)
     leave(1)
 
 
 def _named() -> dict[str, Any] | None:
-    """What `VARIABLES` say, as arguments of `jax.distributed.initialize`; None = it is alone."""
+    """`VARIABLES` as arguments of `jax.distributed.initialize`; None = the process is alone."""
     values = {name: os.environ.get(name, "") for name in VARIABLES}
-    lacking = [name for name, value in values.items() if not value]
-    if lacking:
-        found = ", ".join(f"{name}={value}" for name, value in values.items() if value)
+    missing = [name for name, value in values.items() if not value]
+    if missing:
+        present = ", ".join(f"{name}={value}" for name, value in values.items() if value)
         raise InputError(
-            f"the environment has {found} but no {' and no '.join(lacking)}; set all of "
-            f"{', '.join(VARIABLES)}, or none of them"
+            f"the environment has {present} but no {' and no '.join(missing)}. Set all of "
+            f"{', '.join(VARIABLES)}, or none of them."
         )
     address, *numbers = values.values()
     for name, value in zip(VARIABLES[1:], numbers, strict=True):
@@ -191,13 +206,13 @@ def _named() -> dict[str, Any] | None:
 
 
 def _detected() -> dict[str, Any] | None:
-    """The first surroundings that JAX knows and that have more than one process."""
+    """The first cluster that JAX detects, if it has more than one process."""
     settings: Any = jax.config
     platforms = settings.jax_platforms
     for kind in clusters.ClusterEnv._cluster_types:
-        # A TPU host told to compute on its CPU is on its own.
+        # A TPU host that computes on its CPU does not take part in the TPU pod.
         idle = "tpu" in kind.name and platforms is not None and "tpu" not in platforms.split(",")
-        # JAX asks Kubernetes itself, which knows nothing of pods that belong to no job.
+        # JAX asks Kubernetes, which fails for pods outside of a job.
         alone = kind is clusters.K8sCluster and "JOB_COMPLETION_INDEX" not in os.environ
         if kind.opt_in_only_method or idle or alone:
             continue
@@ -207,9 +222,9 @@ def _detected() -> dict[str, Any] | None:
             several = kind.get_process_count() > 1
         except OSError as error:
             raise UnavailableError(
-                f"whether this host is one of several cannot be found out ({kind.__name__}: "
-                f"{error}); let it reach the metadata server, or set {', '.join(VARIABLES)}, the "
-                "second to 1 where it is the only one"
+                f"the number of hosts is unknown ({kind.__name__}: {error}). Make the metadata "
+                f"server reachable, or set {', '.join(VARIABLES)} (JAX_NUM_PROCESSES=1 for a "
+                "single host)."
             ) from error
         return {"cluster_detection_method": kind.name} if several else None
     return None
@@ -218,7 +233,7 @@ def _detected() -> dict[str, Any] | None:
 def _still_waiting() -> None:
     address = distributed.global_state.coordinator_address or "the coordinator's address"
     print(
-        f"waiting for the other processes at {address}, {MEETING_SECONDS} s at most",
+        f"waiting up to {MEETING_SECONDS} s for the other processes at {address}",
         file=sys.stderr,
         flush=True,
     )
@@ -226,22 +241,22 @@ def _still_waiting() -> None:
 
 def _nobody_came() -> None:
     """Ends this process, whose main thread waits inside JAX and cannot be interrupted."""
-    # JAX itself may not know yet, while it asks for the name of a TPU host.
+    # The address may be unknown while JAX still asks for the name of a TPU host.
     address = distributed.global_state.coordinator_address or "the coordinator's address"
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         what = (
-            "process 0 is there, but not all of the others are: start every process, each with a "
-            "number of its own"
+            "process 0 answers, but other processes are missing. Start every process, each with "
+            "its own number."
         )
     except (OSError, ValueError):
         what = (
-            "nothing answers there: start process 0 on that host, let the port through, or correct "
-            "the address (JAX_COORDINATOR_ADDRESS)"
+            "nothing answers there. Start process 0 on that host, open the port, or correct the "
+            "address (JAX_COORDINATOR_ADDRESS)."
         )
-    _say(f"the processes have not met at {address} within {MEETING_SECONDS} s; {what}")
-    # A host may only have been slow: what supervises the run may start it again.
+    _say(f"the processes did not connect at {address} within {MEETING_SECONDS} s: {what}")
+    # Not an input error: a host may have been slow, and a supervisor may start the run again.
     os._exit(EXIT_UNAVAILABLE)
 
 
@@ -250,13 +265,13 @@ def _on_abort(number: int) -> None:
     del number
     if _leaving is not None:
         os._exit(_leaving)
-    _say(f"aborted, as JAX does where another process has ended (see above); {_CONTINUES}")
+    _say(f"JAX aborted this process because another one has ended (see above). {_CONTINUES}")
     os._exit(EXIT_UNAVAILABLE)
 
 
 def _say(message: str) -> None:
-    """Writes one line past Python's buffers, whose locks another thread may hold."""
+    """Writes one line without Python's buffers, whose locks another thread may hold."""
     several = processes.count()
-    # Not known before the coordinator's address is.
+    # Unknown until the coordinator's address is known.
     who = f"process {processes.index()} of {several}: " if several > 1 else ""
     os.write(2, f"error: {who}{message}\n".encode())

@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that the second start of a run need not compile."""
+"""A cache of compiled programs on disk, so that a run's second start does not compile."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import platform
 import jax
 from etils import epath
 
-# JAX's own variable for the folder; it goes before ours.
+# JAX's own variable for the folder takes precedence.
 ENVIRONMENT = "JAX_COMPILATION_CACHE_DIR"
 FOLDER = "xla"
-# A program that compiles faster than this is not worth a file.
+# Programs that compile faster than this are not stored.
 _WORTH_SECONDS = 0.1
 _CPU_INFO = pathlib.Path("/proc/cpuinfo")
 _CPU_TRAITS = ("model name", "flags", "Features")
 
 
 def enable_compilation_cache(root: epath.PathLike) -> None:
-    """Keeps XLA's programs below ``root/xla``, or where JAX_COMPILATION_CACHE_DIR says.
+    """Stores XLA's programs below ``root/xla``, or in JAX_COMPILATION_CACHE_DIR.
 
-    A folder that cannot be written costs a warning of JAX's and no more.
+    If the folder cannot be written, JAX warns and the run continues.
 
     Args:
-        root: folder of the caches, `TokenConfig.root`, on a disk or a store: a machine that was
-            taken away leaves its programs to the next.
+        root: `TokenConfig.root`, on a disk or an object store; on a store, the machine that
+            replaces a preempted one finds the programs.
     """
     if os.environ.get(ENVIRONMENT):
         return
@@ -35,10 +35,10 @@ def enable_compilation_cache(root: epath.PathLike) -> None:
 
 
 def host() -> str:
-    """Name of this kind of host: machine code made on one need not run on another.
+    """Name of this kind of host, since machine code of one kind may not run on another.
 
-    JAX tells programs apart by device, but to it every CPU is the same device, and hosts of many
-    kinds may share one folder.
+    JAX's cache keys name the device, but all CPUs are one kind of device to it, and hosts of many
+    kinds may share a folder.
     """
     traits = [platform.machine()]
     if _CPU_INFO.exists():

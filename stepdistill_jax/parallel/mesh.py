@@ -45,11 +45,11 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh over all devices (or those given), laid out to suit the interconnect.
+    """The mesh over `devices`, all by default, laid out for the interconnect.
 
     Raises:
-        InputError: the sizes do not multiply to the number of devices, or do not fit the slices
-            that they lie in.
+        InputError: the product of the sizes is not the number of devices, or does not fit their
+            slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
@@ -58,13 +58,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         if size == REMAINING:
             sizes[axis] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
-        asked = " x ".join(f"{_macro(axis)}={getattr(config, axis)}" for axis in MESH_AXES)
+        product = " x ".join(f"{_macro(axis)}={getattr(config, axis)}" for axis in MESH_AXES)
         multiple = "a multiple of " if REMAINING in dataclasses.astuple(config) else ""
         raise InputError(
-            f"{asked} needs {multiple}{fixed} devices, and there are {len(devices)}; set one of "
-            f"the three to -1 and the others to numbers whose product divides {len(devices)}"
+            f"{product} needs {multiple}{fixed} devices, and there are {len(devices)}. Set one of "
+            f"the three to -1 and the others to numbers whose product divides {len(devices)}."
         )
-    # Only devices of several slices say which is theirs; the hosts of a CPU mesh are no slices.
+    # Only TPU devices belong to slices; on CPUs, `slice_index` is the host.
     slices = {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}
     if len(slices) > 1:
         return _mesh_over_slices(sizes, len(slices), devices)
@@ -74,7 +74,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 def _mesh_over_slices(
     sizes: dict[str, int], slices: int, devices: Sequence[jax.Device]
 ) -> jax.sharding.Mesh:
-    """A mesh whose replica axis alone leaves a slice: between slices the network is slow.
+    """A mesh in which only the replica axis crosses slices, since their network is slow.
 
     Raises:
         InputError: the replicas do not divide among the slices.
@@ -82,8 +82,8 @@ def _mesh_over_slices(
     replicas, *within = sizes.values()
     if replicas % slices:
         raise InputError(
-            f"MESH_REPLICA={replicas}, but the {len(devices)} devices lie in {slices} slices, and "
-            f"parameters are not split between slices; set MESH_REPLICA to a multiple of {slices}"
+            f"MESH_REPLICA={replicas}, but the {len(devices)} devices form {slices} slices, and "
+            f"parameters are not split between slices. Set MESH_REPLICA to a multiple of {slices}."
         )
     grid = mesh_utils.create_hybrid_device_mesh(
         (replicas // slices, *within), (slices, 1, 1), devices
@@ -92,7 +92,7 @@ def _mesh_over_slices(
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
-    """Number of parts that the rows of a batch are cut into."""
+    """Number of parts into which the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 

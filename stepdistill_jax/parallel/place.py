@@ -14,15 +14,15 @@ from stepdistill_jax.spec import BATCH_AXES, EXAMPLE_INDEX, InputError
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over replica and fsdp; every other dimension whole."""
+    """Rows are split over replica and fsdp; other dimensions are not split."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 @functools.cache
 def data_shard(mesh: Mesh) -> tuple[int, int]:
-    """Which part of the data this process reads: ``(index, count)``.
+    """The part of the data that this process reads: ``(index, count)``.
 
-    Processes that hold the same rows, because the tensor axis crosses them, read the same part.
+    Processes that share rows, because the tensor axis crosses them, read the same part.
 
     Raises:
         InputError: the rows of one process are not one contiguous part of the batch.
@@ -40,8 +40,8 @@ def _data_shard(processes: np.ndarray, process: int) -> tuple[int, int]:
     if remainder or mine[0] % len(mine) or mine[-1] - mine[0] + 1 != len(mine):
         raise InputError(
             f"process {process} holds parts {mine.tolist()} of the {len(rows)} parts of a batch, "
-            f"which is not one even share; let MESH_TENSOR divide, or be a multiple of, the "
-            f"devices of one process"
+            "which is not one contiguous, equal share. Set MESH_TENSOR to a divisor or a multiple "
+            "of the devices of one process."
         )
     return int(mine[0]) // len(mine), count
 
@@ -51,14 +51,12 @@ def place_batch(
 ) -> dict[str, jax.Array]:
     """Puts this process's rows on its devices as parts of global arrays ``[B', ...]``.
 
-    B' is B raised to a multiple of row shards x microbatches by rows of zeros: segment 0 and
-    weight 0 everywhere, so that they add nothing to any sum. The batch size therefore never
-    depends on the devices. `spec.EXAMPLE_INDEX` stays on the host.
+    B' is B padded to a multiple of row shards x microbatches with rows of zeros: segment 0 and
+    weight 0, so they add nothing to any sum. BATCH_SIZE therefore does not depend on the devices.
+    `spec.EXAMPLE_INDEX` stays on the host.
 
     Args:
         batch: name -> [B / processes, ...], this process's `data_shard`.
-        mesh: the mesh.
-        microbatches: the train step's.
 
     Raises:
         InputError: features with unequal numbers of rows.
@@ -67,7 +65,7 @@ def place_batch(
     device_batch = {name: array for name, array in batch.items() if name != EXAMPLE_INDEX}
     counts = {name: len(array) for name, array in device_batch.items()}
     if len(set(counts.values())) != 1:
-        raise InputError(f"the features of a batch have unequal numbers of rows: {counts}")
+        raise InputError(f"features of a batch have unequal numbers of rows: {counts}")
     rows = next(iter(counts.values()))
     parts = batch_shards(mesh) // data_shard(mesh)[1] * microbatches
     padding = -rows % parts

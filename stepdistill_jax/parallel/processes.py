@@ -1,9 +1,9 @@
-"""The processes of one run: which is the lead, and what it alone does or decides for all.
+"""The processes of one run: the lead, and what it does or decides for all.
 
-All of it goes through JAX's coordination service. It needs no device and waits without a deadline;
-a process that dies ends the others (`parallel.cluster`). Every process has to make the same calls
-in the same order. A process that swallows an error and skips a call keeps the others waiting
-forever. In a run of one process every call is free.
+The functions use JAX's coordination service. They need no device and wait without a deadline; a
+process that dies ends the others (`parallel.cluster`). Every process must make the same calls in
+the same order: one that catches an error and skips a call makes the others wait forever. With one
+process, every call is free.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Orbax reaches the service in the same way; JAX has no public one that does without devices.
+# As Orbax does: the public functions of JAX need devices.
 from jax._src import distributed
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -26,10 +26,10 @@ from stepdistill_jax.spec import InputError
 
 T = TypeVar("T")
 
-# How long a process waits for the slowest at a place that all pass.
-_PASSING_MS = 1_800_000
-# One look at the service; the waiting goes on after it.
-_LOOK_MS = 60_000
+# Maximum wait for the slowest process at a barrier.
+_BARRIER_MS = 1_800_000
+# Timeout of one request to the service; the wait repeats it.
+_REQUEST_MS = 60_000
 
 _turns = itertools.count()
 
@@ -45,21 +45,21 @@ def index() -> int:
 
 
 def is_lead() -> bool:
-    """Whether this process writes what a run writes once, and speaks for all."""
+    """Whether this process writes the files that a run writes once, and prints for all."""
     return index() == 0
 
 
 def from_lead(do: Callable[[], T]) -> T:
     """Runs `do` in the lead alone; every process gets what it returned or raised.
 
-    Nobody goes on before the lead is done: what it wrote is there.
+    No process continues before the lead is done, so all see the files that it wrote.
 
     Args:
-        do: returns what can be pickled.
+        do: returns an object that can be pickled.
 
     Raises:
-        Exception: the lead's own, whatever it is; in the others a RuntimeError that says the same
-            where it cannot be pickled.
+        Exception: the lead's; if it cannot be pickled, the other processes raise a RuntimeError
+            with the same text.
     """
     if count() == 1:
         return do()
@@ -72,19 +72,19 @@ def from_lead(do: Callable[[], T]) -> T:
         return value
     try:
         value = do()
-        said = pickle.dumps((value, None))
-    except Exception as error:  # whatever it is: the others wait to hear of it
+        message = pickle.dumps((value, None))
+    except Exception as error:  # Whatever it is, the others wait for it.
         client.key_value_set_bytes(key, pickle.dumps((None, _portable(error))))
         raise
-    client.key_value_set_bytes(key, said)
+    client.key_value_set_bytes(key, message)
     return value
 
 
 def lead_first(do: Callable[[], T]) -> T:
-    """Runs `do` in the lead, then in every other process: they find what the lead has made.
+    """Runs `do` in the lead, then in every other process, which can use what the lead made.
 
     Raises:
-        Exception: the lead's own, in every process (see `from_lead`); or a process's own.
+        Exception: the lead's, in every process (see `from_lead`); or that of the process itself.
     """
     done: list[T] = []
     if is_lead():
@@ -95,11 +95,7 @@ def lead_first(do: Callable[[], T]) -> T:
 
 
 def refuse_difference(what: str, value: str, remedy: str) -> None:
-    """Refuses to go on where `value` is not the lead's.
-
-    Raises:
-        InputError: in the processes whose value is another.
-    """
+    """Raises InputError in the processes whose `value` differs from the lead's."""
     lead = from_lead(lambda: value)
     if lead != value:
         raise InputError(
@@ -108,56 +104,56 @@ def refuse_difference(what: str, value: str, remedy: str) -> None:
 
 
 def gather(key: str, value: T) -> list[T]:
-    """What every process has, in their order; nobody goes on before all have come.
+    """The values of all processes, in their order; waits for every process.
 
-    Where a process left something out because it failed, as others did not, they are of one mind
-    again about what comes next.
+    Afterwards the processes agree on the next call again, even if a failure made one of them skip
+    calls before.
 
     Args:
-        key: of this gathering, used once in the life of the processes.
-        value: what this process has; it can be pickled.
+        key: of this call; no key is used twice.
+        value: this process's; it can be pickled.
     """
     global _turns
     if count() == 1:
         return [value]
     client: Any = distributed.global_state.client
     client.key_value_set_bytes(f"{key}/{index()}", pickle.dumps((value, next(_turns))))
-    found = [pickle.loads(_wait_for(client, f"{key}/{other}")) for other in range(count())]
-    _turns = itertools.count(1 + max(turn for _, turn in found))
-    return [value for value, _ in found]
+    gathered = [pickle.loads(_wait_for(client, f"{key}/{other}")) for other in range(count())]
+    _turns = itertools.count(1 + max(turn for _, turn in gathered))
+    return [value for value, _ in gathered]
 
 
 def meet() -> None:
-    """Nobody goes on before all have come."""
+    """Waits until every process has called it."""
     if count() > 1:
         gather(f"stepdistill/meet/{next(_turns)}", None)
 
 
 def connect(mesh: Mesh) -> None:
-    """Lets the devices of every group along axes of the mesh make their first sum together.
+    """On CPUs, makes every group of devices along mesh axes compute its first sum now.
 
-    Gloo, by which CPUs of several processes add, gives a group 30 s to come together at its first
-    sum: that of the train step would be missed by a process that compiles so much longer.
+    Gloo, the CPU backend for sums over processes, waits only 30 s for a group's first sum. In the
+    train step, a process that compiles longer than the others would miss it.
     """
     if count() == 1 or jax.default_backend() != "cpu":
         return
     client: Any = distributed.global_state.client
-    client.wait_at_barrier(f"stepdistill/connect/{next(_turns)}", _PASSING_MS)
+    client.wait_at_barrier(f"stepdistill/connect/{next(_turns)}", _BARRIER_MS)
     total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))
     axes = [axis for axis, size in mesh.shape.items() if size > 1]
     for length in range(1, len(axes) + 1):
         for chosen in itertools.combinations(axes, length):
-            # One dimension: a sum over two would be made of one over each axis.
+            # One dimension, since XLA would split a sum over two into one for each axis.
             ones = np.ones(math.prod(mesh.shape[axis] for axis in chosen), np.float32)
             sharding = NamedSharding(mesh, PartitionSpec(chosen))
             total(jax.make_array_from_callback(ones.shape, sharding, ones.__getitem__))
 
 
 def _portable(error: Exception) -> Exception:
-    """`error`, or its words where it does not come back from a pickle."""
+    """`error`, or a RuntimeError with its text if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # the constructors of errors take what they like
+    except Exception:  # Constructors of errors take any arguments.
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
@@ -165,7 +161,7 @@ def _portable(error: Exception) -> Exception:
 def _wait_for(client: Any, key: str) -> bytes:
     while True:
         try:
-            return client.blocking_key_value_get_bytes(key, _LOOK_MS)
+            return client.blocking_key_value_get_bytes(key, _REQUEST_MS)
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise

@@ -1,4 +1,4 @@
-"""Which mesh axis each logical axis lies on: one table for parameters and activations."""
+"""The mesh axis of each logical axis: one table for parameters and activations."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from stepdistill_jax.spec import BATCH_AXES
 
 Rules = tuple[tuple[str, tuple[str, ...] | None], ...]
 
-# Order is precedence: an array uses a mesh axis once, so activations [batch, length, embed] take
-# fsdp for their rows, and parameters [embed, mlp], which have no rows, for embed.
+# Order is precedence, since an array uses a mesh axis once: activations [batch, length, embed] use
+# fsdp for their rows; parameters [embed, mlp] have no rows and use it for embed.
 RULES: Rules = (
     ("batch", BATCH_AXES),
     ("embed", ("fsdp",)),
@@ -35,15 +35,13 @@ RULES: Rules = (
 
 
 def fitting_rules(logical_axes: Any, shapes: Any, mesh: Mesh) -> Rules:
-    """`RULES` without the entries that would cut a dimension of this model into unequal parts.
+    """`RULES` without the entries that would split a dimension of this model unequally.
 
-    Such an axis is kept whole on every device, for parameters and activations alike, and named in
-    the log once.
+    Such an axis is not split, in parameters or activations; a warning names it once.
 
     Args:
         logical_axes: tree of tuples of logical axis names, one name a dimension.
         shapes: the same tree of arrays or shape structs.
-        mesh: the mesh.
     """
     sizes = _axis_sizes(logical_axes, shapes)
     rules = []
@@ -53,7 +51,7 @@ def fitting_rules(logical_axes: Any, shapes: Any, mesh: Mesh) -> Rules:
         if uneven:
             _warn_once(
                 f"Axis {name} of size {', '.join(map(str, uneven))} does not divide into the "
-                f"{parts} parts of mesh axis {'+'.join(mesh_axes or ())}: kept whole."
+                f"{parts} parts of mesh axis {'+'.join(mesh_axes or ())}: not split."
             )
         rules.append((name, None if uneven else mesh_axes))
     return tuple(rules)
@@ -71,7 +69,7 @@ def param_shardings(logical_axes: Any, shapes: Any, mesh: Mesh) -> Any:
 
 @contextlib.contextmanager
 def activation_rules(rules: Rules, mesh: Mesh) -> Iterator[None]:
-    """While tracing: makes the model's logical constraints on activations hold on this mesh."""
+    """While tracing, applies the model's logical constraints on activations to this mesh."""
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), logical_axis_rules(rules):
         yield
 
@@ -86,7 +84,7 @@ def _is_axes(x: Any) -> bool:
 
 
 def _axis_sizes(logical_axes: Any, shapes: Any) -> Mapping[str, set[int]]:
-    """Logical axis -> the sizes that it has anywhere in the tree."""
+    """Logical axis -> its sizes in the tree."""
     sizes: dict[str, set[int]] = {}
 
     def collect(axes: tuple[str, ...], shape: Any) -> None:

@@ -1,4 +1,4 @@
-"""A `Trainer` from a `RunConfig`: every part of a training run, built and joined."""
+"""One training run, from its `RunConfig` to its results: every part is built and joined here."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from stepdistill_jax.checkpoint.initial import initial_params
-from stepdistill_jax.checkpoint.restore import sharded_params
+from stepdistill_jax.checkpoint import initial, manager, restore
 from stepdistill_jax.data import triage
 from stepdistill_jax.data.packing import RowShape, row_shape
 from stepdistill_jax.data.pipeline import SplitCache, train_iterator
 from stepdistill_jax.data.token_shards import Manifest
+from stepdistill_jax.eval.build import make_evaluator
 from stepdistill_jax.eval.runner import Evaluator
+from stepdistill_jax.eval.score import score_best
 from stepdistill_jax.model.flops import train_flops
 from stepdistill_jax.optim import optimizer as make_optimizer
-from stepdistill_jax.parallel import cluster, processes
-from stepdistill_jax.parallel.mesh import batch_shards
+from stepdistill_jax.parallel import cluster, compilation, processes
+from stepdistill_jax.parallel.mesh import batch_shards, make_mesh
 from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.run.costs import CostMeter
+from stepdistill_jax.run.folder import claim
+from stepdistill_jax.run.results import Result
 from stepdistill_jax.run.splits import open_split
 from stepdistill_jax.train import log, loop
 from stepdistill_jax.train.clock import Clock, Goodput
@@ -33,17 +36,60 @@ from stepdistill_jax.train.step import TrainStep, make_train_step
 from stepdistill_jax.train.trace import StepTrace
 
 
+def train(config: RunConfig, clock: Clock) -> tuple[loop.Outcome, list[Result]]:
+    """Trains a run, from its latest checkpoint if there is one, and scores its best step.
+
+    Returns:
+        How the training ended, and the results on EVAL_SPLITS; none if it was preempted.
+
+    Raises:
+        InputError: a setting, the data, the weights or MODEL_DIR do not fit the run.
+        NonFiniteError: a loss became NaN or infinite.
+    """
+    # The lead looks for checkpoints, but all processes check: reading weights may start devices.
+    if not processes.from_lead(lambda: restore.available_steps(config.model_dir)):
+        initial.check(config.initial_checkpoint, config.model, config.tokens.vocabulary)
+    config_text = claim(config)
+    compilation.enable_compilation_cache(config.tokens.root())
+    mesh = make_mesh(config.mesh)
+    processes.connect(mesh)
+    evaluator = make_evaluator(config, mesh)
+    # All splits are opened before hours of training, by all processes in one order.
+    for split in sorted({"validation", *config.eval.splits}):
+        open_split(config, split)
+    with manager.manager(config.model_dir, keep=config.keep_checkpoints) as checkpoints:
+        trainer, state, evals = make_trainer(
+            config, mesh, evaluator, checkpoints, config_text, clock
+        )
+        try:
+            outcome = trainer.run(state, evals)
+        except loop.NonFiniteError:
+            raise  # in all processes at once
+        except Exception as error:
+            # Before the manager closes, which waits for saves of the other processes.
+            cluster.end(error)
+            raise
+        finally:
+            trainer.log.close()
+    if outcome.preempted:
+        return outcome, []
+    results = score_best(config, evaluator, outcome.step)
+    clock.lap("evaluation")
+    trainer.goodput.note(outcome.step, saved=True)
+    return outcome, results
+
+
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What the steps of a run are made of, before any state is.
+    """What the steps of a run need, apart from the state.
 
     Attributes:
         cache: the training data as METHOD reads it.
-        shape: of a batch.
-        batches: this process's part of them, from the first on.
+        shape: of a batch over all devices.
+        batches: this process's part of each batch, from the first batch on.
         optimizer: the update rule.
         abstract: shapes and shardings of a state.
-        train_step: compiles when it is first called.
+        train_step: compiles at its first call.
     """
 
     cache: SplitCache
@@ -93,10 +139,13 @@ def make_trainer(
     mesh: Mesh,
     evaluator: Evaluator,
     checkpoints: ocp.CheckpointManager,
-    text: str,
+    config_text: str,
     clock: Clock,
 ) -> tuple[loop.Trainer, TrainState, list[tuple[int, float]]]:
-    """Builds the run, continued from its latest checkpoint where there is one.
+    """Joins the parts of a run and reads its latest checkpoint, if there is one.
+
+    Args:
+        config_text: the resolved ``config.gin``, stored with every checkpoint.
 
     Returns:
         The trainer, the state to start from, and the validation accuracies so far.
@@ -109,28 +158,26 @@ def make_trainer(
     cache, shape = parts.cache, parts.shape
 
     def fresh() -> TrainState:
-        shardings = sharded_params(config.model, mesh)
-        params = initial_params(config.initial_checkpoint, shardings)
+        shardings = restore.sharded_params(config.model, mesh)
+        params = initial.initial_params(config.initial_checkpoint, shardings)
         return create_state(config.model, parts.optimizer, mesh, config.seed, params)
 
-    # The fingerprint covers the data's bytes, the vocabulary and all that makes tokens of text.
-    identity = {"config": text, "training data": cache.manifest.fingerprint}
+    # The fingerprint covers the data's bytes, the vocabulary and the tokenizer settings.
+    identity = {"config": config_text, "training data": cache.manifest.fingerprint}
     state, evals = loop.resume(checkpoints, parts.batches, fresh, parts.abstract, identity)
     count = log.write_inventory(config.model_dir, state.params)
-    cluster.say(_training_data(cache.manifest))
+    cluster.say(_describe_data(cache.manifest))
     cluster.say(
-        f"{count:,} parameters; {_step(parts, mesh)}; "
+        f"{count:,} parameters; {_describe_step(parts, mesh)}; "
         f"{_origin(config, checkpoints.latest_step())}; "
         f"ready in {time.perf_counter() - started:.1f} s"
     )
     step = int(state.step)
     if step < config.train_steps:
-        cluster.say("compiling the step, which may take a minute or more; then it trains")
+        cluster.say("compiling the train step, which can take a minute or more")
     flops = train_flops(config.model, shape.rows, shape.inputs, shape.targets)
     trainer = loop.Trainer(
-        config=loop.LoopConfig(
-            **{f.name: getattr(config, f.name) for f in dataclasses.fields(loop.LoopConfig)}
-        ),
+        config=config,
         train_step=parts.train_step,
         batches=parts.batches,
         place=lambda batch: place_batch(batch, mesh, config.microbatches),
@@ -150,34 +197,28 @@ def make_trainer(
     return trainer, state, evals
 
 
-def _step(parts: Parts, mesh: Mesh) -> str:
-    """What a step is, and of how many pairs in all."""
+def _describe_step(parts: Parts, mesh: Mesh) -> str:
     shape = parts.shape
+    processes_text = f" of {processes.count()} processes" if processes.count() > 1 else ""
     return (
         f"{len(parts.cache):,} pairs for training; a step is {shape.rows} rows of "
         f"{shape.inputs} inputs and {dict(shape.targets)} targets on {mesh.size} device(s)"
-        f"{_of_processes()}"
+        f"{processes_text}"
     )
 
 
-def _training_data(manifest: Manifest) -> str:
-    """One line on what became of the rows: joined, judged by TRIAGE, cut."""
+def _describe_data(manifest: Manifest) -> str:
+    """One line of counts: pairs joined, pairs per TRIAGE filter, texts cut to their limit."""
     report, judged = triage.split_counts(manifest.report)
     report |= {f"{name} cut": count for name, count in manifest.truncated.items()}
-    noted = {name: f"{count:,}" for name, count in report.items() if count}
-    noted |= triage.yields(judged)
-    return "training data: " + ", ".join(f"{name} {text}" for name, text in noted.items())
+    counts = {name: f"{count:,}" for name, count in report.items() if count}
+    counts |= triage.yields(judged)
+    return "training data: " + ", ".join(f"{name} {text}" for name, text in counts.items())
 
 
-def _of_processes() -> str:
-    """How many processes hold the devices, where it is not one."""
-    return f" of {processes.count()} processes" if processes.count() > 1 else ""
-
-
-def _origin(config: RunConfig, latest: int | None) -> str:
-    """What a run whose latest checkpoint is of step `latest` goes on from."""
-    if latest is not None:
-        return f"continued from step {latest:,}"
+def _origin(config: RunConfig, latest_step: int | None) -> str:
+    if latest_step is not None:
+        return f"continued from step {latest_step:,}"
     if config.initial_checkpoint is None:
         return "from random parameters"
     return f"from the parameters of {config.initial_checkpoint}"

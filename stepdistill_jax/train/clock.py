@@ -1,7 +1,7 @@
-"""Where a run's wall time went, and the share of it that trained: its goodput.
+"""A run's wall time by phase, and its goodput: the share of time that trained.
 
-Step time is what the host waits for: dispatch is asynchronous, so a step costs the time until its
-metrics have been read. A wait for data begins where the device has nothing left to do.
+Dispatch is asynchronous, so a step's time ends when the host has read its metrics. A wait for data
+begins when the device is idle.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ from etils import epath
 from stepdistill_jax import records
 from stepdistill_jax.spec import FINISHED_FILE, GOODPUT_FILE
 
-# What the time of one process is spent on. `start` ends with the first batch asked for; `compile`
-# is the dispatch of the first step, in every process; `checkpoint` what the host waits for, not the
-# writing behind it.
+# Phases of one process. `start` ends with the request of the first batch; `compile` is the dispatch
+# of the first step, in every process; `checkpoint` is only the time that the host waits.
 PHASES = ("start", "compile", "step", "data_wait", "checkpoint", "evaluation", "profile")
-# Of several processes, one after the other, besides: steps that a kill undid, and no process.
+# Further phases of a run that was restarted: steps lost with a kill, and time without a process.
 LOST, STOPPED = "lost", "stopped"
-# Training with all that hinders it, as against what is done beside it.
+# The phases whose device time counts as a cost of training.
 TRAINING = ("compile", "step", "data_wait")
-# A run that logs every step need not write its account as often.
+# Minimum time between two writes of the file, unless a checkpoint was saved.
 _NOTE_SECONDS = 10.0
 
 
 class Clock:
-    """Deals out time as it passes: every second since the start is in exactly one phase.
+    """Assigns every second since the start to exactly one phase.
 
     Attributes:
-        now: the monotonic seconds that it reads.
+        now: monotonic seconds.
         seconds: phase -> seconds so far.
         started: seconds since the epoch.
     """
@@ -42,12 +41,7 @@ class Clock:
         now: Callable[[], float] = time.perf_counter,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """Starts the clock.
-
-        Args:
-            now: monotonic seconds.
-            wall: seconds since the epoch.
-        """
+        """Starts the clock; `now` gives monotonic seconds, `wall` seconds since the epoch."""
         self.now = now
         self._last = now()
         self._read = dict.fromkeys(PHASES, 0.0)
@@ -55,7 +49,7 @@ class Clock:
         self.started = wall()
 
     def lap(self, phase: str, until: float | None = None) -> None:
-        """The time since the lap before went to `phase`: up to now, or to an earlier moment."""
+        """Assigns the time since the last lap to `phase`, up to now or to an earlier moment."""
         end = self.now() if until is None else max(until, self._last)
         self.seconds[phase] += end - self._last
         self._last = end
@@ -72,37 +66,36 @@ class Clock:
 
 
 class Goodput:
-    """A run's account of its time, over all its processes: ``MODEL_DIR/goodput.json``.
+    """The time of a run by phase, over all its starts: ``MODEL_DIR/goodput.json``.
 
-    The phases add up to the wall time since the run was first started. Steps that are done again
-    after a kill count as lost the first time. Time between two processes, and the seconds from a
-    killed one's last note to its end, count as stopped. A finished run's account is closed.
+    The phases add up to the wall time since the first start. The time of steps that are repeated
+    after a kill moves to `LOST`. The time between a process's last note and the next start counts
+    as `STOPPED`. The file of a finished run does not change.
     """
 
     def __init__(self, model_dir: epath.PathLike, clock: Clock, step: int, *, writes: bool) -> None:
-        """Goes on from what an earlier process noted.
+        """Continues the file of earlier starts.
 
         Args:
-            model_dir: the run's folder.
             clock: of this process.
             step: that the run starts or continues at.
-            writes: this process keeps the file, as one of them does.
+            writes: whether this process writes the file, as one of them does.
         """
         folder = epath.Path(model_dir)
         self._path = folder / GOODPUT_FILE
         self._clock = clock
         self._writes = writes and not (folder / FINISHED_FILE).exists()
         self._written = -_NOTE_SECONDS
-        found: dict[str, Any] = json.loads(self._path.read_text()) if self._path.exists() else {}
-        self._since: float = found.get("since", clock.started)
-        self._starts: int = found.get("starts", 0) + 1
-        self._saved: dict[str, float] = found.get("saved", {"0": 0.0})
-        self._before = dict.fromkeys((*PHASES, LOST, STOPPED), 0.0) | found.get("seconds", {})
+        stored: dict[str, Any] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._since: float = stored.get("since", clock.started)
+        self._starts: int = stored.get("starts", 0) + 1
+        self._saved: dict[str, float] = stored.get("saved", {"0": 0.0})
+        self._before = dict.fromkeys((*PHASES, LOST, STOPPED), 0.0) | stored.get("seconds", {})
         trained = self._before["step"]
         kept = self._saved.get(str(step), trained)
         self._before["step"] = kept
         self._before[LOST] += trained - kept
-        self._before[STOPPED] += max(0.0, clock.started - found.get("until", clock.started))
+        self._before[STOPPED] += max(0.0, clock.started - stored.get("until", clock.started))
         self._saved = {s: seconds for s, seconds in self._saved.items() if int(s) <= step}
 
     def seconds(self) -> dict[str, float]:
@@ -110,7 +103,7 @@ class Goodput:
         return {p: s + self._clock.seconds.get(p, 0.0) for p, s in self._before.items()}
 
     def note(self, step: int, *, saved: bool = False) -> None:
-        """Writes the account down, at most every ten seconds where nothing was `saved`."""
+        """Writes the file, at most every ten seconds unless a checkpoint was `saved`."""
         total = self._clock.sum()
         seconds = self.seconds()
         if saved:
@@ -133,25 +126,25 @@ class Goodput:
 
 
 def share(seconds: dict[str, float]) -> float:
-    """The part of all seconds that went into steps that count."""
+    """The share of all seconds spent in steps, lost ones excluded."""
     return seconds["step"] / max(sum(seconds.values()), 1e-9)
 
 
 def describe(model_dir: epath.PathLike) -> str:
-    """One line on the account in a run's folder; "" where there is none.
+    """One line about ``goodput.json``; "" if there is no such file.
 
     ``goodput 91.2% of 3,412 s: start 2.1%, compile 1.4%, ..., stopped 0.0%``.
     """
     path = epath.Path(model_dir) / GOODPUT_FILE
     if not path.exists():
         return ""
-    found = json.loads(path.read_text())
-    seconds: dict[str, float] = found["seconds"]
+    stored = json.loads(path.read_text())
+    seconds: dict[str, float] = stored["seconds"]
     total = max(sum(seconds.values()), 1e-9)
     rest = ", ".join(
         f"{phase.replace('_', ' ')} {value / total:.1%}"
         for phase, value in seconds.items()
         if phase != "step"
     )
-    starts = f" over {found['starts']} starts" if found["starts"] > 1 else ""
+    starts = f" over {stored['starts']} starts" if stored["starts"] > 1 else ""
     return f"goodput {share(seconds):.1%} of {total:,.0f} s{starts}: {rest}"

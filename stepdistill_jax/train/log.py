@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, and the parameter inventory."""
+"""Logs of a run: metrics.jsonl, TensorBoard, and the parameter inventory."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def write_inventory(model_dir: epath.PathLike, params: Any) -> int:
 class MetricLog:
     """Appends one line a logged step to ``metrics.jsonl``, and scalars to TensorBoard.
 
-    Lines of steps after `resume_step` are dropped on opening: the run is about to write them
-    again, with the same numbers. Only the lead of several processes writes.
+    Opening drops the lines of steps after `resume_step`, since the run writes them again. With
+    several processes, only the lead writes.
     """
 
     def __init__(self, model_dir: epath.PathLike, resume_step: int, *, tensorboard: bool) -> None:
@@ -46,7 +46,7 @@ class MetricLog:
         kept = _lines_up_to(path.read_text(), resume_step) if path.exists() else []
         self._file = records.LineWriter(path, kept)
         if tensorboard:
-            # clu's writer imports TensorFlow: seconds of start-up that only TENSORBOARD pays.
+            # Imported only for TENSORBOARD: clu's writer imports TensorFlow, which takes seconds.
             from clu import metric_writers
 
             self._writer = metric_writers.SummaryWriter(str(folder / TENSORBOARD_FOLDER))
@@ -61,7 +61,7 @@ class MetricLog:
             self._writer.write_scalars(step, scalars)
 
     def flush(self) -> None:
-        """Has every line on disk: those up to a checkpoint are not written again after it."""
+        """Writes buffered lines to disk, before a checkpoint after which they are not rewritten."""
         if self._file is not None:
             self._file.flush()
 
@@ -80,24 +80,20 @@ def _lines_up_to(text: str, step: int) -> list[str]:
 
 
 def device_memory() -> dict[str, int | None]:
-    """Bytes in use now and at most so far, of the local device with the most of them.
-
-    None where devices do not say, as CPUs do not.
-    """
-    found = [device.memory_stats() for device in jax.local_devices()]
-    named = {"hbm_in_use": "bytes_in_use", "hbm_peak": "peak_bytes_in_use"}
-    if any(stats is None for stats in found):
-        return dict.fromkeys(named)
-    return {name: max(stats.get(key, 0) for stats in found if stats) for name, key in named.items()}
+    """Bytes in use now and at the peak, each the maximum over local devices; None on CPUs."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    keys = {"hbm_in_use": "bytes_in_use", "hbm_peak": "peak_bytes_in_use"}
+    if None in stats:
+        return dict.fromkeys(keys)
+    return {name: max(s.get(key, 0) for s in stats if s) for name, key in keys.items()}
 
 
 class Throughput:
-    """Pairs, tokens and where the time went since the last `read`, over all processes.
+    """Rates of pairs and tokens, and times by phase, since the last `read`, over all processes.
 
     Args:
         flops_per_step: model FLOPs of one optimizer step, forward and backward.
         rows: of a batch, over all processes.
-        clock: the run's.
     """
 
     def __init__(self, flops_per_step: float, rows: int, clock: Clock) -> None:
@@ -115,7 +111,7 @@ class Throughput:
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
         """Counts one local batch."""
         self._steps += 1
-        # Those that only raise a batch to a multiple of the processes hold no pair.
+        # Rows that only pad a batch to a multiple of the processes hold no pair.
         self._rows += int(np.count_nonzero(batch[EXAMPLE_INDEX].any(axis=1)))
         self._pairs += int(np.count_nonzero(batch[EXAMPLE_INDEX]))
         for name, values in batch.items():
@@ -124,17 +120,17 @@ class Throughput:
                 self._slots += values.size
 
     def read(self) -> dict[str, float | None]:
-        """Rates a second since the last call; rows that others feed are taken to be as full.
+        """Rates a second since the last call; rows of other processes are assumed as full.
 
-        The seconds are those of steps and of waiting for data: compiling, evaluation, saving and
-        tracing are left out. ``fill`` is the share of input and target positions that hold a token,
-        ``data_wait`` the share of time in which the device waited for a batch, ``mfu`` the model
-        FLOPs utilisation (None where the device's peak is not known). ``<phase>_seconds`` are all
-        the seconds since the last call, by `clock.PHASES`.
+        Rates count the seconds of steps and of waiting for data, not those of compilation,
+        evaluation, saving and tracing. ``fill`` is the share of input and target positions that
+        hold a token, ``data_wait`` the share of time in which the device waited for a batch,
+        ``mfu`` the model FLOPs utilisation (None if the device's peak is unknown).
+        ``<phase>_seconds`` are all seconds since the last call, by `clock.PHASES`.
         """
         spent = self._clock.window()
         seconds = spent["step"] + spent["data_wait"]
-        # Not by processes: where the tensor axis crosses them, several feed the same rows.
+        # Counted by rows, since processes along the tensor axis feed the same rows.
         whole = self._batch_rows * self._steps / max(self._rows, 1)
         flops = self._flops_per_step * self._steps / seconds
         values = {

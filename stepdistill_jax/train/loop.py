@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import manager
-from stepdistill_jax.parallel import processes
+from stepdistill_jax.parallel import cluster, processes
+from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.run.costs import CostMeter
 from stepdistill_jax.spec import EXAMPLE_INDEX, NON_FINITE_FILE, InputError
 from stepdistill_jax.train.clock import TRAINING, Clock, Goodput
@@ -37,37 +38,12 @@ Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    """How long to train and what to do on the way; all periods in optimizer steps.
-
-    `eval_period` 0 evaluates after the last step alone; `early_stop_evals` 0 never stops early.
-    """
-
-    model_dir: str
-    train_steps: int
-    log_period: int = 10
-    eval_period: int = 250
-    checkpoint_period: int = 250
-    early_stop_evals: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"train_steps": 1, "log_period": 1, "checkpoint_period": 1}
-        for name in ("eval_period", "early_stop_evals"):
-            least[name] = 0
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise InputError(
-                    f"{name.upper()} is {getattr(self, name)}: expected {bound} or more"
-                )
-
-
-@dataclasses.dataclass(frozen=True)
 class Outcome:
     """How a call of `Trainer.run` ended.
 
     Attributes:
-        step: optimizer steps done in all.
-        preempted: SIGTERM came; the state of `step` is saved.
+        step: optimizer steps done, those of earlier calls included.
+        preempted: SIGTERM stopped the run; the state of `step` is saved.
         evals: (step, validation accuracy) of the whole run, in order.
     """
 
@@ -78,7 +54,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """A step that was dispatched: its metrics on the device, its host batch, and when it ended."""
+    """A dispatched step: its metrics on the device, its host batch, and the time of its end."""
 
     number: int
     metrics: Metrics
@@ -87,22 +63,22 @@ class _Step:
 
 
 def _end_of(metrics: Metrics, now: Callable[[], float]) -> concurrent.futures.Future[float]:
-    """When a dispatched step ended, by `now`; known once it has."""
+    """The time at which a dispatched step ended, available after its end."""
     end: concurrent.futures.Future[float] = concurrent.futures.Future()
 
     def wait() -> None:
-        # Whatever a step fails with, reading its metrics raises too.
+        # If the step failed, reading its metrics raises the error again.
         with contextlib.suppress(Exception):
             jax.block_until_ready(metrics)
         end.set_result(now())
 
-    # A process that ends on an error does not wait for its device.
+    # A daemon: a process that ends with an error must not wait for its device.
     threading.Thread(target=wait, daemon=True).start()
     return end
 
 
 def _lap_wait(clock: Clock, pending: _Step | None) -> None:
-    """Deals out a wait for a batch: the device was at the step before until that ended."""
+    """Accounts for the wait for a batch: until the pending step ended, the device was busy."""
     if pending is not None and not pending.end.done():
         clock.lap("step")
         return
@@ -112,15 +88,14 @@ def _lap_wait(clock: Clock, pending: _Step | None) -> None:
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient norm became NaN or infinite; the message names the step and the file."""
+    """A metric became NaN or infinite; the message names the step and the file of examples."""
 
 
 class Preemption:
-    """Notes SIGTERM, which a TPU VM gets before it is taken away; a second one kills at once.
+    """Handles SIGTERM, the preemption notice of a TPU VM; a second SIGTERM kills the process.
 
-    Of several processes one may be told; JAX, which has taken the signal itself, then finds a step
-    that none of them has reached, at which all stop. The signal that another of them gets later
-    kills nothing: it is stopping.
+    With several processes, JAX handles the signal. When one process gets it, JAX chooses a step
+    that none has reached, and all stop there. Later signals to the others are then ignored.
     """
 
     def __init__(self) -> None:
@@ -134,7 +109,7 @@ class Preemption:
         return self
 
     def reached(self, step: int) -> bool:
-        """Whether to stop after `step`; to be asked once after every step."""
+        """Whether to stop after `step`; call it once after every step."""
         if self._several:
             self._agreed |= multihost_utils.reached_preemption_sync_point(step)
             return self._agreed
@@ -149,8 +124,20 @@ class Preemption:
         if not self._several:
             signal.signal(signal.SIGTERM, self._previous)
         elif not self._agreed:
-            # Nobody asks any more, so from here on JAX would let the signal go unheard.
+            # `reached` is not called any more, so JAX would ignore the signal from now on.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _progress_bar(steps: int, done: int) -> tqdm:
+    return tqdm(
+        total=steps,
+        initial=done,
+        unit="step",
+        disable=not processes.is_lead(),
+        dynamic_ncols=True,
+        # A log file gets a line every ten seconds, a terminal a bar that moves.
+        mininterval=0.1 if sys.stderr.isatty() else 10,
+    )
 
 
 def _due(step: int, period: int) -> bool:
@@ -164,19 +151,16 @@ def resume(
     abstract_state: TrainState,
     identity: Mapping[str, Any],
 ) -> tuple[TrainState, list[tuple[int, float]]]:
-    """Continues from the latest checkpoint, where there is one.
-
-    Order of precedence: the run's own latest checkpoint, then `fresh`, which is called only then.
+    """Restores the latest checkpoint; without one, calls `fresh`.
 
     Args:
-        checkpoints: of the run.
         batches: moved to the batch after the checkpoint's.
         fresh: makes the state of step 0.
         abstract_state: shapes and shardings of a state.
-        identity: what run this is; all but ``config`` has to be what the checkpoint's run was.
+        identity: all items except ``config`` must equal those of the checkpoint.
 
     Returns:
-        The state to go on with and the validation accuracies so far.
+        The state to continue with and the validation accuracies so far.
 
     Raises:
         InputError: the checkpoint cannot be read, or was trained on other data.
@@ -188,9 +172,9 @@ def resume(
     for name in sorted(identity.keys() - {"config"}):
         if stored.get(name) != identity[name]:
             raise InputError(
-                f"{checkpoints.directory}: the run so far had the {name} {stored.get(name)}, now "
-                f"it is {identity[name]}; give the old files back (DATA_DIR, VOCABULARY and their "
-                "environment variables), or choose another MODEL_DIR"
+                f"{checkpoints.directory}: the {name} changed: the run had {stored.get(name)}, now "
+                f"{identity[name]}. Restore the old files (DATA_DIR, VOCABULARY and their "
+                "environment variables), or choose another MODEL_DIR."
             )
     batches.set_state(data["iterator"])
     logging.info("Continuing from the checkpoint of step %d.", step)
@@ -199,26 +183,18 @@ def resume(
 
 @dataclasses.dataclass
 class Trainer:
-    """One run's parts, joined by `run`.
+    """The parts of one run; `run` trains with them.
 
     Attributes:
-        config: periods and length.
-        train_step: jitted ``(state, batch) -> (state, metrics)``.
         batches: infinite packed host batches, with get_state.
         place: host batch to global device arrays.
-        evaluate: ``(params, step) -> label accuracy on validation``; writes its own files.
-        checkpoints: from `checkpoint.manager.manager`.
-        log: where metrics go.
-        throughput: counts pairs and tokens.
-        costs: notes what the steps take.
-        clock: deals out the process's time.
-        goodput: keeps the run's account of it.
-        trace: runs the steps, and traces some.
-        example_ids: values of EXAMPLE_INDEX to the data set's ids, for the non-finite report.
-        identity: what run this is; saved with every checkpoint.
+        evaluate: ``(params, step) -> label accuracy on validation``; writes the files of the
+            evaluation.
+        example_ids: values of EXAMPLE_INDEX -> ids of the data set, for the non-finite report.
+        identity: configuration and data fingerprint, saved with every checkpoint.
     """
 
-    config: LoopConfig
+    config: RunConfig
     train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
     batches: grain.DatasetIterator
     place: Callable[[Batch], Any]
@@ -232,12 +208,13 @@ class Trainer:
     trace: StepTrace
     example_ids: Callable[[np.ndarray], list[str]]
     identity: Mapping[str, Any]
+    _compiled: bool = dataclasses.field(default=False, init=False)
 
     def run(self, state: TrainState, evals: list[tuple[int, float]]) -> Outcome:
-        """Trains up to `train_steps`, early stop or SIGTERM; every way out leaves a checkpoint.
+        """Trains until TRAIN_STEPS, an early stop or SIGTERM, and saves the last step.
 
         Raises:
-            NonFiniteError: with the step and the batch's example ids in ``non_finite.json``.
+            NonFiniteError: a metric became NaN or infinite; nothing of that step is saved.
         """
         config = self.config
         if processes.is_lead():
@@ -245,78 +222,66 @@ class Trainer:
         step = int(state.step)
         stop = False
         pending: _Step | None = None
-        compiled = False
         self.clock.lap("start")
         with (
             Preemption() as preemption,
             contextlib.closing(self.trace),
-            tqdm(
-                total=config.train_steps,
-                initial=step,
-                unit="step",
-                disable=not processes.is_lead(),
-                dynamic_ncols=True,
-                # A log file gets a line now and then, a terminal a bar that moves.
-                mininterval=0.1 if sys.stderr.isatty() else 10,
-            ) as bar,
+            _progress_bar(config.train_steps, step) as bar,
         ):
             while step < config.train_steps and not self._stop_early(evals):
                 batch = next(self.batches)
                 _lap_wait(self.clock, pending)
                 step += 1
-                call = self.train_step if compiled else self._compile
-                state, metrics = self.trace.run(call, step, state, self.place(batch))
-                self.clock.lap("step" if compiled else "compile")
-                if not compiled:
-                    bar.unpause()  # Its rate and end are those of the steps to come.
-                    compiled = True
-                # Reading the metrics of the step before lets the device run on meanwhile.
+                with self.trace.step(step):
+                    state, metrics = self._dispatch(state, self.place(batch), bar)
+                # Reading the metrics of the step before keeps the device busy with this one.
                 if pending is not None:
                     self._report(pending, bar)
                 pending = _Step(step, metrics, batch, _end_of(metrics, self.clock.now))
                 evaluates = step == config.train_steps or _due(step, config.eval_period)
                 stop = preemption.reached(step)
-                saves = evaluates or stop or _due(step, config.checkpoint_period)
-                if saves:
-                    # A state is saved or scored only once its own step is known to be finite.
+                if evaluates or stop or _due(step, config.checkpoint_period):
+                    # A state is scored or saved only once its metrics are known to be finite.
                     self._report(pending, bar)
                     pending = None
                     if processes.is_lead():
                         self.costs.note(step, self.clock.sum(TRAINING))
-                    accuracy = self._evaluate(state, step, evals, bar) if evaluates else None
+                    accuracy = self._evaluate(state, step, evals) if evaluates else None
                     self._save(state, step, evals, accuracy)
-                    self.clock.lap("checkpoint")
-                    self.goodput.note(step, saved=True)
                 if stop:
                     break
-            # In here, since SIGTERM outside would leave the last checkpoint half written.
+            # Within `Preemption`: SIGTERM must not leave the last checkpoint half written.
             manager.wait(self.checkpoints)
             self.clock.lap("checkpoint")
             self.goodput.note(step, saved=True)
         return Outcome(step, stop and step < config.train_steps, tuple(evals))
 
-    def _compile(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        """The first step; in its sums it would wait for the process that compiles longest."""
+    def _dispatch(self, state: TrainState, batch: Any, bar: tqdm) -> tuple[TrainState, Metrics]:
+        """Starts a step; the first call compiles it, and waits until all processes have."""
         dispatched = self.train_step(state, batch)
-        processes.meet()
+        if not self._compiled:
+            # Else the first sum over processes would wait, with a deadline, for the slowest one.
+            processes.meet()
+            self._compiled = True
+            bar.unpause()  # Its rate leaves out the compilation.
+            self.clock.lap("compile")
+        else:
+            self.clock.lap("step")
         return dispatched
 
     def _stop_early(self, evals: list[tuple[int, float]]) -> bool:
-        """Whether the last `early_stop_evals` evaluations brought nothing above the best before."""
+        """Whether the last EARLY_STOP_EVALS evaluations did not exceed the best one before them."""
         patience = self.config.early_stop_evals
         if not patience or len(evals) <= patience:
             return False
         before = max(accuracy for _, accuracy in evals[:-patience])
         return all(accuracy <= before for _, accuracy in evals[-patience:])
 
-    def _evaluate(
-        self, state: TrainState, step: int, evals: list[tuple[int, float]], bar: tqdm
-    ) -> float:
-        """The label accuracy on validation, which is added to `evals` and shown."""
+    def _evaluate(self, state: TrainState, step: int, evals: list[tuple[int, float]]) -> float:
+        """Label accuracy on validation; also appended to `evals` and printed."""
         accuracy = self.evaluate(state.params, step)
         evals.append((step, accuracy))
-        if processes.is_lead():
-            bar.write(f"step {step}: validation label accuracy {accuracy:.2%}")
+        cluster.say(f"step {step}: validation label accuracy {accuracy:.2%}")
         self.clock.lap("evaluation")
         return accuracy
 
@@ -330,9 +295,11 @@ class Trainer:
         self.log.flush()
         data = {"iterator": self.batches.get_state(), "evals": evals}
         manager.save(self.checkpoints, step, state, data, dict(self.identity), accuracy)
+        self.clock.lap("checkpoint")
+        self.goodput.note(step, saved=True)
 
     def _report(self, done: _Step, bar: tqdm) -> None:
-        """Reads a step's metrics from the device, checks them, logs them and moves the bar."""
+        """Reads a step's metrics from the device, checks and logs them, and updates the bar."""
         step = done.number
         values = {name: float(value) for name, value in jax.device_get(done.metrics).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
@@ -362,6 +329,6 @@ class Trainer:
         raise NonFiniteError(
             f"step {step}: {', '.join(f'{name} is {values[name]}' for name in bad)}; the "
             f"{len(ids)} examples of its batch are in {path}; the last checkpoint is of step "
-            f"{self.checkpoints.latest_step()}; lower LEARNING_RATE, set CLIP_NORM, or look at "
-            "the examples, and run the same command in a new MODEL_DIR"
+            f"{self.checkpoints.latest_step()}. Lower LEARNING_RATE, set CLIP_NORM, or check the "
+            "examples, and train in a new MODEL_DIR."
         )

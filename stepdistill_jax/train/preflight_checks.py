@@ -1,4 +1,4 @@
-"""The checks of a preflight, by the very parts that the run is made of."""
+"""The checks of a preflight. They use the functions that the run itself uses."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ from stepdistill_jax.train.build import Parts, make_parts
 from stepdistill_jax.train.log import device_memory
 from stepdistill_jax.train.state import TrainState, create_state
 
-# Steps after the first are timed until so many, or so many seconds of them.
+# After the first step, steps are timed until this number of steps or seconds.
 _TIMED_STEPS = 5
 _TIMED_SECONDS = 10.0
-_PIECE_WIDTH = 60
+_TEXT_WIDTH = 60
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing to try.
+    """One check.
 
     Attributes:
         name: in the table.
-        run: returns what was found; whatever it raises is a failure.
-        needs: names of checks without which it makes no sense.
+        run: returns the detail to print; raises if the check fails.
+        needs: names of the checks that must pass first.
     """
 
     name: str
@@ -62,10 +62,10 @@ class Check:
 
 
 class Checks:
-    """The checks of one run, and what the earlier ones have made for the later ones.
+    """The checks of one run, and the objects that earlier checks make for later ones.
 
     Every process runs them in the same order. A check that waits for other processes comes after
-    those of all that might fail on one host alone.
+    the checks that can fail on a single host.
     """
 
     mesh: Mesh
@@ -75,18 +75,13 @@ class Checks:
     state: TrainState
 
     def __init__(self, config: RunConfig, scratch: epath.Path) -> None:
-        """Does nothing yet.
-
-        Args:
-            config: the run.
-            scratch: folder in MODEL_DIR that does not exist; `clean_up` deletes it.
-        """
+        """`scratch` is a new folder in MODEL_DIR, which `clean_up` deletes."""
         self.config = config
         self.scratch = scratch
         self.splits: dict[str, SplitCache] = {}
-        self.begun = 0
-        # Whether MODEL_DIR was there before; None where that could not be asked.
-        self._was_there: bool | None = None
+        self.first_step = 0
+        # Whether MODEL_DIR existed before; None while unknown.
+        self._existed: bool | None = None
 
     def listed(self) -> list[Check]:
         """All checks, in order."""
@@ -98,7 +93,7 @@ class Checks:
         shared = [Check("MODEL_DIR shared", self.shared, ("MODEL_DIR",))]
         if processes.count() == 1:
             shared = []
-        # Processes read and write a checkpoint together: each its own, they would wait for ever.
+        # Processes read and write a checkpoint together; in separate folders they would hang.
         together = tuple(check.name for check in shared)
         begin = ("weights", "mesh", "embeddings", "data: train", *together)
         return [
@@ -122,45 +117,45 @@ class Checks:
         ]
 
     def clean_up(self) -> None:
-        """Deletes what the checks have written, and MODEL_DIR where they have made it."""
-        if self._was_there is None:
+        """Deletes what the checks wrote, and MODEL_DIR if they created it."""
+        if self._existed is None:
             return
-        # What cannot be written cannot be deleted: its own check has said so.
+        # A folder that cannot be written has failed its check already.
         with contextlib.suppress(OSError):
             self.scratch.rmtree(missing_ok=True)
             folder = self.scratch.parent
-            if not self._was_there and folder.exists() and not any(folder.iterdir()):
+            if not self._existed and folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
 
     def stores(self) -> str:
-        """The stores that folders lie on can be used."""
+        """The object stores of the run's folders are reachable."""
         reach(self.config)
-        self._was_there = self.scratch.parent.exists()
+        self._existed = self.scratch.parent.exists()
         config = self.config
         folders = (config.model_dir, config.tokens.root(), config.initial_checkpoint or "")
         remote = [str(folder) for folder in folders if storage.is_remote(folder)]
-        return f"{', '.join(remote)} can be used" if remote else "all folders are on disks"
+        return f"{', '.join(remote)} can be used" if remote else "all folders are on local disks"
 
     def devices(self) -> str:
         """Every device of this host computes."""
         here = preflight_hosts.use_devices()
-        kinds = {host: known["devices"] for host, known in self._of_all("devices", here).items()}
+        kinds = {host: facts["devices"] for host, facts in self._of_all("devices", here).items()}
         if len(set(kinds.values())) > 1:
             listed = ", ".join(f"{host} has {kind}" for host, kind in kinds.items())
-            raise InputError(f"{listed}; take hosts of one kind, each with all its devices")
+            raise InputError(f"{listed}. Use hosts of one kind, each with all its devices.")
         on = "on one host" if len(kinds) == 1 else f"on each of {len(kinds)} hosts"
         return f"{here['devices']} {on}, memory of each {here['memory of each']}; all compute"
 
     def hosts(self) -> str:
-        """Versions, variables, source code and settings are alike."""
+        """Versions, variables, source code and settings are equal on all hosts."""
         facts = self._of_all("software", preflight_hosts.software(self.config))
         preflight_hosts.refuse_different(facts)
-        known = next(iter(facts.values()))
+        first = next(iter(facts.values()))
         alike = "one host" if len(facts) == 1 else f"{len(facts)} hosts alike"
         versions = ", ".join(
-            f"{name} {known[name]}" for name in ("python", *preflight_hosts.PACKAGES[:4])
+            f"{name} {first[name]}" for name in ("python", *preflight_hosts.PACKAGES[:4])
         )
-        return f"{alike}: {versions}, source code {known['source code']}"
+        return f"{alike}: {versions}, source code {first['source code']}"
 
     def clocks(self) -> str:
         """Clocks agree."""
@@ -169,26 +164,26 @@ class Checks:
         return f"{skew:.2f} s apart" if processes.count() > 1 else "one host, one clock"
 
     def model_dir(self) -> str:
-        """MODEL_DIR takes a file under a temporary name and the rename, twice over."""
-        own = self.scratch / f"process-{processes.index()}"
+        """MODEL_DIR supports writing a file and replacing it by a rename."""
+        path = self.scratch / f"process-{processes.index()}"
         with writable(self.config):
             for text in ("first", self.scratch.name):
-                records.write_atomic(own, text)
-        if own.read_text() != self.scratch.name:
+                records.write_atomic(path, text)
+        if path.read_text() != self.scratch.name:
             raise InputError(
-                f"{own} still holds what was there before the rename; choose a MODEL_DIR whose "
-                "file system renames onto existing files"
+                f"{path} still has its old content after a rename onto it. Choose a MODEL_DIR "
+                "whose file system can rename onto existing files."
             )
-        return f"{self.config.model_dir} takes writes and renames"
+        return f"{self.config.model_dir} supports writes and renames"
 
     def shared(self) -> str:
-        """What one host writes into MODEL_DIR all others read."""
+        """All hosts read what one host writes into MODEL_DIR."""
         for other in range(processes.count()):
             path = self.scratch / f"process-{other}"
             if not path.exists():
                 raise InputError(
-                    f"{path}, written by process {other}, is not there; choose a MODEL_DIR that "
-                    "all hosts share (gs://, NFS)"
+                    f"{path}, written by process {other}, does not exist here. Choose a MODEL_DIR "
+                    "that all hosts share (gs://, NFS)."
                 )
         return f"all {processes.count()} processes read each other's files"
 
@@ -197,32 +192,32 @@ class Checks:
         refuse_other(self.config)
         steps = restore.available_steps(self.config.model_dir)
         if (epath.Path(self.config.model_dir) / FINISHED_FILE).exists():
-            return "a finished run lies there: it would only be scored"
+            return "MODEL_DIR holds a finished run, which would only be scored"
         if not steps:
             return "a new run"
-        self.begun = steps[-1]
-        return f"would continue from step {self.begun:,} of {self.config.train_steps:,}"
+        self.first_step = steps[-1]
+        return f"would continue from step {self.first_step:,} of {self.config.train_steps:,}"
 
     def room(self) -> str:
-        """The disk holds all checkpoints that are kept at once."""
+        """The disk has room for all checkpoints that exist at the same time."""
         optimizer = make_optimizer(self.config.optimizer, self.config.train_steps)
         params = abstract_params(self.config.model)
         size = _bytes(params) + _bytes(jax.eval_shape(optimizer.init, params))
-        # The latest ones, the best, and the one that is being written.
+        # The latest ones, the best one, and the one that is being written.
         count = self.config.keep_checkpoints + 2
-        there = len(restore.available_steps(self.config.model_dir))
-        need = size * max(count - there, 1)
+        existing = len(restore.available_steps(self.config.model_dir))
+        need = size * max(count - existing, 1)
         what = f"{count} checkpoints of {data_size(size)}"
         if storage.is_remote(self.config.model_dir):
-            return f"{what}; a store has no end that could be measured"
+            return f"{what}; the free space of a store is unknown"
         free = shutil.disk_usage(self.scratch).free
         if free < need:
             raise InputError(
                 f"{what} need {data_size(need)}, {self.config.model_dir} has "
-                f"{data_size(free)} free; make room, lower KEEP_CHECKPOINTS="
-                f"{self.config.keep_checkpoints}, or choose another MODEL_DIR"
+                f"{data_size(free)} free. Free disk space, lower KEEP_CHECKPOINTS="
+                f"{self.config.keep_checkpoints}, or choose another MODEL_DIR."
             )
-        return f"{what}, {there} of them there; {data_size(free)} are free"
+        return f"{what}, {existing} of them exist; {data_size(free)} are free"
 
     def make_mesh(self) -> str:
         """The mesh fits the devices."""
@@ -230,18 +225,18 @@ class Checks:
         return " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
 
     def vocabulary(self) -> str:
-        """The vocabulary is at hand."""
-        found = load_vocabulary(self.config.tokens.vocabulary)
-        return f"{found.size:,} ids, fingerprint {found.fingerprint[:12]}"
+        """The vocabulary is available."""
+        vocabulary = load_vocabulary(self.config.tokens.vocabulary)
+        return f"{vocabulary.size:,} ids, fingerprint {vocabulary.fingerprint[:12]}"
 
     def embeddings(self) -> str:
-        """Every id of the vocabulary has its row."""
+        """Every id of the vocabulary has a row in the embedding table."""
         size = load_vocabulary(self.config.tokens.vocabulary).size
         self.config.check_vocabulary(size)
         return f"{self.config.model.vocab_size:,} rows hold {size:,} ids"
 
     def weights(self) -> str:
-        """What the run starts from is there, whole, and of this model."""
+        """The weights that the run starts from are complete and fit this model."""
         config = self.config
         steps = restore.available_steps(config.model_dir)
         if steps:
@@ -251,21 +246,21 @@ class Checks:
         return str(config.initial_checkpoint or "from scratch")
 
     def data(self, split: str) -> str:
-        """A split's rows can be read; its token cache is built where there is none."""
+        """The examples of a split can be read; a missing token cache is built."""
         started = time.perf_counter()
         self.splits[split] = cache = open_split(self.config, split)
         row = cache.row(len(cache) - 1) if len(cache) else {"id": None}
         seconds = time.perf_counter() - started
-        found = f"{len(cache):,} rows as tokens in {seconds:.1f} s, the last is {row['id']}"
+        detail = f"{len(cache):,} examples as tokens in {seconds:.1f} s, the last is {row['id']}"
         cut = ", ".join(f"{name} {n:,}" for name, n in cache.manifest.truncated.items() if n)
         if cut:
-            found += f"; CUT to their longest: {cut}"
+            detail += f"; CUT to the maximum length: {cut}"
         if split == "train" and self.config.pipeline.batch_size > len(cache):
-            found += f"; FEWER than BATCH_SIZE={self.config.pipeline.batch_size:,}, lower it"
-        return found
+            detail += f"; FEWER than BATCH_SIZE={self.config.pipeline.batch_size:,}, lower it"
+        return detail
 
     def make_state(self) -> str:
-        """Weights and optimizer state lie on the mesh."""
+        """The devices hold the weights and the optimizer state."""
         config = self.config
         self.parts = make_parts(config, self.mesh)
         abstract = sharded_params(config.model, self.mesh)
@@ -278,17 +273,14 @@ class Checks:
             config.model, self.parts.optimizer, self.mesh, config.seed, params
         )
         jax.block_until_ready(self.state)
-        held = sum(
-            shard.data.nbytes
-            for leaf in jax.tree.leaves(self.state)
-            for shard in leaf.addressable_shards
-        )
+        leaves = jax.tree.leaves(self.state)
+        held = sum(shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards)
         count = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         devices = len(jax.local_devices())
-        return f"{count:,} parameters; {data_size(held / devices)} of state a device"
+        return f"{count:,} parameters; {data_size(held / devices)} of state on each device"
 
     def step(self) -> str:
-        """The first batches train, with a finite loss; says how long the whole run will take."""
+        """The first batches give a finite loss; estimates the time of the whole run."""
         started = time.perf_counter()
         values = self._train()
         first = time.perf_counter() - started
@@ -297,18 +289,18 @@ class Checks:
             started = time.perf_counter()
             values = self._train()
             taken.append(time.perf_counter() - started)
-            # The processes must do the same number of steps, so one clock counts for all.
+            # The lead's clock decides for all: they must run the same number of steps.
             taken[-1] = processes.from_lead(lambda: taken[-1])
         seconds = float(np.median(taken))
-        left = self.config.train_steps - self.begun
+        left = self.config.train_steps - self.first_step
         return (
             f"loss {values['loss']:.3f}; first step {first:.1f} s with compilation, then "
-            f"{seconds:.3f} s each: {duration(seconds * left)} for {left:,} steps, evaluations "
-            f"left out; {_memory()}"
+            f"{seconds:.3f} s each: {duration(seconds * left)} for {left:,} steps, without "
+            f"evaluations; {_memory()}"
         )
 
     def _train(self) -> dict[str, float]:
-        """One step on the next batch; its metrics.
+        """Trains one step on the next batch and returns its metrics.
 
         Raises:
             InputError: the loss or another metric is not finite.
@@ -319,14 +311,14 @@ class Checks:
         bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise InputError(
-                f"after {int(self.state.step)} steps {', '.join(bad)}; lower LEARNING_RATE="
-                f"{self.config.optimizer.learning_rate:g}, set CLIP_NORM, or look at the weights "
-                f"that it starts from ({self.config.initial_checkpoint or 'from scratch'})"
+                f"after {int(self.state.step)} steps {', '.join(bad)}. Lower LEARNING_RATE="
+                f"{self.config.optimizer.learning_rate:g}, set CLIP_NORM, or check the initial "
+                f"weights ({self.config.initial_checkpoint or 'from scratch'})."
             )
         return values
 
     def decode(self) -> str:
-        """The longest validation rows are decoded in one batch."""
+        """Decodes the longest validation examples as one batch."""
         cache = self.splits["validation"]
         evaluator = make_evaluator(self.config, self.mesh)
         lengths = np.asarray(cache.lengths["label_inputs"])
@@ -339,15 +331,15 @@ class Checks:
         seconds = time.perf_counter() - started
         batches = math.ceil(len(cache) / self.config.eval.batch_size)
         period = self.config.eval_period
-        count = math.ceil((self.config.train_steps - self.begun) / period) if period else 1
+        count = math.ceil((self.config.train_steps - self.first_step) / period) if period else 1
         return (
-            f"{len(predictions)} rows in {seconds:.2f} s (first {first:.1f} s), such as "
-            f"{predictions[0].text[:_PIECE_WIDTH]!r}; at most {duration(seconds * batches)} for "
+            f"{len(predictions)} examples in {seconds:.2f} s (first {first:.1f} s), such as "
+            f"{predictions[0].text[:_TEXT_WIDTH]!r}; at most {duration(seconds * batches)} for "
             f"all {len(cache):,} of validation, {count:,} times; {_memory()}"
         )
 
     def save_and_restore(self) -> str:
-        """A checkpoint comes back bit for bit. The state is gone after it."""
+        """A checkpoint is restored bit for bit. Replaces the state."""
         step = int(self.state.step)
         data = {"iterator": self.parts.batches.get_state(), "evals": []}
         identity = {"config": configs.dump(self.config)}
@@ -358,7 +350,7 @@ class Checks:
             manager.wait(checkpoints)
             saved = time.perf_counter() - started
             before, size = _digest(self.state), _bytes(self.state)
-            # Two states at once may be more than the devices hold.
+            # The devices may not hold two states at once.
             jax.tree.map(lambda leaf: leaf.delete(), self.state)
             started = time.perf_counter()
             self.state, again, _ = manager.restore(checkpoints, step, self.parts.abstract)
@@ -366,8 +358,8 @@ class Checks:
             restored = time.perf_counter() - started
         if _digest(self.state) != before or again != data:
             raise InputError(
-                f"what was restored from {self.scratch} is not what was saved; choose a MODEL_DIR "
-                "on another disk"
+                f"the state restored from {self.scratch} differs from the saved one. Choose a "
+                "MODEL_DIR on another disk."
             )
         return (
             f"{data_size(size)} saved in {saved:.1f} s (training waits {blocked:.1f} s) and "
@@ -381,12 +373,12 @@ class Checks:
 
 
 def _bytes(tree: Any) -> int:
-    """Bytes of the arrays of a tree, or of one of shapes."""
+    """Bytes of a tree of arrays or shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _digest(tree: Any) -> str:
-    """Names the bits of this host's part of a tree, one shard in the host's memory at a time."""
+    """Hash of this host's part of a tree; copies one shard at a time into host memory."""
     digest = hashlib.blake2b()
     for leaf in jax.tree.leaves(tree):
         for shard in leaf.addressable_shards:
@@ -396,6 +388,6 @@ def _digest(tree: Any) -> str:
 
 
 def _memory() -> str:
-    """The most memory that a device of this host has used so far."""
+    """Peak memory of this host's fullest device."""
     peak = device_memory()["hbm_peak"]
-    return "HBM not told" if peak is None else f"HBM at most {data_size(peak)}"
+    return "HBM use unknown" if peak is None else f"peak HBM {data_size(peak)}"

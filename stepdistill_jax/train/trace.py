@@ -2,71 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 from etils import epath
 from tqdm import tqdm
 
-from stepdistill_jax.parallel import processes
+from stepdistill_jax.parallel import cluster
 from stepdistill_jax.spec import PROFILE_FOLDER
 from stepdistill_jax.train.clock import Clock
 
 
 class StepTrace:
-    """Runs steps, and traces those from the first to the last chosen one, nothing before or after.
+    """Traces the steps from the first to the last chosen one, and nothing before or after.
 
-    The device is let finish what it has before the trace begins and before it ends, so that the
-    trace holds whole steps. Every host writes its own file under ``MODEL_DIR/profile``: where they
-    wait for each other is seen only side by side.
+    The trace starts and ends with idle devices, so it holds whole steps. Every host writes its own
+    file under ``MODEL_DIR/profile``: only side by side do they show how hosts wait for each other.
     """
 
     def __init__(self, model_dir: epath.PathLike, steps: tuple[int, ...], clock: Clock) -> None:
-        """Traces nothing yet.
-
-        Args:
-            model_dir: the run's folder.
-            steps: first and last step to trace; () = none.
-            clock: is told what the tracing itself takes.
-        """
+        """`steps` are the first and the last step to trace; () = none. Tracing is timed apart."""
         self._folder = str(epath.Path(model_dir) / PROFILE_FOLDER)
         self._steps = steps
         self._clock = clock
         self._tracing = False
-        self._compiled = False
 
-    def run(self, train_step: Callable[[Any, Any], Any], step: int, state: Any, batch: Any) -> Any:
-        """``train_step(state, batch)``, which is step number `step`."""
-        phase, self._compiled = "step" if self._compiled else "compile", True
-        if not self._steps or not self._steps[0] <= step <= self._steps[1]:
-            return train_step(state, batch)
+    @contextlib.contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Encloses the call of step `number`; the body accounts for its own time."""
+        if not self._steps or not self._steps[0] <= number <= self._steps[1]:
+            yield
+            return
         if not self._tracing:
-            jax.block_until_ready(state)
+            _wait_for_devices()
             self._clock.lap("step")
             jax.profiler.start_trace(self._folder)
             self._tracing = True
             self._clock.lap("profile")
-        with jax.profiler.StepTraceAnnotation("train", step_num=step):
-            result = train_step(state, batch)
-        self._clock.lap(phase)
-        if step == self._steps[1]:
-            jax.block_until_ready(result)
+        with jax.profiler.StepTraceAnnotation("train", step_num=number):
+            yield
+        if number == self._steps[1]:
+            _wait_for_devices()
             self.close()
-        return result
 
     def close(self) -> None:
-        """Ends and writes the trace, where one is going on."""
+        """Ends and writes the trace, if one is running."""
         if not self._tracing:
             return
         self._clock.lap("step")
         self._tracing = False
         try:
             jax.profiler.stop_trace()
-            if processes.is_lead():
-                tqdm.write(f"the trace is in {self._folder}")
+            cluster.say(f"the trace is in {self._folder}")
         except jax.errors.JaxRuntimeError as error:
-            # Hours of training are worth more than a trace that could not be written.
+            # A trace that cannot be written does not end the training.
             tqdm.write(f"no trace in {self._folder}: {error}", file=sys.stderr)
         self._clock.lap("profile")
+
+
+def _wait_for_devices() -> None:
+    jax.block_until_ready(jax.live_arrays())

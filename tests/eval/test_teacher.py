@@ -217,14 +217,14 @@ def test_nobody_elses_teacher_has_540_billion_parameters(shared, tmp_path):
     path = folder / "llm" / "test_CoT_0.json"
     path.write_text(path.read_text().replace("The answer", "the answer", 1))
     assert teacher.score(tmp_path / "b", *settings).parameters is None
-    with pytest.raises(InputError, match=r"scored with data .*; to score it anew, delete"):
+    with pytest.raises(InputError, match=r"scored with data .*\. Restore the old data, or delete"):
         teacher.score(tmp_path / "a", *settings)
 
 
 def test_a_teacher_of_train_alone_cannot_be_scored_on_test(shared, tmp_path):
     path = tmp_path / "taught_train.jsonl"
     run = own(tmp_path, shared, f"RATIONALES='file:{path}'")
-    with pytest.raises(InputError, match=r"about the rows of train, and test .*; write \{split\}"):
+    with pytest.raises(InputError, match=r"annotates only train, but .* test\. Write .*\{split\}"):
         train.main(run)
     (tmp_path / "svamp").mkdir()
     name = "svamp/svamp_test.json"

@@ -115,7 +115,7 @@ def test_too_little_device_memory_is_one_line_with_its_remedies(tmp_path):
     done = launch(tmp_path, "--gin_file=demo.gin", "--gin.SEED=95")
     assert done.returncode == 2
     assert re.fullmatch(
-        r"error: out of device memory: RESOURCE_EXHAUSTED: .*1125899906842624 bytes.*; lower "
+        r"error: out of device memory: RESOURCE_EXHAUSTED: .*1125899906842624 bytes.*\. Lower "
         r"BATCH_SIZE .*raise MICROBATCHES.*\n",
         done.stderr,
     )

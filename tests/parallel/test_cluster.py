@@ -14,7 +14,7 @@ from stepdistill_jax.spec import EXIT_INPUT_ERROR, EXIT_UNAVAILABLE, InputError,
 
 MEET = """
 from stepdistill_jax.parallel import cluster
-cluster._SAYING_SECONDS, cluster.MEETING_SECONDS = 1, 3
+cluster._QUIET_SECONDS, cluster.MEETING_SECONDS = 1, 3
 cluster.start()
 """
 
@@ -79,7 +79,7 @@ def test_a_host_that_cannot_say_whether_it_is_alone_does_not_guess(
     monkeypatch.delenv("MEGASCALE_NUM_SLICES")
     monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", no_metadata)
     with pytest.raises(
-        UnavailableError, match=r"cannot be found out \(GkeTpuCluster: no metadata serv"
+        UnavailableError, match=r"number of hosts is unknown \(GkeTpuCluster: no metadata serv"
     ):
         cluster.start()
     for name, value in zip(cluster.VARIABLES, ("a:1", "1", "0"), strict=True):
@@ -94,7 +94,7 @@ def test_processes_that_cannot_meet_may_do_so_later(meetings, tpu_hosts, monkeyp
 
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
     tpu_hosts("host-0,host-1")
-    with pytest.raises(UnavailableError, match=r"cannot meet at .*: UNKNOWN: Failed to start"):
+    with pytest.raises(UnavailableError, match=r"cannot connect at .*: UNKNOWN: Failed to start"):
         cluster.start()
 
 
@@ -169,7 +169,7 @@ def test_sigterm_becomes_a_notice_only_where_a_loop_asks_for_it(monkeypatch, met
     [
         (
             ("", "2", ""),
-            r"JAX_NUM_PROCESSES=2 but no JAX_COORDINATOR_ADDRESS and no JAX_PROCESS_ID; set all",
+            r"JAX_NUM_PROCESSES=2 but no JAX_COORDINATOR_ADDRESS and no JAX_PROCESS_ID\. Set all",
         ),
         (("a:1", "two", "0"), "JAX_NUM_PROCESSES='two' .* expected a whole number"),
         (("a:1", "2", "2"), "JAX_PROCESS_ID=2 .* expected 0 to 1, of JAX_NUM_PROCESSES=2"),
@@ -191,15 +191,15 @@ def test_an_address_that_is_not_known_yet_is_not_told(monkeypatch, capfd):
     cluster._nobody_came()
     assert codes == [EXIT_UNAVAILABLE]
     assert capfd.readouterr().err.startswith(
-        "error: the processes have not met at the coordinator's address within 300 s; nothing"
+        "error: the processes did not connect at the coordinator's address within 300 s: nothing"
     )
 
 
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (0, "process 0 is there, but not all of the others are: start every process"),
-        (1, "nothing answers there: start process 0 on that host"),
+        (0, "process 0 answers, but other processes are missing. Start every process"),
+        (1, "nothing answers there. Start process 0 on that host"),
     ],
 )
 def test_processes_that_do_not_come_end_the_wait_with_one_line(tmp_path, number, message):
@@ -209,7 +209,29 @@ def test_processes_that_do_not_come_end_the_wait_with_one_line(tmp_path, number,
     assert time.monotonic() - start < 120
     lines = group.logs[number].read_text().splitlines()
     assert [line for line in lines if "error" in line] == [lines[-1]]
-    assert any(line.startswith("waiting for the other processes at 127.0.0.1:") for line in lines)
-    assert lines[-1].startswith(f"error: process {number} of 2: the processes have not met at 127.")
+    assert any("for the other processes at 127.0.0.1:" in line for line in lines)
+    assert lines[-1].startswith(
+        f"error: process {number} of 2: the processes did not connect at 127."
+    )
     assert "within 3 s" in lines[-1]
     assert message in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("platforms", "tpus", "chosen"), [("", 0, "cpu"), ("", 4, ""), ("tpu", 0, "tpu")]
+)
+def test_without_an_accelerator_jax_uses_the_cpu_unless_told_otherwise(
+    monkeypatch, platforms, tpus, chosen
+):
+    config = types.SimpleNamespace(jax_platforms=platforms)
+    config.update = lambda name, value: setattr(config, name, value)
+    monkeypatch.setattr(cluster, "jax", types.SimpleNamespace(config=config))
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.delenv("JAX_FORCE_TPU_INIT", raising=False)
+    for name, value in {
+        "num_available_tpu_chips_and_device_id": (tpus, None),
+        "has_visible_nvidia_gpu": False,
+    }.items():
+        monkeypatch.setattr(cluster.hardware_utils, name, lambda value=value: value)
+    cluster._skip_missing_tpu()
+    assert config.jax_platforms == chosen

@@ -9,6 +9,7 @@ from stepdistill_jax.run import load as configs
 from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.run.folder import claim
 from stepdistill_jax.spec import InputError
+from stepdistill_jax.train import build
 
 
 @pytest.fixture
@@ -64,8 +65,8 @@ def test_whether_a_run_goes_on_is_for_the_lead_to_say(parse, monkeypatch):
         raise ClaimedError
 
     monkeypatch.setattr(train.cluster, "start", lambda *, preemptible: None)
-    monkeypatch.setattr(train.initial, "check", lambda *_: pytest.fail("begins anew"))
-    monkeypatch.setattr(train, "claim", claimed)
+    monkeypatch.setattr(build.initial, "check", lambda *_: pytest.fail("begins anew"))
+    monkeypatch.setattr(build, "claim", claimed)
     # Here there is no step yet.
     monkeypatch.setattr(processes, "from_lead", lambda do: [3])
     with pytest.raises(ClaimedError):

@@ -134,7 +134,8 @@ def fresh_state(model, rule, mesh):
 
 def run_config(**settings):
     """A run of `MODEL`; settings are fields of `RunConfig`."""
-    parts = {
+    defaults = {
+        "model_dir": "unused",
         "data": DataConfig("demo"),
         "tokens": TokenConfig(),
         "pipeline": PipelineConfig(),
@@ -146,7 +147,7 @@ def run_config(**settings):
         "eval": EvalConfig(),
         "train_steps": 10,
     }
-    return RunConfig(model_dir="unused", **{**parts, **settings})
+    return RunConfig(**{**defaults, **settings})
 
 
 # Compiled once a configuration.

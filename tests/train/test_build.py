@@ -36,7 +36,7 @@ def test_a_run_says_what_it_starts_from_and_that_it_compiles(caches, tmp_path, c
 
     first, again = said(3), said(4)
     assert "; from random parameters; ready in " in first[-2]
-    assert first[-1].startswith("compiling the step")
+    assert first[-1].startswith("compiling the train step")
     assert "; continued from step 3; ready in " in again[-2]
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import step_cases as cases
 
 from stepdistill_jax.checkpoint import manager, restore
 from stepdistill_jax.run.costs import CostMeter, read_costs
@@ -57,7 +58,7 @@ def fresh_state():
 def train(folder, accuracies=None, losses=float, data="a", profile=(), **config):
     """Runs the loop; returns (outcome, evaluated steps)."""
     settings = {"train_steps": 10, "log_period": 1, "eval_period": 0, "checkpoint_period": 100}
-    config = loop.LoopConfig(model_dir=str(folder), **{**settings, **config})
+    config = cases.run_config(model_dir=str(folder), **{**settings, **config})
     evaluated = []
     clock = Clock()
     identity = {"config": "", "training data": data}
@@ -205,14 +206,9 @@ def test_a_non_finite_step_due_for_a_checkpoint_is_not_saved(tmp_path):
     assert restore.available_steps(tmp_path) == []
 
 
-def test_periods_that_make_no_sense():
-    with pytest.raises(InputError, match="LOG_PERIOD is 0: expected 1 or more"):
-        loop.LoopConfig(model_dir="", train_steps=1, log_period=0)
-
-
 def test_a_run_on_other_data_is_not_continued(tmp_path):
     train(tmp_path, train_steps=4)
-    with pytest.raises(InputError, match="had the training data a, now it is b"):
+    with pytest.raises(InputError, match="training data changed: the run had a, now b"):
         train(tmp_path, train_steps=6, data="b")
 
 

@@ -97,7 +97,7 @@ def test_inputs_that_are_cut_and_batches_beyond_the_rows_are_told(attempt, one_d
     _, found = attempt("MAX_INPUT_LENGTH=4", "BATCH_SIZE=201", "MESH_FSDP=3")
     result, said = found["data: train"]
     assert result == "ok"
-    assert "; CUT to their longest: label_inputs 200, rationale_inputs 200" in said
+    assert "; CUT to the maximum length: label_inputs 200, rationale_inputs 200" in said
     assert said.endswith("; FEWER than BATCH_SIZE=201, lower it")
     assert "FEWER" not in found["data: validation"][1]
     assert "FEWER" not in attempt("BATCH_SIZE=200", "MESH_FSDP=3")[1]["data: train"][1]
@@ -116,7 +116,7 @@ def test_every_fault_is_found_in_one_go(attempt, tmp_path):
     assert code == 2
     for check, text in {
         "MODEL_DIR": "cannot be written: Not a directory\n-> choose another MODEL_DIR",
-        "mesh": "needs 3 devices, and there are 8\n-> set one of the three to -1",
+        "mesh": "needs 3 devices, and there are 8\n-> Set one of the three to -1",
         "embeddings": "VOCAB_SIZE=100 rows .* has 138 ids\n-> set VOCAB_SIZE to at least 138",
         "weights": "'/no/such/run': no checkpoint in this folder",
         "data: train": "none_train.jsonl is no file; correct RATIONALES",
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_fails(attempt, one_device, tmp_path):
     code, found = attempt("LEARNING_RATE=1e30", "CLIP_NORM=0.0", "WARMUP_STEPS=0")
     assert code == 2
     assert found["step"][0] == "FAILED"
-    assert "lower LEARNING_RATE=1e+30" in found["step"][1]
+    assert "Lower LEARNING_RATE=1e+30" in found["step"][1]
     assert found["decode"] == ("not run", "needs step")
     assert not (tmp_path / "run").exists()
 
@@ -163,7 +163,7 @@ def test_a_disk_that_cannot_hold_the_checkpoints_fails(attempt, monkeypatch):
     code, found = attempt("MESH_FSDP=3")
     assert code == 2
     assert found["room"][0] == "FAILED"
-    assert "has 1.0 MiB free\n-> make room, lower KEEP_CHECKPOINTS=2" in found["room"][1]
+    assert "has 1.0 MiB free\n-> Free disk space, lower KEEP_CHECKPOINTS=2" in found["room"][1]
 
 
 def test_what_comes_back_otherwise_than_it_was_saved_fails(attempt, one_device, monkeypatch):
@@ -177,7 +177,7 @@ def test_what_comes_back_otherwise_than_it_was_saved_fails(attempt, one_device, 
     code, found = attempt()
     assert code == 2
     assert found["save and restore"][0] == "FAILED"
-    assert "is not what was saved" in found["save and restore"][1]
+    assert "differs from the saved one" in found["save and restore"][1]
 
 
 def test_a_method_that_trains_nothing_is_refused(shared):
@@ -190,18 +190,20 @@ def test_a_method_that_trains_nothing_is_refused(shared):
     ("error", "found", "remedy"),
     [
         (InputError("a is 1; set b; set c"), "a is 1; set b", "set c"),
-        (OSError(errno.ENOSPC, "No space left", "x/y"), "x/y: No space left", "make room"),
+        (InputError("a.b: x; y 1.5. Set b. Or set c; d."), "a.b: x; y 1.5", "Set b. Or set c; d."),
+        (InputError("a is 1"), "a is 1", ""),
+        (OSError(errno.ENOSPC, "No space left", "x/y"), "x/y: No space left", "Free disk space"),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore"),
             "out of device memory: RESOURCE_EXHAUSTED: Out of memory",
-            "lower BATCH_SIZE",
+            "Lower BATCH_SIZE",
         ),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: No space left on device"),
             "JaxRuntimeError: RESOURCE_EXHAUSTED: No space left on device",
-            "read the stack trace above",
+            "Read the stack trace above.",
         ),
-        (KeyError("k"), "KeyError: 'k'", "read the stack trace above"),
+        (KeyError("k"), "KeyError: 'k'", "Read the stack trace above."),
     ],
 )
 def test_whatever_goes_wrong_has_its_words(error, found, remedy):
@@ -288,7 +290,7 @@ def test_a_process_that_differs_is_named(tmp_path):
         in found["hosts"][1]
     )
     assert found["MODEL_DIR shared"][0] == "FAILED"
-    assert "choose a MODEL_DIR that all hosts share" in found["MODEL_DIR shared"][1]
+    assert "Choose a MODEL_DIR that all hosts share" in found["MODEL_DIR shared"][1]
     # Each would wait in it for what the other writes elsewhere.
     assert found["state"] == ("not run", "needs MODEL_DIR shared")
 

@@ -14,7 +14,7 @@ def test_hosts_that_say_the_same_pass():
 def test_a_host_with_another_version_is_named_with_both_values():
     facts = {"a": ALIKE, "b": ALIKE | {"jax": "0.9.1"}, "c": ALIKE}
     with pytest.raises(
-        InputError, match=r"^b has jax 0\.9\.1, 2 others have 0\.10\.2; set up all hosts alike"
+        InputError, match=r"^b has jax 0\.9\.1, 2 others have 0\.10\.2\. Set up all hosts alike"
     ):
         preflight_hosts.refuse_different(facts)
 
@@ -23,7 +23,7 @@ def test_all_that_differs_is_told_at_once():
     facts = {"a": ALIKE, "b": {"jax": "0.9.1", "libtpu": "0.0.42", "XLA_FLAGS": "--x"}}
     with pytest.raises(
         InputError,
-        match=r"b has jax 0\.9\.1, a has 0\.10\.2\. b has XLA_FLAGS --x, a has unset; set up",
+        match=r"b has jax 0\.9\.1, a has 0\.10\.2; b has XLA_FLAGS --x, a has unset\. Set up",
     ):
         preflight_hosts.refuse_different(facts)
 
@@ -47,4 +47,4 @@ def test_settings_are_compared_but_for_the_folders_that_every_host_has_of_its_ow
 
 
 def test_every_local_device_computes():
-    assert preflight_hosts.use_devices() == {"devices": "8 x cpu", "memory of each": "not told"}
+    assert preflight_hosts.use_devices() == {"devices": "8 x cpu", "memory of each": "unknown"}
