@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from stepdistill_jax.spec import COUNTERFACTUAL, LABEL, InputError
+from stepdistill_jax.settings import check, setting
+from stepdistill_jax.spec import COUNTERFACTUAL, LABEL
 
 # Logits of one stream held at once, per device, before the sums are taken in chunks: 2**26 float32
 # are 256 MiB, about 16 rows of 128 targets over T5's vocabulary.
@@ -25,45 +26,49 @@ LOGITS_BUDGET = 2**26
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is minimised.
+    """What is minimised."""
 
-    Attributes:
-        alpha: ALPHA, weight of the label stream in [0, 1]; the other stream has 1 - alpha. The
-            released code's form of the paper's Eq. 3, with 0.5 its default. Unused where only the
-            label stream is trained.
-        alpha_end: ALPHA_END, what alpha has become at TRAIN_STEPS, linearly from its value at step
-            0 on; None = it stays.
-        z_loss: Z_LOSS, >= 0; adds ``z_loss * logsumexp(logits)**2`` to every token's loss, as T5X
-            does (1e-4 there in pretraining, 0 in fine-tuning with the paper's settings).
-        label_smoothing: LABEL_SMOOTHING in [0, 1); T5X's convention: the target's probability is
-            1 - s, every other id's s / (V - 1), and the entropy of that distribution is subtracted
-            so that a perfect model still has loss 0.
-        counterfactual_smoothing: COUNTERFACTUAL_SMOOTHING in [0, 1); takes the place of
-            `label_smoothing` in the counterfactual stream (Wang et al. 2022: 0.1).
-        logits_chunk: LOGITS_CHUNK, target positions whose logits are held at once; 0 = all of them
-            unless they exceed `LOGITS_BUDGET`. Any choice gives the same loss.
-    """
+    HEADING = "Objective"
 
-    alpha: float = 0.5
-    alpha_end: float | None = None
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
-    counterfactual_smoothing: float = 0.1
-    logits_chunk: int = 0
+    alpha: float = setting(
+        0.5,
+        "Weight of the label loss; the rationale loss (with METHOD 'pinto' the counterfactual "
+        "loss) weighs 1 - ALPHA. No effect where METHOD trains the label alone.",
+        at_least=0,
+        at_most=1,
+    )
+    alpha_end: float | None = setting(
+        None,
+        "ALPHA at TRAIN_STEPS, reached linearly; None = constant.",
+        at_least=0,
+        at_most=1,
+    )
+    z_loss: float = setting(
+        0.0,
+        "Weight of the squared log of the softmax normaliser, as in T5X; 0 = off.",
+        at_least=0,
+    )
+    label_smoothing: float = setting(
+        0.0,
+        "Probability that is spread over the other tokens of the vocabulary, as in T5X.",
+        at_least=0,
+        below=1,
+    )
+    counterfactual_smoothing: float = setting(
+        0.1,
+        "METHOD 'pinto': LABEL_SMOOTHING of the counterfactual stream (Wang et al. 2022).",
+        at_least=0,
+        below=1,
+    )
+    logits_chunk: int = setting(
+        0,
+        "Target positions whose logits are in memory at once; 0 = automatic. The loss does not "
+        "depend on it.",
+        at_least=0,
+    )
 
     def __post_init__(self) -> None:
-        for macro, alpha in (("ALPHA", self.alpha), ("ALPHA_END", self.alpha_end)):
-            if alpha is not None and not 0.0 <= alpha <= 1.0:
-                raise InputError(f"{macro}={alpha}: the label stream's weight lies in [0, 1]")
-        if not 0.0 <= self.z_loss < float("inf"):
-            raise InputError(f"Z_LOSS={self.z_loss}: expected a number >= 0 (0 = off)")
-        for name in ("label_smoothing", "counterfactual_smoothing"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise InputError(f"{name.upper()}={getattr(self, name)}: expected 0 <= s < 1")
-        if self.logits_chunk < 0:
-            raise InputError(
-                f"LOGITS_CHUNK={self.logits_chunk}: expected positions >= 1, or 0 = automatic"
-            )
+        check(self)
 
     def of_stream(self, stream: str) -> ObjectiveConfig:
         """As `stream` takes it: with its own label smoothing."""

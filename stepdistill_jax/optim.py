@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from stepdistill_jax.settings import check, setting
 from stepdistill_jax.spec import InputError
-
-OPTIMIZERS = ("adamw", "adafactor")
-SCHEDULES = ("linear", "constant", "cosine", "rsqrt")
 
 # Hugging Face's inverse square root has this time scale where there is no warm-up.
 RSQRT_TIMESCALE = 10_000
@@ -21,45 +18,37 @@ RSQRT_TIMESCALE = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The defaults are the paper's: Hugging Face's trainer as the released code leaves it.
+    """The update rule. The defaults are the paper's, as the released code leaves them."""
 
-    Attributes:
-        name: OPTIMIZER, adamw | adafactor.
-        learning_rate: LEARNING_RATE, the schedule's highest value (5e-5 in the paper, A.1). With
-            adafactor it is relative to each parameter's root mean square; 1e-3 is T5's.
-        schedule: SCHEDULE, linear | constant | cosine | rsqrt; see `schedule`.
-        warmup_steps: WARMUP_STEPS, steps of linear rise from 0.
-        weight_decay: WEIGHT_DECAY, adamw only; decoupled, times the learning rate. See
-            `decay_mask` for what is left out.
-        clip_norm: CLIP_NORM, the gradient's global norm before the update; 0 = off.
-        beta1, beta2, epsilon: BETA1, BETA2, EPSILON, adamw only.
-    """
+    HEADING = "Optimizer"
 
-    name: str = "adamw"
-    learning_rate: float = 5e-5
-    schedule: str = "linear"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
+    name: str = setting("adamw", "Update rule.", macro="OPTIMIZER", choices=("adamw", "adafactor"))
+    learning_rate: float = setting(
+        5e-5,
+        "Peak learning rate of the schedule. With adafactor it is relative to each parameter's "
+        "root mean square; T5 uses 1e-3.",
+        at_least=0,
+    )
+    schedule: str = setting(
+        "linear",
+        "Learning rate after the warm-up. linear falls to 0 at TRAIN_STEPS.",
+        choices=("linear", "constant", "cosine", "rsqrt"),
+    )
+    warmup_steps: int = setting(0, "Steps of linear warm-up from 0.", at_least=0)
+    weight_decay: float = setting(
+        0.0, "Decoupled weight decay, times the learning rate. adamw only; 0 = off.", at_least=0
+    )
+    clip_norm: float = setting(
+        1.0, "Maximum global norm of the gradient; 0 = no clipping.", at_least=0
+    )
+    beta1: float = setting(0.9, "AdamW: decay rate of the gradients' mean.", at_least=0, below=1)
+    beta2: float = setting(
+        0.999, "AdamW: decay rate of the squared gradients' mean.", at_least=0, below=1
+    )
+    epsilon: float = setting(1e-8, "AdamW: added to the denominator.", above=0)
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise InputError(f"OPTIMIZER={self.name!r}: expected one of {', '.join(OPTIMIZERS)}")
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"SCHEDULE={self.schedule!r}: expected one of {', '.join(SCHEDULES)}")
-        for field in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm"):
-            value = getattr(self, field)
-            if not 0 <= value < math.inf:
-                raise InputError(f"{field.upper()}={value}: expected a number >= 0")
-        for field in ("beta1", "beta2"):
-            value = getattr(self, field)
-            if not 0.0 <= value < 1.0:
-                raise InputError(f"{field.upper()}={value}: expected 0 <= value < 1")
-        if not 0 < self.epsilon < math.inf:
-            raise InputError(f"EPSILON={self.epsilon}: expected a number > 0")
+        check(self)
         if self.name == "adafactor":
             self._refuse_adamw_settings()
 
@@ -69,7 +58,8 @@ class OptimizerConfig:
             if getattr(self, field) != defaults[field]:
                 raise InputError(
                     f"{field.upper()}={getattr(self, field)} has no effect with "
-                    f"OPTIMIZER='adafactor'; leave it at {defaults[field]} or use 'adamw'"
+                    f"OPTIMIZER='adafactor'. Leave it at {defaults[field]}, or set "
+                    "OPTIMIZER='adamw'."
                 )
 
 

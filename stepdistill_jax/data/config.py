@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
 
 from etils import epath
 
@@ -13,86 +12,102 @@ from stepdistill_jax import storage
 from stepdistill_jax.data.sources import SOURCES
 from stepdistill_jax.data.sources.base import SPLITS, ColumnConfig
 from stepdistill_jax.data.triage import FILTERS, WRONG
+from stepdistill_jax.settings import check, setting
 from stepdistill_jax.spec import PREFIXES, STREAMS, InputError
 
 DATA_DIR_VARIABLE = "STEPDISTILL_DATA_DIR"
 CACHE_DIR_VARIABLE = "STEPDISTILL_CACHE_DIR"
 DEFAULT_CACHE_DIR = "~/.cache/stepdistill_jax"
-LABELS = ("gold", "teacher")
-RATIONALES = ("teacher", "human", "shuffled", "none")
 FILE_PREFIX = "file:"
 # Stands for the split's name in RATIONALES=file:PATH: one file for each split that is read.
 SPLIT_FIELD = "{split}"
-AUGMENTS = ("", "asdiv")
 # A user's own data sets: described by `ColumnConfig`.
 OWN = ("jsonl", "hf")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which rows, with which targets.
+    """Which examples, with which targets. `columns` describes a user's own data set."""
 
-    Attributes:
-        dataset: [DATASET] a key of `SOURCES`.
-        data_dir: [DATA_DIR] folder of the release; "" = the environment's STEPDISTILL_DATA_DIR. For
-            a user's own files their folder; "" = the working folder.
-        train_split: [TRAIN_SPLIT] the released split to train on; where it is validation, a tenth
-            of it is carved off to validate on. Never test.
-        labels: [LABELS] the training target: gold or teacher.
-        rationales: [RATIONALES] teacher, human, shuffled (the teacher's, dealt to other rows: a
-            control), none, or ``file:PATH``, JSON lines of id, rationale and perhaps label about
-            the rows of TRAIN_SPLIT. With ``{split}`` in PATH there is a file for every split.
-        triage: [TRIAGE] of `triage.FILTERS`: what makes a training row's rationale be dropped, or
-            weigh TRIAGE_WEIGHT; () keeps all. "wrong" does the same to a label that is the
-            teacher's.
-        triage_weight: [TRIAGE_WEIGHT] in [0, 1); 0 drops.
-        fraction: [FRACTION] share of the training rows in (0, 1], after validation is carved off.
-        data_seed: [DATA_SEED] of the carve, the fraction, the shuffle and the demo's world.
-        augment: [AUGMENT] more inputs for training: "", asdiv (for SVAMP), or ``file:PATH``, see
-            `added_inputs`.
-        skip_bad_rows: [SKIP_BAD_ROWS] leave bad rows out, counted, instead of stopping.
-        columns: the description of a user's own data set (jsonl, hf).
-    """
+    HEADING = "Data"
 
-    dataset: str
-    data_dir: str = ""
-    train_split: str = "train"
-    labels: str = "gold"
-    rationales: str = "teacher"
-    triage: tuple[str, ...] = ()
-    triage_weight: float = 0.0
-    fraction: float = 1.0
-    data_seed: int = 0
-    augment: str = ""
-    skip_bad_rows: bool = False
+    dataset: str = setting(
+        "demo",
+        "Data set. jsonl and hf are your own, see Columns.",
+        choices=tuple(SOURCES),
+    )
+    data_dir: str = setting(
+        "",
+        f"Folder of the data; '' = the environment variable {DATA_DIR_VARIABLE}, or the working "
+        "folder for your own data.",
+    )
+    train_split: str = setting("train", "Split to train on.", choices=SPLITS[:2])
+    labels: str = setting("gold", "Label to train on.", choices=("gold", "teacher"))
+    rationales: str = setting(
+        "teacher",
+        "Rationale to train on.",
+        choices={
+            "teacher": "the released ones, or those of RATIONALE_COLUMN.",
+            "human": "those written by people (e-SNLI, ANLI, CQA).",
+            "shuffled": "the teacher's, each with another example's input (a control).",
+            "none": "no rationales.",
+            f"{FILE_PREFIX}PATH": "JSON lines of id, rationale and optionally label. "
+            "{split} in PATH names one file per split.",
+        },
+    )
+    triage: tuple[str, ...] = setting(
+        (),
+        "Training rationales to drop or to weigh by TRIAGE_WEIGHT: 'wrong' (the teacher's label "
+        "is not the gold label), 'empty' (no letter or digit), 'states_label' (it contains the "
+        "label).",
+        choices=FILTERS,
+    )
+    triage_weight: float = setting(
+        0.0, "Weight of those rationales in the loss; 0 drops them.", at_least=0, below=1
+    )
+    fraction: float = setting(
+        1.0,
+        "Share of the training examples, taken after validation is split off. Nested: 0.125 lies "
+        "inside 0.25.",
+        above=0,
+        at_most=1,
+    )
+    data_seed: int = setting(
+        0,
+        "Seed of the validation split, of FRACTION, of shuffled rationales and of the demo's "
+        "world.",
+        at_least=0,
+    )
+    augment: str = setting(
+        "",
+        "Inputs to add to train.",
+        choices={
+            "": "none.",
+            "asdiv": "ASDiv's problems (only with DATASET 'svamp' and LABELS 'teacher').",
+            f"{FILE_PREFIX}PATH": "JSON lines of id, input and the teacher's rationale or label "
+            "(and choices, where each example has its own).",
+        },
+    )
+    skip_bad_rows: bool = setting(
+        False, "Skip and count examples that cannot be read, instead of stopping."
+    )
     columns: ColumnConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.dataset not in SOURCES:
-            reject("DATASET", self.dataset, tuple(SOURCES))
-        if self.train_split not in SPLITS[:2]:
-            reject("TRAIN_SPLIT", self.train_split, SPLITS[:2])
-        if self.labels not in LABELS:
-            reject("LABELS", self.labels, LABELS)
-        if self.rationales not in RATIONALES and not self.rationale_path:
-            reject("RATIONALES", self.rationales, (*RATIONALES, f"{FILE_PREFIX}PATH"))
-        if not 0 < self.fraction <= 1:
-            raise InputError(f"FRACTION is {self.fraction}, not in (0, 1]; 0.125 means 12.5%")
-        if self.data_seed < 0:
-            raise InputError(f"DATA_SEED is {self.data_seed}, not a whole number from 0 on")
+        check(self)
         self._check_augment()
         self._check_triage()
         if self.dataset not in OWN:
             return
         if self.columns is None:
             raise InputError(
-                f"DATASET is {self.dataset!r} but no columns are described; set INPUT_TEMPLATE, "
-                "LABEL_COLUMN and the file or the name of your data"
+                f"DATASET={self.dataset!r} needs columns. Set INPUT_TEMPLATE, LABEL_COLUMN and "
+                "the file or the name of your data."
             )
         if self.labels == "teacher" and not self.rationale_path:
             raise InputError(
-                f"LABELS is 'teacher' but DATASET {self.dataset!r} has no labels beside "
-                "LABEL_COLUMN; set LABELS='gold', or RATIONALES='file:PATH' with a label a line"
+                f"LABELS='teacher', but DATASET={self.dataset!r} has only the labels of "
+                "LABEL_COLUMN. Set LABELS='gold', or RATIONALES='file:PATH' with a label per line."
             )
 
     @property
@@ -133,96 +148,83 @@ class DataConfig:
         if self.augment_path:
             if self.labels == "gold" and self.rationales == "none":
                 raise InputError(
-                    f"AUGMENT is {self.augment!r}, whose rows have no gold label, but LABELS is "
-                    "'gold' and RATIONALES 'none', so nothing of them would be trained on; set "
-                    "AUGMENT='', LABELS='teacher', or RATIONALES"
+                    f"AUGMENT={self.augment!r} adds inputs without gold labels, but LABELS='gold' "
+                    "and RATIONALES='none' leave nothing of them to train on. Set AUGMENT='', "
+                    "LABELS='teacher', or RATIONALES."
                 )
-        elif self.augment not in AUGMENTS:
-            reject("AUGMENT", self.augment, (*AUGMENTS, f"{FILE_PREFIX}PATH"))
         elif self.augment and self.dataset != "svamp":
             raise InputError(
-                f"AUGMENT is {self.augment!r} but DATASET is {self.dataset!r}: ASDiv's problems "
-                "belong to svamp; set AUGMENT='', or 'file:PATH' with inputs of your own"
+                f"AUGMENT={self.augment!r} belongs to DATASET='svamp', got DATASET="
+                f"{self.dataset!r}. Set AUGMENT='', or AUGMENT='file:PATH' with your own inputs."
             )
 
     def _check_triage(self) -> None:
-        for name in self.triage:
-            if name not in FILTERS:
-                reject("TRIAGE", name, FILTERS)
         if len(set(self.triage)) < len(self.triage):
-            raise InputError(f"TRIAGE is {self.triage}: name each filter once")
-        if not 0 <= self.triage_weight < 1:
-            raise InputError(
-                f"TRIAGE_WEIGHT is {self.triage_weight}, not in [0, 1); 0 drops, 0.5 halves"
-            )
+            raise InputError(f"TRIAGE: got {self.triage}, expected each filter once.")
         if self.triage_weight and not self.triage:
             raise InputError(
-                f"TRIAGE_WEIGHT is {self.triage_weight} but TRIAGE is (), so it weighs nothing; "
-                f"name some of {', '.join(FILTERS)} in TRIAGE, or set TRIAGE_WEIGHT=0.0"
+                f"TRIAGE_WEIGHT={self.triage_weight} has no effect with TRIAGE=(). Name some of "
+                f"{', '.join(FILTERS)} in TRIAGE, or set TRIAGE_WEIGHT=0.0."
             )
         texts = [name for name in self.triage if name != WRONG]
         if texts and self.rationales == "none":
             raise InputError(
-                f"TRIAGE names {', '.join(map(repr, texts))} but RATIONALES is 'none', so there "
-                "is nothing to judge; set RATIONALES, or take them out of TRIAGE"
+                f"TRIAGE names {', '.join(map(repr, texts))}, but RATIONALES='none' leaves no "
+                "rationale to judge. Set RATIONALES, or remove them from TRIAGE."
             )
         if WRONG not in self.triage:
             return
         if self.labels == "gold" and self.rationales in ("human", "none"):
             raise InputError(
-                f"TRIAGE names {WRONG!r} but no teacher's label is read with LABELS='gold' and "
-                f"RATIONALES={self.rationales!r}; take it out of TRIAGE, or set LABELS='teacher' "
-                "or RATIONALES='teacher'"
+                f"TRIAGE names {WRONG!r}, but LABELS='gold' with RATIONALES={self.rationales!r} "
+                "reads no teacher's label. Remove it from TRIAGE, or set LABELS='teacher' or "
+                "RATIONALES='teacher'."
             )
         if self.dataset in OWN and not self.rationale_path:
             raise InputError(
-                f"TRIAGE names {WRONG!r} but DATASET {self.dataset!r} has no labels beside "
-                "LABEL_COLUMN; take it out of TRIAGE, or set RATIONALES='file:PATH' with the "
-                "teacher's label a line"
+                f"TRIAGE names {WRONG!r}, but DATASET={self.dataset!r} has no teacher's labels. "
+                "Remove it from TRIAGE, or set RATIONALES='file:PATH' with a label per line."
             )
 
 
-def _path(setting: str) -> str:
-    return setting.removeprefix(FILE_PREFIX) if setting.startswith(FILE_PREFIX) else ""
-
-
-def reject(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raises InputError: `value` is not among those allowed for the macro `name`."""
-    choices = ", ".join(repr(item) for item in allowed)
-    raise InputError(f"{name} is {value!r}, not one of {choices}; set {name}")
+def _path(text: str) -> str:
+    return text.removeprefix(FILE_PREFIX) if text.startswith(FILE_PREFIX) else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenConfig:
-    """How text becomes tokens; each field is the gin macro of its upper-case name.
+    """How text becomes tokens."""
 
-    Attributes:
-        vocabulary: see `vocabulary.load_vocabulary`.
-        prefixes: a key of `spec.PREFIXES`.
-        max_input_length: tokens of an input, prefix and EOS included.
-        max_label_length, max_rationale_length: tokens of a target, EOS included.
-        cache_dir: a local or shared folder, or ``gs://BUCKET/FOLDER``; "" =
-            $STEPDISTILL_CACHE_DIR, else ~/.cache/stepdistill_jax.
-    """
+    HEADING = "Tokens"
 
-    vocabulary: str = ""
-    prefixes: str = "release"
-    max_input_length: int = 1024
-    max_label_length: int = 256
-    max_rationale_length: int = 256
-    cache_dir: str = ""
+    vocabulary: str = setting(
+        "",
+        "'demo', 'bytes', a SentencePiece model, a folder with spiece.model, or 'hf:OWNER/NAME'; "
+        "'' = the environment variable STEPDISTILL_VOCABULARY, else that of "
+        "INITIAL_CHECKPOINT='hf:OWNER/NAME'.",
+    )
+    prefixes: str = setting(
+        "release",
+        "Prefixes of the label and the rationale input.",
+        choices={
+            name: f"{label!r} and {rationale!r}." for name, (label, rationale) in PREFIXES.items()
+        },
+    )
+    max_input_length: int = setting(
+        1024,
+        "Maximum input tokens, with prefix and EOS. Longer inputs are cut and counted.",
+        at_least=2,
+    )
+    max_label_length: int = setting(256, "Maximum label tokens, with EOS.", at_least=2)
+    max_rationale_length: int = setting(256, "Maximum rationale tokens, with EOS.", at_least=2)
+    cache_dir: str = setting(
+        "",
+        "Folder of token caches and compiled programs, or gs://BUCKET/FOLDER; '' = the environment "
+        f"variable {CACHE_DIR_VARIABLE}, else {DEFAULT_CACHE_DIR}.",
+    )
 
     def __post_init__(self) -> None:
-        if self.prefixes not in PREFIXES:
-            raise InputError(
-                f"PREFIXES is {self.prefixes!r}, not one of {', '.join(PREFIXES)}; set PREFIXES"
-            )
-        for name in ("max_input_length", "max_label_length", "max_rationale_length"):
-            if getattr(self, name) < 2:
-                raise InputError(
-                    f"{name.upper()} is {getattr(self, name)}, which leaves no room for a token "
-                    f"before EOS; set {name.upper()} to 2 or more"
-                )
+        check(self)
 
     def prefix_texts(self) -> dict[str, str]:
         """Stream -> the text put before its input."""

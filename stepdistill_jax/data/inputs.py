@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from stepdistill_jax.data.added_inputs import read_choices
-from stepdistill_jax.data.config import AUGMENTS, FILE_PREFIX, OWN, DataConfig, reject
+from stepdistill_jax.data.config import FILE_PREFIX, OWN, DataConfig
 from stepdistill_jax.data.read import Reader
 from stepdistill_jax.data.sources import SOURCES, Options
 from stepdistill_jax.data.sources.base import SPLITS, collect, field, text
@@ -114,8 +114,6 @@ def _added(data: DataConfig, added: str) -> list[Example]:
     evaluated = _evaluated(data)
     if added.startswith(FILE_PREFIX):
         examples = _read(data, added, evaluated)
-    elif added not in AUGMENTS:
-        reject("EXTRACT_INPUTS", added, (*AUGMENTS, f"{FILE_PREFIX}PATH"))
     elif data.dataset != "svamp":
         raise InputError(
             f"EXTRACT_INPUTS is {added!r} but DATASET is {data.dataset!r}: ASDiv's problems belong "

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from stepdistill_jax.data import equation, triage
 from stepdistill_jax.data import parse as parser
-from stepdistill_jax.data.config import FILE_PREFIX, DataConfig, reject
+from stepdistill_jax.data.config import FILE_PREFIX, DataConfig
 from stepdistill_jax.data.read import Reader
 from stepdistill_jax.data.sources import SOURCES, ColumnConfig
 from stepdistill_jax.data.sources.base import SPLITS
@@ -87,7 +87,7 @@ def load_pairs(config: DataConfig, split: str) -> tuple[list[Pair], JoinReport]:
         InputError: a file is missing or malformed, or no row is left.
     """
     if split not in SPLITS:
-        reject("split", split, SPLITS)
+        raise InputError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}.")
     join = _Join(config, split)
     pairs = join.train() if split == "train" else join.evaluation()
     if not pairs:

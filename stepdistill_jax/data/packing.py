@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from stepdistill_jax import spec
+from stepdistill_jax.settings import check, setting
 
 # What automatic row lengths aim at: the share of a row's slots that hold tokens.
 INPUT_FILL_GOAL = 0.955
@@ -39,51 +40,41 @@ SEARCH_BINS = 32
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
-    """What a train batch is made of; the gin macro of a field is its name in upper case.
+    """What a train batch is made of. `seed`, the run's SEED, orders the pairs."""
 
-    Attributes:
-        batch_size: pairs a step, over all devices and processes. Exact if not `pack`; otherwise
-            the mean over an epoch comes as near as whole rows allow.
-        pack: several pairs a row.
-        input_row_length: slots of an input row; 0 = chosen from the data.
-        label_row_length: slots of a label target row, in every stream that asks for the label;
-            0 = chosen from the data.
-        rationale_row_length: slots of a rationale target row; 0 = chosen from the data.
-        seed: of the order of the pairs.
-        prefetch: batches made ahead in a thread; 0 = made when asked for.
+    HEADING = "Batch"
 
-    Raises:
-        spec.InputError: a value that no run can use.
-    """
-
-    batch_size: int = 64
-    pack: bool = True
-    input_row_length: int = 0
-    label_row_length: int = 0
-    rationale_row_length: int = 0
+    batch_size: int = setting(
+        64,
+        "Pairs per step over all devices. With PACK it is the mean over an epoch, as near as "
+        "whole rows allow.",
+        at_least=1,
+    )
+    pack: bool = setting(True, "Put several pairs in one row.")
+    input_row_length: int = setting(
+        0, "Input tokens of a packed row; 0 = chosen from the data.", at_least=0
+    )
+    label_row_length: int = setting(
+        0, "Label tokens of a packed row; 0 = chosen from the data.", at_least=0
+    )
+    rationale_row_length: int = setting(
+        0, "Rationale tokens of a packed row; 0 = chosen from the data.", at_least=0
+    )
+    prefetch: int = setting(2, "Batches prepared ahead in a thread; 0 = none.", at_least=0)
     seed: int = 0
-    prefetch: int = 2
 
     def __post_init__(self) -> None:
-        lowest = {"batch_size": 1, "input_row_length": 0, "label_row_length": 0}
-        lowest |= {"rationale_row_length": 0, "seed": 0, "prefetch": 0}
-        for name, least in lowest.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise spec.InputError(
-                    f"{name.upper()} = {value!r}: expected a whole number of at least {least}"
-                )
+        check(self)
 
-    def given_lengths(self, streams: Sequence[str]) -> dict[str, tuple[str, int]]:
-        """Feature -> (gin macro, given row length or 0)."""
-        given = {}
+    def row_lengths(self, streams: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Feature -> (macro, row length that the user set, or 0)."""
+        lengths = {}
         for stream in streams:
-            macro = (
-                f"{(spec.LABEL if stream == spec.COUNTERFACTUAL else stream).upper()}_ROW_LENGTH"
-            )
-            given[f"{stream}_inputs"] = ("INPUT_ROW_LENGTH", self.input_row_length)
-            given[f"{stream}_targets"] = (macro, getattr(self, macro.lower()))
-        return given
+            target = spec.LABEL if stream == spec.COUNTERFACTUAL else stream
+            macro = f"{target.upper()}_ROW_LENGTH"
+            lengths[f"{stream}_inputs"] = ("INPUT_ROW_LENGTH", self.input_row_length)
+            lengths[f"{stream}_targets"] = (macro, getattr(self, macro.lower()))
+        return lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +133,7 @@ def row_shape(
     Raises:
         spec.InputError: there are no pairs, or one is longer than a row length that is given.
     """
-    given = config.given_lengths(streams)
+    given = config.row_lengths(streams)
     if not all(len(lengths[feature]) for feature in given):
         raise spec.InputError("no pairs to train on: the report of the data says what was dropped")
     for feature, (macro, length) in given.items():

@@ -56,6 +56,7 @@ import numpy as np
 from stepdistill_jax.data.pipeline import SplitCache
 from stepdistill_jax.data.token_shards import Manifest
 from stepdistill_jax.data.vocabulary import Vocabulary
+from stepdistill_jax.settings import check, setting
 from stepdistill_jax.spec import (
     COUNTERFACTUAL,
     LABEL,
@@ -71,33 +72,35 @@ _FIRST_ID = UNK_ID + 1
 
 @dataclasses.dataclass(frozen=True)
 class ViewConfig:
-    """How methods put their tokens together; the gin macro of a field is its name in upper case.
+    """How METHOD arranges the tokens of a pair."""
 
-    Attributes:
-        answer_marker: between rationale and label in a target of ``single_task``, and where the
-            label is found again in what the student writes.
-        counterfactual_masked: probability that ``pinto`` takes a rationale out.
-        counterfactual_replaced: share of a rationale's tokens that become random ones otherwise.
+    HEADING = "Method"
 
-    Raises:
-        InputError: a value that no run can use.
-    """
-
-    answer_marker: str = "So the answer is"
-    counterfactual_masked: float = 0.5
-    counterfactual_replaced: float = 0.3
+    answer_marker: str = setting(
+        "So the answer is",
+        "METHOD 'single_task': the words between rationale and label. No label contains them.",
+    )
+    counterfactual_masked: float = setting(
+        0.5,
+        "METHOD 'pinto': probability that a perturbed rationale is removed.",
+        at_least=0,
+        at_most=1,
+    )
+    counterfactual_replaced: float = setting(
+        0.3,
+        "METHOD 'pinto': share of tokens replaced by random ones in the other perturbed "
+        "rationales.",
+        at_least=0,
+        at_most=1,
+    )
 
     def __post_init__(self) -> None:
+        check(self)
         if not self.answer_marker.strip() or SEPARATOR in self.answer_marker:
             raise InputError(
-                f"ANSWER_MARKER={self.answer_marker!r}: expected some words, without "
-                f"{SEPARATOR!r}, that no rationale or label ends with"
+                f"ANSWER_MARKER: got {self.answer_marker!r}, expected words without {SEPARATOR!r} "
+                "that no label contains."
             )
-        for name in ("counterfactual_masked", "counterfactual_replaced"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise InputError(
-                    f"{name.upper()}={getattr(self, name)}: expected a share in [0, 1]"
-                )
 
 
 def marker_ids(marker: str, vocabulary: Vocabulary) -> list[int]:

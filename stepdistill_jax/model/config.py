@@ -6,119 +6,91 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from stepdistill_jax.settings import check, setting
 from stepdistill_jax.spec import InputError
 
-# `gelu` is the tanh approximation, as in T5 1.1 (`gelu_new` elsewhere).
-ACTIVATIONS = ("relu", "gelu", "silu", "linear")
-DTYPES = ("float32", "bfloat16")
-# What the backward pass finds stored of each layer: everything; the products with parameters;
-# the layer's input alone.
 REMAT_POLICIES = ("none", "dots", "full")
-
-_SIZES = (
-    "vocab_size",
-    "emb_dim",
-    "num_heads",
-    "head_dim",
-    "mlp_dim",
-    "num_encoder_layers",
-    "num_decoder_layers",
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """A T5 model. Each field is set by the gin macro of its name unless one is given.
+    """Sizes, variant, precision and compilation of a T5. The default is T5 1.1 Base."""
 
-    Attributes:
-        vocab_size: rows of the embedding, at least the vocabulary's ids (T5 pads to 32128).
-        emb_dim: width of the residual stream.
-        num_heads: attention heads; `num_heads * head_dim` need not equal `emb_dim`.
-        head_dim: width of one head.
-        mlp_dim: width between the MLP's two products.
-        num_encoder_layers: layers of the encoder.
-        num_decoder_layers: layers of the decoder.
-        mlp_activations: one name for a plain MLP, ``("relu",)`` in T5 1.0; two for a gated one,
-            ``("gelu", "linear")`` in T5 1.1 and FLAN-T5.
-        logits_via_embedding: macro TIED_EMBEDDINGS. The embedding is also the output matrix, with
-            hidden states scaled by 1/sqrt(emb_dim): T5 1.0. Else a matrix of its own: T5 1.1.
-        dropout_rate: in [0, 1).
-        dtype: of activations; parameters, softmax and logits are float32 always.
-        scan_layers: one compiled layer over stacked parameters, else one per layer.
-        remat: what the backward pass recomputes, one of `REMAT_POLICIES`.
-        one_hot_embedding: embed by a one-hot product instead of a gather.
-        relpos_buckets: buckets of the relative-position bias, a multiple of 4.
-        relpos_max_distance: distance from which all positions share the last bucket.
-        embedding_init_scale: standard deviation of the initial embedding.
+    HEADING = "Model"
 
-    Raises:
-        InputError: a value that no T5 can have, naming the macro.
-    """
-
-    vocab_size: int
-    emb_dim: int
-    num_heads: int
-    head_dim: int
-    mlp_dim: int
-    num_encoder_layers: int
-    num_decoder_layers: int
-    mlp_activations: tuple[str, ...] = ("gelu", "linear")
-    logits_via_embedding: bool = False
-    dropout_rate: float = 0.1
-    dtype: str = "float32"
-    scan_layers: bool = True
-    remat: str = "dots"
-    one_hot_embedding: bool = False
-    relpos_buckets: int = 32
-    relpos_max_distance: int = 128
-    embedding_init_scale: float = 1.0
+    vocab_size: int = setting(
+        32128, "Rows of the embedding table, at least the vocabulary's size.", at_least=1
+    )
+    emb_dim: int = setting(768, "Width of the residual stream.", at_least=1)
+    num_heads: int = setting(12, "Attention heads.", at_least=1)
+    head_dim: int = setting(64, "Width of one attention head.", at_least=1)
+    mlp_dim: int = setting(2048, "Width of the MLP.", at_least=1)
+    num_encoder_layers: int = setting(12, "Encoder layers.", at_least=1)
+    num_decoder_layers: int = setting(12, "Decoder layers.", at_least=1)
+    # "gelu" is the tanh approximation ("gelu_new" elsewhere), as in T5 1.1.
+    mlp_activations: tuple[str, ...] = setting(
+        ("gelu", "linear"),
+        "('relu',) for T5 1.0, ('gelu', 'linear') for T5 1.1 and FLAN-T5. Two make a gated MLP.",
+        choices=("relu", "gelu", "silu", "linear"),
+    )
+    logits_via_embedding: bool = setting(
+        False,
+        "Logits from the embedding table (T5 1.0) instead of a separate matrix (T5 1.1).",
+        macro="TIED_EMBEDDINGS",
+    )
+    dropout_rate: float = setting(
+        0.1, "Share of activations dropped in training.", at_least=0, below=1
+    )
+    dtype: str = setting(
+        "float32",
+        "Type of activations. Parameters, softmax and logits are always float32.",
+        choices=("float32", "bfloat16"),
+    )
+    scan_layers: bool = setting(
+        True,
+        "Compile one layer and scan over it; False unrolls the layers. Results agree, except that "
+        "adafactor clips by array.",
+    )
+    remat: str = setting(
+        "dots",
+        "What the forward pass of a layer stores for the backward pass.",
+        choices={
+            "none": "everything.",
+            "dots": "products with parameters; less memory, and faster on a CPU.",
+            "full": "the layer's input only; least memory, most recomputation.",
+        },
+    )
+    one_hot_embedding: bool = setting(
+        False, "Look up embeddings by a one-hot product instead of a gather."
+    )
+    relpos_buckets: int = setting(32, "Buckets of the relative-position bias, a multiple of 4.")
+    relpos_max_distance: int = setting(
+        128, "Distance in tokens from which all positions share the last bucket."
+    )
+    embedding_init_scale: float = setting(
+        1.0, "Standard deviation of the initial embedding.", above=0
+    )
 
     def __post_init__(self) -> None:
-        _require(
-            isinstance(self.mlp_activations, (tuple, list))
-            and len(self.mlp_activations) in (1, 2)
-            and set(self.mlp_activations) <= set(ACTIVATIONS),
-            "MLP_ACTIVATIONS",
-            self.mlp_activations,
-            f"one or two of {', '.join(ACTIVATIONS)}, such as ('relu',) or ('gelu', 'linear')",
-        )
-        # Gin writes a sequence as a list too; the configuration must stay hashable for jit.
+        # A list would not be hashable, as a static argument of jit has to be.
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        for name in _SIZES:
-            _require(getattr(self, name) >= 1, name.upper(), getattr(self, name), "at least 1")
-        _require(0 <= self.dropout_rate < 1, "DROPOUT_RATE", self.dropout_rate, "in [0, 1)")
-        _require(self.dtype in DTYPES, "DTYPE", self.dtype, f"one of {', '.join(DTYPES)}")
-        _require(
-            self.remat in REMAT_POLICIES,
-            "REMAT",
-            self.remat,
-            f"one of {', '.join(REMAT_POLICIES)}",
-        )
-        _require(
-            self.relpos_buckets >= 4 and self.relpos_buckets % 4 == 0,
-            "RELPOS_BUCKETS",
-            self.relpos_buckets,
-            "a positive multiple of 4",
-        )
-        _require(
-            self.relpos_max_distance > self.relpos_buckets // 2,
-            "RELPOS_MAX_DISTANCE",
-            self.relpos_max_distance,
-            f"more than half of RELPOS_BUCKETS = {self.relpos_buckets}",
-        )
-        _require(
-            self.embedding_init_scale > 0,
-            "EMBEDDING_INIT_SCALE",
-            self.embedding_init_scale,
-            "greater than 0",
-        )
+        check(self)
+        if len(self.mlp_activations) not in (1, 2):
+            raise InputError(
+                f"MLP_ACTIVATIONS: got {self.mlp_activations}, expected one or two activations, "
+                "as in ('gelu', 'linear')."
+            )
+        if self.relpos_buckets < 4 or self.relpos_buckets % 4:
+            raise InputError(
+                f"RELPOS_BUCKETS: got {self.relpos_buckets}, expected a positive multiple of 4."
+            )
+        if self.relpos_max_distance <= self.relpos_buckets // 2:
+            raise InputError(
+                f"RELPOS_MAX_DISTANCE: got {self.relpos_max_distance}, expected more than half of "
+                f"RELPOS_BUCKETS={self.relpos_buckets}."
+            )
 
     @property
     def activation_dtype(self) -> jnp.dtype:
         """`dtype` as JAX knows it."""
         return jnp.dtype(self.dtype)
-
-
-def _require(condition: bool, macro: str, value: object, wanted: str) -> None:
-    if not condition:
-        raise InputError(f"{macro} = {value!r}: must be {wanted}")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import mesh_utils
 
+from stepdistill_jax.settings import setting
 from stepdistill_jax.spec import BATCH_AXES, MESH_AXES, InputError
 
 REMAINING = -1
@@ -17,31 +18,35 @@ _AXIS_TYPES = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; at most one is -1 = all devices that the others leave.
+    """Sizes of the mesh axes; at most one is -1. The loss does not depend on them."""
 
-    The loss does not depend on them: they only say how the same step is spread.
+    HEADING = "Mesh"
 
-    Attributes:
-        replica: MESH_REPLICA, copies of the parameters, each with its part of the batch.
-        fsdp: MESH_FSDP, parts that the batch, the parameters and the optimizer state are cut into.
-        tensor: MESH_TENSOR, parts that heads, mlp and vocabulary are cut into.
-    """
-
-    replica: int = 1
-    fsdp: int = REMAINING
-    tensor: int = 1
+    replica: int = setting(
+        1,
+        "Copies of the parameters, one per slice; -1 on at most one axis = the remaining devices.",
+        macro="MESH_REPLICA",
+    )
+    fsdp: int = setting(
+        REMAINING,
+        "Devices that split the rows, the parameters and the optimizer state of one copy.",
+        macro="MESH_FSDP",
+    )
+    tensor: int = setting(
+        1, "Devices that split heads, MLP and vocabulary of each product.", macro="MESH_TENSOR"
+    )
 
     def __post_init__(self) -> None:
         for axis in MESH_AXES:
             size = getattr(self, axis)
             if size < 1 and size != REMAINING:
                 raise InputError(
-                    f"{_macro(axis)}={size}: expected a number of devices >= 1, or -1 = all "
-                    f"remaining"
+                    f"{_macro(axis)}: got {size}, expected at least 1 device, or -1 for the "
+                    "remaining devices."
                 )
         remaining = [_macro(axis) for axis in MESH_AXES if getattr(self, axis) == REMAINING]
         if len(remaining) > 1:
-            raise InputError(f"{' and '.join(remaining)} are both -1; only one may be")
+            raise InputError(f"{' and '.join(remaining)} are both -1. Set all but one to a number.")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from etils import epath
 
 from stepdistill_jax import records
-from stepdistill_jax.run.field_types import fits
+from stepdistill_jax.settings import fits
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher.quality import Assessment
 from stepdistill_jax.teacher.store import SUMMARY_FILE

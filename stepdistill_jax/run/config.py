@@ -16,6 +16,7 @@ from stepdistill_jax.objective import ObjectiveConfig
 from stepdistill_jax.optim import OptimizerConfig
 from stepdistill_jax.parallel.mesh import MeshConfig
 from stepdistill_jax.run.eval_config import EvalConfig, TeacherEvalConfig
+from stepdistill_jax.settings import check, setting
 from stepdistill_jax.spec import (
     METHOD_STREAMS,
     RATIONALE_METHODS,
@@ -24,10 +25,8 @@ from stepdistill_jax.spec import (
     InputError,
 )
 
-PRNG_IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
-
-# Macros in which a resumed run may differ from what its folder holds: they change neither the
-# parameters that come out nor the figures in results.jsonl, beyond the order of float additions.
+# Settings that may change when a run is resumed. They change neither its parameters nor its
+# results, beyond the order of float additions.
 FREE_MACROS = frozenset(
     {
         "MODEL_DIR",
@@ -54,11 +53,74 @@ FREE_MACROS = frozenset(
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that a run is. Fields and macros are described in ``gin/parts/run.gin``."""
+    """Everything that decides a run."""
 
-    model_dir: str
+    HEADING = "Run"
+
+    model_dir: str = setting(
+        "",
+        "Folder of the run: checkpoints, metrics and results. A run that it holds is resumed. A "
+        "path, or gs://BUCKET/FOLDER.",
+    )
+    method: str = setting(
+        "step_by_step",
+        "What is trained.",
+        choices={
+            "standard": "the label.",
+            "step_by_step": "the label and the rationale, as two tasks.",
+            "single_task": "the rationale and then the label, in one target.",
+            "rationale_as_input": "the label from input and rationale; needs the teacher at test.",
+            "pinto": "the same, with counterfactual regularisation.",
+            TEACHER: "nothing; the teacher's own labels are scored.",
+        },
+    )
+    seed: int = setting(
+        0, "Seed of initialisation, dropout and the order of the training pairs.", at_least=0
+    )
+    train_steps: int = setting(10_000, "Optimizer steps.", at_least=1)
+    microbatches: int = setting(
+        1,
+        "Parts of a batch that are computed one after the other to save memory. The loss is the "
+        "same, except for dropout's masks.",
+        at_least=1,
+    )
+    log_period: int = setting(50, "Steps between two lines of metrics.jsonl.", at_least=1)
+    eval_period: int = setting(
+        250,
+        "Steps between two evaluations on validation; 0 = only after the last step.",
+        at_least=0,
+    )
+    checkpoint_period: int = setting(250, "Steps between two checkpoints.", at_least=1)
+    keep_checkpoints: int = setting(
+        2, "Latest checkpoints to keep, besides the best on validation.", at_least=1
+    )
+    early_stop_evals: int = setting(
+        0, "Stop after this many evaluations without improvement; 0 = never.", at_least=0
+    )
+    initial_checkpoint: str | None = setting(
+        None,
+        "Parameters to start from: None = random, 'hf:OWNER/NAME', or the folder of a Hugging "
+        "Face model, of a T5X checkpoint or of a run (its best step, or RUN/checkpoints/STEP).",
+    )
+    prng_impl: str = setting(
+        "threefry2x32",
+        "Random number generator of dropout.",
+        choices={
+            "threefry2x32": "JAX's default; masks do not depend on the mesh.",
+            "rbg": "faster on TPU; masks depend on the mesh.",
+            "unsafe_rbg": "as rbg, with weaker keys.",
+        },
+    )
+    tensorboard: bool = setting(
+        False, "Write TensorBoard summaries to MODEL_DIR/tensorboard. Imports TensorFlow."
+    )
+    profile_steps: tuple[int, ...] = setting(
+        (),
+        "First and last step of a profiler trace, as (10, 12); every host writes its trace to "
+        "MODEL_DIR/profile. () = none.",
+    )
     data: DataConfig
     tokens: TokenConfig
     pipeline: PipelineConfig
@@ -68,46 +130,15 @@ class RunConfig:
     optimizer: OptimizerConfig
     mesh: MeshConfig
     eval: EvalConfig
-    method: str = "step_by_step"
-    seed: int = 0
-    train_steps: int = 10_000
-    microbatches: int = 1
-    log_period: int = 50
-    eval_period: int = 250
-    checkpoint_period: int = 250
-    keep_checkpoints: int = 2
-    early_stop_evals: int = 0
-    initial_checkpoint: str | None = None
-    prng_impl: str = "threefry2x32"
-    tensorboard: bool = False
-    profile_steps: tuple[int, ...] = ()
     teacher: TeacherEvalConfig = dataclasses.field(default_factory=TeacherEvalConfig)
 
     def __post_init__(self) -> None:
         self._adopt_tokenizer()
         if not self.model_dir:
             raise InputError(
-                "MODEL_DIR is empty: name the run's folder, as in --gin.MODEL_DIR=runs/first"
+                "MODEL_DIR is empty. Name the run's folder, as in --gin.MODEL_DIR=runs/first."
             )
-        for macro, value, choices in (
-            ("METHOD", self.method, tuple(METHOD_STREAMS)),
-            ("PRNG_IMPL", self.prng_impl, PRNG_IMPLS),
-        ):
-            if value not in choices:
-                raise InputError(f"{macro}={value!r}: expected one of {', '.join(choices)}")
-        for macro, least in (
-            ("TRAIN_STEPS", 1),
-            ("MICROBATCHES", 1),
-            ("LOG_PERIOD", 1),
-            ("EVAL_PERIOD", 0),
-            ("CHECKPOINT_PERIOD", 1),
-            ("KEEP_CHECKPOINTS", 1),
-            ("EARLY_STOP_EVALS", 0),
-        ):
-            if getattr(self, macro.lower()) < least:
-                raise InputError(
-                    f"{macro}={getattr(self, macro.lower())}: expected at least {least}"
-                )
+        check(self)
         self._refuse_contradictions()
 
     @property
@@ -123,8 +154,9 @@ class RunConfig:
         """
         if self.model.vocab_size < size:
             raise InputError(
-                f"VOCAB_SIZE={self.model.vocab_size} rows of embeddings, but VOCABULARY="
-                f"{self.tokens.vocabulary!r} has {size} ids; set VOCAB_SIZE to at least {size}"
+                f"VOCAB_SIZE={self.model.vocab_size} is smaller than VOCABULARY="
+                f"{self.tokens.vocabulary!r}, which has {size} ids. Set VOCAB_SIZE to at least "
+                f"{size}."
             )
 
     def _adopt_tokenizer(self) -> None:
@@ -140,31 +172,31 @@ class RunConfig:
         self._refuse_other_rationales()
         if self.method == "single_task" and self.eval.mode == "choices":
             raise InputError(
-                "EVAL_MODE='choices' asks how probable a label is as the whole answer, but with "
-                "METHOD='single_task' an answer begins with a rationale; set EVAL_MODE='decode'"
+                "EVAL_MODE='choices' scores a label as the whole target, but METHOD='single_task' "
+                "writes a rationale first. Set EVAL_MODE='decode'."
             )
         if self.method == TEACHER:
             self._refuse_data_without_teacher()
         if self.optimizer.warmup_steps > self.train_steps:
             raise InputError(
                 f"WARMUP_STEPS={self.optimizer.warmup_steps} is more than "
-                f"TRAIN_STEPS={self.train_steps}; lower it"
+                f"TRAIN_STEPS={self.train_steps}. Lower it."
             )
         traced = self.profile_steps
         if traced and not (len(traced) == 2 and 1 <= traced[0] <= traced[1] <= self.train_steps):
             raise InputError(
-                f"PROFILE_STEPS={traced}: expected the first and the last step to trace, between 1 "
-                f"and TRAIN_STEPS={self.train_steps}, as (10, 12), or () for none"
+                f"PROFILE_STEPS: got {traced}, expected the first and the last step to trace, "
+                f"between 1 and TRAIN_STEPS={self.train_steps}, or () for none."
             )
         if self.early_stop_evals and not self.eval_period:
             raise InputError(
-                f"EARLY_STOP_EVALS={self.early_stop_evals}, but EVAL_PERIOD=0 never evaluates "
-                "while training; set EVAL_PERIOD"
+                f"EARLY_STOP_EVALS={self.early_stop_evals} has no effect with EVAL_PERIOD=0. Set "
+                "EVAL_PERIOD."
             )
         if self.tokens.vocabulary == "demo" and self.data.dataset != "demo":
             raise InputError(
-                f"VOCABULARY='demo' knows only the words of DATASET='demo', not of "
-                f"{self.data.dataset!r}; set VOCABULARY to a SentencePiece model or bytes"
+                f"VOCABULARY='demo' has only the words of DATASET='demo', got DATASET="
+                f"{self.data.dataset!r}. Set VOCABULARY to a SentencePiece model or 'bytes'."
             )
         self._refuse_short_rows()
 
@@ -176,43 +208,41 @@ class RunConfig:
         if data.rationales != "teacher" or data.dataset in OWN:
             raise InputError(
                 f"METHOD='teacher' scores a teacher's labels, but RATIONALES={data.rationales!r} "
-                f"of DATASET={data.dataset!r} has none; set RATIONALES to 'file:PATH' (with "
-                f"{SPLIT_FIELD} in PATH and a label a line)"
-                + ("" if data.dataset in OWN else ", or to 'teacher'")
+                f"of DATASET={data.dataset!r} has none. Set RATIONALES to 'file:PATH' (with "
+                f"{SPLIT_FIELD} in PATH and a label per line)"
+                + ("." if data.dataset in OWN else ", or to 'teacher'.")
             )
 
     def _refuse_other_rationales(self) -> None:
         """Raises where METHOD cannot be what it says with these RATIONALES."""
-        given = self.data.rationales
-        if self.method in RATIONALE_METHODS and given == "none":
+        rationales = self.data.rationales
+        if self.method in RATIONALE_METHODS and rationales == "none":
             raise InputError(
-                f"METHOD={self.method!r} trains on rationales, but RATIONALES='none'; set "
-                "METHOD='standard', or RATIONALES to teacher, human or shuffled"
+                f"METHOD={self.method!r} trains on rationales, but RATIONALES='none'. Set "
+                "METHOD='standard', or RATIONALES to 'teacher', 'human' or 'shuffled'."
             )
         if self.method not in READER_METHODS:
             return
         weighed = [name for name in self.data.triage if name != WRONG or self.data.labels == "gold"]
         if weighed and self.data.triage_weight:
             raise InputError(
-                f"TRIAGE={self.data.triage} with TRIAGE_WEIGHT={self.data.triage_weight} weighs "
-                f"rationales in the loss, but METHOD={self.method!r} reads them and has no loss on "
-                "them; set TRIAGE_WEIGHT=0.0, which takes them out of what it reads"
+                f"TRIAGE_WEIGHT={self.data.triage_weight} weighs rationales in the loss, but "
+                f"METHOD={self.method!r} has no loss on rationales. Set TRIAGE_WEIGHT=0.0, which "
+                "removes them from the inputs."
             )
-        if given == "shuffled":
+        if rationales == "shuffled":
             raise InputError(
-                f"METHOD={self.method!r} reads rationales at test too, where RATIONALES='shuffled' "
-                "leaves each with its own row: it would be scored on what it was not trained on; "
-                "set RATIONALES to teacher or human"
+                f"METHOD={self.method!r} reads rationales at test, where RATIONALES='shuffled' "
+                "does not shuffle them. Set RATIONALES to 'teacher' or 'human'."
             )
-        if given.startswith(FILE_PREFIX) and SPLIT_FIELD not in given:
+        if rationales.startswith(FILE_PREFIX) and SPLIT_FIELD not in rationales:
             raise InputError(
-                f"METHOD={self.method!r} reads rationales at test too, but RATIONALES={given!r} is "
-                f"one file, of the training rows; write a file for every split and {SPLIT_FIELD} "
-                "in the place of its name"
+                f"METHOD={self.method!r} reads rationales at test, but RATIONALES={rationales!r} "
+                f"is one file, for train. Write one file per split, and {SPLIT_FIELD} for its name."
             )
 
     def _refuse_short_rows(self) -> None:
-        """Raises where a given row length cannot hold the longest sequence that METHOD may make."""
+        """Raises where a row length cannot hold the longest sequence that METHOD may make."""
         rationale = "MAX_RATIONALE_LENGTH"
         longest = {
             "INPUT_ROW_LENGTH": ["MAX_INPUT_LENGTH"],
@@ -229,12 +259,12 @@ class RunConfig:
             tokens = sum(getattr(self.tokens, part.lower()) for part in parts)
             if 0 < row < tokens:
                 raise InputError(
-                    f"{macro}={row} cannot hold one sequence of {' + '.join(parts)}={tokens}; "
-                    f"raise the one, lower the other, or set {macro}=0 for automatic"
+                    f"{macro}={row} cannot hold one sequence of {' + '.join(parts)}={tokens} "
+                    f"tokens. Set {macro}=0 to choose it automatically."
                 )
 
 
-# Field of RunConfig -> the config that it holds; gin binds macros to these and to RunConfig.
+# Field of RunConfig -> the dataclass that it holds.
 PARTS: dict[str, type] = {
     "data": DataConfig,
     "tokens": TokenConfig,

@@ -1,79 +1,87 @@
-"""What a run file says about its evaluation."""
+"""What is scored, and how."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from stepdistill_jax.settings import check, setting
 from stepdistill_jax.spec import InputError
 
 SPLITS = ("train", "validation", "test")
 STEP_NAMES = ("best", "latest", "all")
-MODES = ("decode", "choices")
 RELEASE, REPAIRED = "release", "repaired"
-PARSES = (RELEASE, REPAIRED)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """What is scored, and how.
+    """Which steps and splits are scored, and how."""
 
-    Attributes:
-        splits: of `SPLITS`.
-        step: ``best`` on validation, ``latest``, ``all``, or a step's number.
-        batch_size: rows decoded at once over all devices.
-        max_decode_length: tokens of the longest prediction.
-        mode: ``decode`` writes the label out, ``choices`` scores a closed label set.
-        watch: go on until the training run has finished.
-        watch_period: seconds between two looks at a watched run.
-    """
+    HEADING = "Evaluation"
 
-    splits: tuple[str, ...] = ("test",)
-    step: int | str = "best"
-    batch_size: int = 64
-    max_decode_length: int = 64
-    mode: str = "decode"
-    watch: bool = False
-    watch_period: float = 30.0
+    splits: tuple[str, ...] = setting(
+        ("test",), "Splits that launch.eval scores.", macro="EVAL_SPLITS", choices=SPLITS
+    )
+    step: int | str = setting(
+        "best",
+        "Steps that launch.eval scores: best (on validation), latest, all, or a step's number.",
+        macro="EVAL_STEP",
+    )
+    batch_size: int = setting(
+        64, "Examples decoded at once over all devices.", macro="EVAL_BATCH_SIZE", at_least=1
+    )
+    max_decode_length: int = setting(
+        64,
+        "Maximum label tokens to decode. METHOD 'single_task' may write MAX_RATIONALE_LENGTH and "
+        "ANSWER_MARKER before them.",
+        at_least=1,
+    )
+    mode: str = setting(
+        "decode",
+        "How a label is predicted.",
+        macro="EVAL_MODE",
+        choices={
+            "decode": "greedy decoding.",
+            "choices": "the most probable label of a closed label set, with probabilities.",
+        },
+    )
+    watch: bool = setting(False, "launch.eval continues until the training run has finished.")
+    watch_period: float = setting(
+        30.0, "Seconds between two checks of a watched run.", above=0, at_most=3600
+    )
 
     def __post_init__(self) -> None:
-        unknown = [split for split in self.splits if split not in SPLITS]
-        if unknown or not self.splits:
-            raise InputError(f"EVAL_SPLITS is {self.splits!r}: name some of {SPLITS}")
+        check(self)
+        if not self.splits:
+            raise InputError(f"EVAL_SPLITS: got (), expected some of {', '.join(SPLITS)}.")
         if not (self.step in STEP_NAMES or (isinstance(self.step, int) and self.step >= 0)):
             raise InputError(
-                f"EVAL_STEP is {self.step!r}: expected one of {STEP_NAMES} or a step's number"
+                f"EVAL_STEP: got {self.step!r}, expected {', '.join(STEP_NAMES)} or a step's "
+                "number."
             )
-        if self.mode not in MODES:
-            raise InputError(f"EVAL_MODE is {self.mode!r}: expected one of {MODES}")
-        for macro, value in (
-            ("EVAL_BATCH_SIZE", self.batch_size),
-            ("MAX_DECODE_LENGTH", self.max_decode_length),
-        ):
-            if value < 1:
-                raise InputError(f"{macro} is {value}: expected at least 1")
-        if not 0 < self.watch_period <= 3600:
-            raise InputError(f"WATCH_PERIOD is {self.watch_period}: expected (0, 3600] seconds")
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherEvalConfig:
-    """How METHOD=teacher is scored.
+    """How METHOD 'teacher' is scored."""
 
-    Attributes:
-        parse: [TEACHER_PARSE] ``release``, the published code's rules, or ``repaired``, ours; only
-            for released outputs, since a file of RATIONALES=file:PATH holds labels.
-        parameters: [TEACHER_PARAMETERS] of the teacher; 0 = those of PaLM where the outputs are
-            the release's by their sha256, else not known.
-    """
+    HEADING = "Evaluation"
 
-    parse: str = RELEASE
-    parameters: float = 0.0
+    parse: str = setting(
+        RELEASE,
+        "METHOD 'teacher': how released outputs are read.",
+        macro="TEACHER_PARSE",
+        choices={
+            RELEASE: "by the published code's rules, which the paper's accuracies follow.",
+            REPAIRED: "by ours, which read more outputs where the label is certain.",
+        },
+    )
+    parameters: float = setting(
+        0.0,
+        "Parameters of the teacher, for the cost of its annotations; 0 = 540e9 for the released "
+        "outputs, else unknown.",
+        macro="TEACHER_PARAMETERS",
+        at_least=0,
+    )
 
     def __post_init__(self) -> None:
-        if self.parse not in PARSES:
-            raise InputError(f"TEACHER_PARSE is {self.parse!r}: expected one of {PARSES}")
-        if not 0 <= self.parameters < float("inf"):
-            raise InputError(
-                f"TEACHER_PARAMETERS is {self.parameters}: expected a number of parameters, or 0 "
-                "where it is not known"
-            )
+        check(self)

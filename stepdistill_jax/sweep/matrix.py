@@ -18,15 +18,25 @@ from typing import Any
 
 from etils import epath
 
+from stepdistill_jax import settings as declarations
 from stepdistill_jax.model.config import T5Config
-from stepdistill_jax.run import gin_files as gin_settings
 from stepdistill_jax.run import load as configs
 from stepdistill_jax.run.config import RunConfig
-from stepdistill_jax.run.gin_files import SWEEP_PART, SWEEP_PREFIX, Macro, Setting
+from stepdistill_jax.run.gin_files import (
+    Setting,
+    find,
+    gin_folder,
+    override,
+    read_file,
+    resolve,
+    typed,
+)
+from stepdistill_jax.settings import Macro, check, setting
 from stepdistill_jax.spec import InputError
 
 _TEACHER = "teacher"
-_DATA_SEEDS = ("seed", "fixed")
+# Every setting of a sweep begins with it, and no setting of a run.
+_PREFIX = "SWEEP_"
 # Macros that the matrix sets -> what a user sets instead.
 _AXES = {
     "MODEL_DIR": "set SWEEP_DIR",
@@ -41,32 +51,71 @@ _LABELS_AXIS = {"LABELS": "set SWEEP_LABELS"}
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """The axes of the matrix. Fields and macros are described in ``gin/parts/sweep.gin``."""
+    """The axes of a sweep. A sweep file sets these, and any setting of a run for every run."""
 
-    dir: str = ""
-    run_files: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ("standard", "step_by_step")
-    labels: tuple[str, ...] = ()
-    fractions: tuple[float, ...] = (1.0,)
-    models: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0,)
-    data_seeds: str = "seed"
-    only: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    HEADING = "Sweep"
+
+    dir: str = setting(
+        "",
+        "Folder of the sweep: one folder per run, and sweep.json. Runs in it are continued.",
+        macro="SWEEP_DIR",
+    )
+    run_files: tuple[str, ...] = setting(
+        (), "Run files, one per data set: ('cqa.gin', 'svamp.gin').", macro="SWEEP_RUN_FILES"
+    )
+    methods: tuple[str, ...] = setting(
+        ("standard", "step_by_step"),
+        "Methods: names of files in methods/, or paths. 'teacher' is one run per data set.",
+        macro="SWEEP_METHODS",
+    )
+    labels: tuple[str, ...] = setting(
+        (),
+        "LABELS of every method that trains: 'gold', 'teacher'; () = as the method file says.",
+        macro="SWEEP_LABELS",
+    )
+    fractions: tuple[float, ...] = setting(
+        (1.0,), "Shares of the training examples, each in (0, 1].", macro="SWEEP_FRACTIONS"
+    )
+    models: tuple[str, ...] = setting(
+        (),
+        "Models: names of files in models/, or paths; () = as the run file says.",
+        macro="SWEEP_MODELS",
+    )
+    seeds: tuple[int, ...] = setting(
+        (0,),
+        "SEED of each repetition. All runs of one seed come before those of the next.",
+        macro="SWEEP_SEEDS",
+    )
+    data_seeds: str = setting(
+        "seed",
+        "DATA_SEED of each repetition.",
+        macro="SWEEP_DATA_SEEDS",
+        choices={
+            "seed": "SEED, so that the spread over seeds includes the choice of examples.",
+            "fixed": "as the run file says.",
+        },
+    )
+    only: tuple[str, ...] = setting(
+        (),
+        "Run only the runs whose name matches one of these: ('cqa-*', '*-s0'); () = all.",
+        macro="SWEEP_ONLY",
+    )
+    exclude: tuple[str, ...] = setting(
+        (),
+        "Leave out the runs whose name matches one of these: ('*-step_by_step_shuffled-*-f0.*',).",
+        macro="SWEEP_EXCLUDE",
+    )
 
     def __post_init__(self) -> None:
+        check(self)
         if not self.dir or "://" in self.dir:
             raise InputError(
-                f"SWEEP_DIR={self.dir!r}: name a folder on a disk, as in "
-                "--gin.SWEEP_DIR=sweeps/first; machines that share a sweep mount it"
+                f"SWEEP_DIR: got {self.dir!r}, expected a folder on a disk, as in "
+                "--gin.SWEEP_DIR=sweeps/first. Machines that share a sweep mount it."
             )
         for macro in ("RUN_FILES", "METHODS", "FRACTIONS", "SEEDS"):
             if not getattr(self, macro.lower()):
-                raise InputError(f"SWEEP_{macro} is empty, so there is nothing to run; name one")
-        if self.data_seeds not in _DATA_SEEDS:
-            raise InputError(
-                f"SWEEP_DATA_SEEDS={self.data_seeds!r}: expected {' or '.join(_DATA_SEEDS)}"
-            )
+                raise InputError(f"SWEEP_{macro}: got (), expected at least one.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +173,8 @@ class Matrix:
 
 @functools.cache
 def macros() -> dict[str, Macro]:
-    """Every macro of a sweep by name, in the order of ``parts/sweep.gin``."""
-    return gin_settings.declared(SWEEP_PART, {SweepConfig.__name__: SweepConfig})
+    """Every setting of a sweep by its macro, in the order of ``--help``."""
+    return declarations.macros((SweepConfig,))
 
 
 def help_text() -> str:
@@ -184,37 +233,35 @@ def read(
             "lists those shipped"
         )
     known = {**configs.macros(), **macros()}
-    paths = [gin_settings.find(str(name), (".", *search_paths), "--gin_file") for name in gin_files]
+    paths = [find(str(name), (".", *search_paths), "--gin_file") for name in gin_files]
     # Beside the sweep file last: sweeps/demo.gin names the demo.gin that is no sweep.
     beside = (path.parent for path in paths)
-    folders = (".", *search_paths, gin_settings.gin_folder(), *beside)
-    own = [setting for path in paths for setting in gin_settings.read_file(path, known, folders)]
-    flags = [gin_settings.override(text, known) for text in overrides]
-    gin_settings.refuse_foreign(gin_files[0], own, known)
+    folders = (".", *search_paths, gin_folder(), *beside)
+    own = [setting for path in paths for setting in read_file(path, known, folders)]
+    flags = [override(text, known) for text in overrides]
     _refuse_run_file(gin_files[0], own, flags)
-    resolved = gin_settings.resolve([*own, *flags], known)
+    resolved = resolve([*own, *flags], known)
     values = {
-        field: gin_settings.typed(macro, resolved[name])
+        macro.field: typed(macro, resolved[name])
         for name, macro in macros().items()
-        for _, field in macro.fields
         if name in resolved
     }
     config = SweepConfig(**values)
     _refuse_axes(config, resolved)
-    common = [s for s in own if not s.name.startswith(SWEEP_PREFIX)]
-    last = [s for s in flags if not s.name.startswith(SWEEP_PREFIX)]
+    common = [s for s in own if not s.name.startswith(_PREFIX)]
+    last = [s for s in flags if not s.name.startswith(_PREFIX)]
     return _expand(config, common, last, folders)
 
 
 def _refuse_run_file(
     name: epath.PathLike, own: Sequence[Setting], flags: Sequence[Setting]
 ) -> None:
-    in_files = any(setting.name.startswith(SWEEP_PREFIX) for setting in own)
+    in_files = any(setting.name.startswith(_PREFIX) for setting in own)
     if not in_files and all(setting.name != "SWEEP_RUN_FILES" for setting in flags):
         raise InputError(
-            f"{name} is a run file: train it with python -m launch.train --gin_file={name}. For a "
-            f'sweep, write a file with the lines include "{SWEEP_PART}", SWEEP_DIR = "runs/sweep" '
-            f'and SWEEP_RUN_FILES = ("{name}",).'
+            f"{name} is a run file; train it with python -m launch.train --gin_file={name}. For a "
+            'sweep, write a file with SWEEP_DIR = "runs/sweep" and SWEEP_RUN_FILES = '
+            f'("{name}",).'
         )
 
 
@@ -288,7 +335,7 @@ def _points(config: SweepConfig, folders: Sequence[epath.PathLike]) -> Iterator[
 def _file(macro: str, folder: str, name: str, folders: Sequence[epath.PathLike]) -> _File:
     """Finds and reads a file by path, or by name in a shipped folder."""
     file_name = name if name.endswith(".gin") else str(pathlib.PurePath(folder, f"{name}.gin"))
-    path = gin_settings.find(file_name, folders, macro)
+    path = find(file_name, folders, macro)
     return _File(path.stem, tuple(configs.read_settings(path, folders)))
 
 
@@ -315,9 +362,9 @@ def _planned(
     Raises:
         InputError: a setting is wrong in every combination.
     """
-    resolved = gin_settings.resolve(settings, configs.macros(), spare)
+    resolved = resolve(settings, configs.macros(), spare)
     values = {
-        name: gin_settings.typed(macro, resolved[name]) if name in resolved else macro.default
+        name: typed(macro, resolved[name]) if name in resolved else macro.default
         for name, macro in configs.macros().items()
     }
     if values["METHOD"] == _TEACHER:
@@ -325,10 +372,9 @@ def _planned(
         name = f"{point.data.name}-{point.method.name}"
     else:
         sizes = {
-            field: values[name]
+            macro.field: values[name]
             for name, macro in configs.macros().items()
-            for holder, field in macro.fields
-            if holder == T5Config.__name__
+            if macro.config is T5Config
         }
         model = point.model.name if point.model else configs.model_name(T5Config(**sizes))
         share = f"f{point.fraction:.12g}"

@@ -7,62 +7,147 @@ import re
 import urllib.parse
 
 from stepdistill_jax import storage
+from stepdistill_jax.settings import check, setting
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher.requests import Decoding
 
-CLIENTS = ("openai", "batch", "local", "replay")
-FORMS = ("chat", "completion")
 SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
 class ExtractConfig:
-    """One extraction. Fields and macros are described in ``gin/parts/extract.gin``."""
+    """An extraction: which teacher annotates which examples, how, and at what maximum cost."""
 
-    extract_dir: str = ""
-    extract_splits: tuple[str, ...] = ("train",)
-    extract_inputs: str = ""
-    client: str = "openai"
-    teacher_model: str = ""
-    teacher_url: str = ""
-    teacher_key: str = "OPENAI_API_KEY"
-    teacher_tokenizer: str = ""
-    context_length: int = 0
-    prompt_file: str = ""
-    prompt_form: str = "chat"
-    temperature: float = 0.0
-    top_p: float = 1.0
-    samples: int = 1
-    max_new_tokens: int = 256
-    sampling_seed: int = 0
-    hint_wrong: bool = False
-    concurrency: int = 16
-    requests_per_minute: int = 0
-    tokens_per_minute: int = 0
-    timeout: float = 60.0
-    retries: int = 6
-    batch_poll: float = 60.0
-    price_input: float | None = None
-    price_output: float | None = None
-    max_cost: float | None = None
-    max_rows: int | None = None
-    replay: str = ""
-    answer_cache: str = ""
+    HEADING = "Extraction"
+
+    extract_dir: str = setting(
+        "",
+        "Folder of the extraction: annotations, rationales, summary. An extraction that it holds "
+        "is continued.",
+    )
+    extract_splits: tuple[str, ...] = setting(
+        ("train",),
+        "Splits to annotate. train comes after the validation split and FRACTION, as in training.",
+        choices=SPLITS,
+    )
+    extract_inputs: str = setting(
+        "",
+        "Unlabelled inputs to annotate besides.",
+        choices={
+            "": "none.",
+            "asdiv": "ASDiv's problems (only with DATASET 'svamp').",
+            "file:PATH": "JSON lines of id and input, as INPUT_TEMPLATE makes it (and choices, "
+            "where each example has its own).",
+        },
+    )
+    client: str = setting(
+        "openai",
+        "Where the teacher runs.",
+        heading="Teacher",
+        choices={
+            "openai": "an endpoint with OpenAI's protocol.",
+            "batch": "the same protocol's offline batches.",
+            "local": "a Hugging Face causal model on this machine.",
+            "replay": "nowhere; annotations are read from files.",
+        },
+    )
+    teacher_model: str = setting(
+        "", "Name of the model at the endpoint; CLIENT 'local': a folder or 'hf:OWNER/NAME'."
+    )
+    teacher_url: str = setting(
+        "",
+        "URL of the endpoint, as 'http://127.0.0.1:8000/v1'; '' = the environment variable "
+        "OPENAI_BASE_URL, else OpenAI's.",
+    )
+    teacher_key: str = setting(
+        "OPENAI_API_KEY",
+        "Name of the environment variable that holds the API key. The key is never written.",
+    )
+    teacher_tokenizer: str = setting(
+        "",
+        "Counts prompt tokens before requests are sent: 'hf:OWNER/NAME' or a tokenizer's folder; "
+        "'' = the endpoint's count where it has one, else a marked estimate.",
+    )
+    context_length: int = setting(
+        0,
+        "Maximum tokens of prompt and output; 0 = what the endpoint reports, else unchecked.",
+        at_least=0,
+    )
+    prompt_file: str = setting(
+        "", "JSON file of exemplars; '' = the shipped file for DATASET.", heading="Prompt"
+    )
+    prompt_form: str = setting(
+        "chat",
+        "Form of the prompt.",
+        choices={"chat": "exemplars as turns.", "completion": "one text."},
+    )
+    temperature: float = setting(0.0, "Sampling temperature; 0 = greedy.", at_least=0)
+    top_p: float = setting(1.0, "Probability mass to sample from.", above=0, at_most=1)
+    samples: int = setting(
+        1,
+        "Outputs per example. The majority label wins, with the best rationale that agrees.",
+        at_least=1,
+    )
+    max_new_tokens: int = setting(256, "Maximum output tokens.", at_least=1)
+    sampling_seed: int = setting(0, "Seed of sampling, where the endpoint takes one.")
+    hint_wrong: bool = setting(
+        False,
+        "Ask again with the gold label where the label is wrong or unreadable, to get a rationale. "
+        "Training examples only.",
+    )
+    concurrency: int = setting(16, "Concurrent requests.", heading="Rate", at_least=1)
+    requests_per_minute: int = setting(0, "Maximum requests per minute; 0 = unlimited.", at_least=0)
+    tokens_per_minute: int = setting(
+        0, "Maximum tokens per minute, input and output; 0 = unlimited.", at_least=0
+    )
+    timeout: float = setting(60.0, "Seconds until a request times out.", above=0)
+    retries: int = setting(
+        6, "Retries where the endpoint is busy, fails or is unreachable.", at_least=0
+    )
+    batch_poll: float = setting(
+        60.0, "CLIENT 'batch': seconds between two checks of a batch.", above=0
+    )
+    price_input: float | None = setting(
+        None, "Price per million input tokens; None = unknown.", heading="Budget", at_least=0
+    )
+    price_output: float | None = setting(
+        None, "Price per million output tokens; None = unknown.", at_least=0
+    )
+    max_cost: float | None = setting(
+        None,
+        "Maximum cost over all calls of this extraction; None = unlimited.",
+        at_least=0,
+    )
+    max_rows: int | None = setting(
+        None,
+        "Maximum examples over all calls of this extraction; None = all.",
+        at_least=1,
+    )
+    replay: str = setting(
+        "",
+        "CLIENT 'replay': 'release' (the paper's outputs) or 'file:PATH' (another extraction's "
+        "annotations).",
+        heading="Replay and cache",
+    )
+    answer_cache: str = setting(
+        "",
+        "Folder of outputs by prompt and endpoint, shared by all extractions; '' = 'answers' "
+        "beside the token caches; 'none' = no cache.",
+    )
 
     def __post_init__(self) -> None:
         if storage.is_remote(self.extract_dir):
             raise InputError(
-                f"EXTRACT_DIR={self.extract_dir!r}: name a folder on a disk; every answer is "
-                "appended the moment it is there, which an object store cannot do"
+                f"EXTRACT_DIR: got {self.extract_dir!r}, expected a folder on a disk. Annotations "
+                "are appended one by one, which an object store does not support."
             )
         if not self.extract_dir:
             raise InputError(
-                "EXTRACT_DIR is empty: name the extraction's folder, as in "
-                "--gin.EXTRACT_DIR=teachers/first"
+                "EXTRACT_DIR is empty. Name the extraction's folder, as in "
+                "--gin.EXTRACT_DIR=teachers/first."
             )
         self._refuse_secrets()
-        self._check_choices()
-        self._check_numbers()
+        check(self)
         self._refuse_contradictions()
 
     @property
@@ -74,86 +159,46 @@ class ExtractConfig:
         """Raises, without showing it, on a key where it would be written into ``config.gin``."""
         if not re.fullmatch(r"(?:[A-Z_][A-Z0-9_]*)?", self.teacher_key):
             raise InputError(
-                "TEACHER_KEY is no name of an environment variable (upper case, digits and _); put "
-                "a key into a variable, as OPENAI_API_KEY, and the variable's name here"
+                "TEACHER_KEY is not the name of an environment variable (capitals, digits and _). "
+                "Put the key into a variable, as OPENAI_API_KEY, and set TEACHER_KEY to its name."
             )
         try:
             address = urllib.parse.urlsplit(self.teacher_url)
         except ValueError:
             raise InputError(
-                "TEACHER_URL is no address; write it with its scheme and version, as in "
-                "'http://127.0.0.1:8000/v1'"
+                "TEACHER_URL is not a URL. Write it with scheme and version, as in "
+                "'http://127.0.0.1:8000/v1'."
             ) from None
         if "@" in address.netloc or address.query:
             raise InputError(
-                "TEACHER_URL holds a user, a password or a query; name the address alone, and put "
-                "the key into the environment variable that TEACHER_KEY names"
+                "TEACHER_URL holds a user, a password or a query. Remove them, and put the key "
+                "into the environment variable that TEACHER_KEY names."
             )
-
-    def _check_choices(self) -> None:
-        for macro, value, choices in (
-            ("CLIENT", self.client, CLIENTS),
-            ("PROMPT_FORM", self.prompt_form, FORMS),
-        ):
-            if value not in choices:
-                raise InputError(f"{macro}={value!r}: expected one of {', '.join(choices)}")
-        unknown = [split for split in self.extract_splits if split not in SPLITS]
-        if unknown:
-            raise InputError(
-                f"EXTRACT_SPLITS names {', '.join(map(repr, unknown))}: expected some of "
-                f"{', '.join(SPLITS)}"
-            )
-
-    def _check_numbers(self) -> None:
-        """Raises on a number out of its range."""
-        least: tuple[tuple[str, float], ...] = (
-            ("SAMPLES", 1),
-            ("MAX_NEW_TOKENS", 1),
-            ("CONCURRENCY", 1),
-            ("CONTEXT_LENGTH", 0),
-            ("REQUESTS_PER_MINUTE", 0),
-            ("TOKENS_PER_MINUTE", 0),
-            ("RETRIES", 0),
-            ("TEMPERATURE", 0),
-            ("PRICE_INPUT", 0),
-            ("PRICE_OUTPUT", 0),
-            ("MAX_COST", 0),
-            ("MAX_ROWS", 1),
-        )
-        for macro, bound in least:
-            value = getattr(self, macro.lower())
-            if value is not None and not value >= bound:
-                raise InputError(f"{macro}={value}: expected at least {bound}")
-        for macro, value in (("TIMEOUT", self.timeout), ("BATCH_POLL", self.batch_poll)):
-            if not value > 0:
-                raise InputError(f"{macro}={value}: expected seconds, more than 0")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"TOP_P={self.top_p}: expected a share in (0, 1]")
 
     def _refuse_contradictions(self) -> None:
         """Raises on settings that are legal one by one and not together."""
         if not self.teacher_model and self.client != "replay":
             raise InputError(
-                f"TEACHER_MODEL is empty, but CLIENT={self.client!r} asks a model; name it as its "
-                "endpoint does (local: a folder, or hf:OWNER/NAME)"
+                f"TEACHER_MODEL is empty, but CLIENT={self.client!r} needs a model. Set it to the "
+                "endpoint's name of the model (CLIENT 'local': a folder or 'hf:OWNER/NAME')."
             )
         if bool(self.replay) != (self.client == "replay"):
             raise InputError(
-                f"REPLAY={self.replay!r} with CLIENT={self.client!r}: answers are replayed with "
-                "CLIENT='replay' and a REPLAY to take them from, 'release' or a file"
+                f"REPLAY={self.replay!r} does not fit CLIENT={self.client!r}. Set CLIENT='replay' "
+                "and REPLAY='release' or 'file:PATH', or set REPLAY=''."
             )
         if self.samples > 1 and self.temperature == 0:
             raise InputError(
-                f"SAMPLES={self.samples} with TEMPERATURE=0 would pay for the same answer "
-                f"{self.samples} times; raise TEMPERATURE, or set SAMPLES=1"
+                f"SAMPLES={self.samples} with TEMPERATURE=0 pays for the same output "
+                f"{self.samples} times. Raise TEMPERATURE, or set SAMPLES=1."
             )
         priced = self.price_input is not None and self.price_output is not None
         if self.max_cost is not None and not priced:
             raise InputError(
-                f"MAX_COST={self.max_cost} cannot be kept without prices; set PRICE_INPUT and "
-                "PRICE_OUTPUT, per million tokens"
+                f"MAX_COST={self.max_cost} needs prices. Set PRICE_INPUT and PRICE_OUTPUT, per "
+                "million tokens."
             )
         if not self.extract_splits and not self.extract_inputs:
             raise InputError(
-                "EXTRACT_SPLITS and EXTRACT_INPUTS are empty, so there is nothing to ask; name one"
+                "EXTRACT_SPLITS and EXTRACT_INPUTS are both empty. Name what to annotate."
             )

@@ -1,7 +1,7 @@
-"""The configuration of an extraction: a run file, which says what the data is, and the teacher.
+"""The configuration of an extraction: the teacher, and the run whose data it annotates.
 
-An extraction file sets macros of ``parts/extract.gin`` and, through the run file that it includes,
-of ``parts/run.gin``; of the run only the data is read.
+An extraction file sets the settings of `ExtractConfig` and includes a run file, of which only the
+data is read.
 """
 
 from __future__ import annotations
@@ -13,10 +13,19 @@ from typing import Any
 
 from etils import epath
 
-from stepdistill_jax.run import gin_files as gin_settings
+from stepdistill_jax import settings as declarations
 from stepdistill_jax.run import load as configs
 from stepdistill_jax.run.config import RunConfig
-from stepdistill_jax.run.gin_files import EXTRACT_PART, RUN_PART, Macro, Setting
+from stepdistill_jax.run.gin_files import (
+    Setting,
+    find,
+    override,
+    read_file,
+    resolve,
+    typed,
+    with_places,
+)
+from stepdistill_jax.settings import Macro
 from stepdistill_jax.spec import CONFIG_FILE, InputError
 from stepdistill_jax.teacher.config import ExtractConfig
 
@@ -54,8 +63,8 @@ class Extraction:
 
 @functools.cache
 def macros() -> dict[str, Macro]:
-    """Every macro of an extraction's own by name, in the order of ``parts/extract.gin``."""
-    return gin_settings.declared(EXTRACT_PART, {ExtractConfig.__name__: ExtractConfig})
+    """Every setting of an extraction by its macro, those of its run left out."""
+    return declarations.macros((ExtractConfig,))
 
 
 def help_text() -> str:
@@ -95,24 +104,20 @@ def parse(
         )
     known = {**configs.macros(), **macros()}
     folders = (".", *search_paths)
-    settings = []
+    settings: list[Setting] = []
     for name in gin_files:
-        path = gin_settings.find(str(name), folders, "--gin_file")
-        own = list(gin_settings.read_file(path, known, folders))
-        gin_settings.refuse_foreign(name, own, known)
-        settings += own
-    settings += [gin_settings.override(text, known) for text in overrides]
-    resolved = gin_settings.resolve(settings, known)
+        settings += read_file(find(str(name), folders, "--gin_file"), known, folders)
+    settings += [override(text, known) for text in overrides]
+    resolved = resolve(settings, known)
     values = {
-        field: gin_settings.typed(macro, resolved[name])
+        macro.field: typed(macro, resolved[name])
         for name, macro in macros().items()
-        for _, field in macro.fields
         if name in resolved
     }
     try:
         extract = ExtractConfig(**values)
     except InputError as error:
-        raise gin_settings.with_places(error, resolved) from error
+        raise with_places(error, resolved) from error
     of_the_run = [resolved[name] for name in configs.macros() if name in resolved]
     if "MODEL_DIR" not in resolved:
         # Nothing is trained here, so that a run file that leaves its folder to a flag will do.
@@ -122,18 +127,15 @@ def parse(
 
 def values(extraction: Extraction) -> dict[str, Any]:
     """Every macro's value, those of the run first."""
-    own = {
-        name: getattr(extraction.extract, macro.fields[0][1]) for name, macro in macros().items()
-    }
-    return {**configs.values(extraction.run), **own}
+    extract = {name: getattr(extraction.extract, m.field) for name, m in macros().items()}
+    return {**configs.values(extraction.run), **extract}
 
 
 def dump(extraction: Extraction) -> str:
     """The resolved configuration: a gin file, one macro a line, that `parse` reads back."""
-    lines = ["# The whole configuration of an extraction, as resolved when it last started.", ""]
-    lines += [f'include "{RUN_PART}"', f'include "{EXTRACT_PART}"']
+    title = "# All settings of an extraction, as resolved when it last started."
     known = {**configs.macros(), **macros()}
-    return "\n".join([*lines, *configs.statements(values(extraction), known)]) + "\n"
+    return "\n".join([title, *configs.statements(values(extraction), known)]) + "\n"
 
 
 def read(folder: epath.PathLike, overrides: Sequence[str] = ()) -> Extraction:

@@ -15,52 +15,58 @@ from typing import Any
 from etils import epath
 
 from stepdistill_jax.records import FETCH, Example, read_jsonl
+from stepdistill_jax.settings import check, setting
 from stepdistill_jax.spec import InputError
 
 SPLITS = ("train", "validation", "test")
-METRICS = ("exact", "equation")
 REMEDY = "fix the row or pass SKIP_BAD_ROWS=True"
 
 
 @dataclasses.dataclass(frozen=True)
 class ColumnConfig:
-    """A user's own data set, described instead of programmed (DATASET jsonl or hf).
+    """The columns of a user's own data set (DATASET 'jsonl' or 'hf')."""
 
-    Attributes:
-        train_file, validation_file, test_file: for jsonl a path (relative ones lie under DATA_DIR
-            where that is set), for hf the name of the split on the hub; "" = there is none.
-        hf_name, hf_config: the data set's name and configuration for `datasets.load_dataset`.
-        id_column: "" = the row number.
-        input_template: the input text, `str.format` fields naming columns: ``{premise}</s>{text}``.
-            Only plain field names are allowed.
-        label_column, rationale_column: "" = there is none. A row may say null in either.
-        label_set: the allowed labels, or (raw value, text) pairs such as ``((0, "entailment"),)``;
-            empty = free text.
-        metric: ``exact`` or ``equation``.
-    """
+    HEADING = "Columns"
 
-    train_file: str = ""
-    validation_file: str = ""
-    test_file: str = ""
-    hf_name: str = ""
-    hf_config: str = ""
-    id_column: str = ""
-    input_template: str = "{input}"
-    label_column: str = "label"
-    rationale_column: str = ""
-    label_set: tuple[str, ...] | tuple[tuple[Any, str], ...] = ()
-    metric: str = "exact"
+    train_file: str = setting(
+        "",
+        "jsonl: file of the training examples, under DATA_DIR if that is set. hf: the split's "
+        "name on the hub.",
+    )
+    validation_file: str = setting(
+        "", "The same for validation; '' = 10% of train, chosen by DATA_SEED."
+    )
+    test_file: str = setting("", "The same for test; '' = no test split.")
+    hf_name: str = setting("", "hf: name of the data set on the Hugging Face hub.")
+    hf_config: str = setting("", "hf: configuration of the data set.")
+    id_column: str = setting("", "Column of the example's id; '' = the line number.")
+    input_template: str = setting(
+        "{input}",
+        "The input text, with columns in braces: '{premise}</s>{hypothesis}'. '{{' is a brace.",
+    )
+    label_column: str = setting(
+        "label",
+        "Column of the gold label; '' = none. It may be absent or null only in examples that are "
+        "trained on a teacher's label.",
+    )
+    rationale_column: str = setting("", "Column of the rationale; '' = none.")
+    label_set: tuple[str, ...] | tuple[tuple[Any, str], ...] = setting(
+        (),
+        "Labels allowed: ('yes', 'no'), or pairs of raw value and text, ((0, 'no'), (1, 'yes')); "
+        "() = any text.",
+    )
+    metric: str = setting(
+        "exact",
+        "When a prediction is correct.",
+        choices={"exact": "it is the same text.", "equation": "it has the same value."},
+    )
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
+        check(self)
+        if not self.input_fields():
             raise InputError(
-                f"METRIC is {self.metric!r}, not one of {', '.join(METRICS)}; set METRIC"
-            )
-        fields = self.input_fields()
-        if not fields:
-            raise InputError(
-                f"INPUT_TEMPLATE {self.input_template!r} names no column; write one in braces, "
-                "as in '{question}'"
+                f"INPUT_TEMPLATE: got {self.input_template!r}, expected at least one column in "
+                "braces, as in '{question}'."
             )
         if isinstance(self.label_set, Mapping):
             object.__setattr__(self, "label_set", tuple(self.label_set.items()))
@@ -77,8 +83,8 @@ class ColumnConfig:
             re.sub(r"\{[^{}]*\}", "", plain)
         ):
             raise InputError(
-                f"INPUT_TEMPLATE {self.input_template!r} may hold only {{column}} fields; "
-                "write {{ and }} for braces"
+                f"INPUT_TEMPLATE: got {self.input_template!r}, expected columns as plain "
+                "{column} fields. Write {{ and }} for braces."
             )
         return tuple(fields)
 
