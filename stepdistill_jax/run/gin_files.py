@@ -42,6 +42,11 @@ class Setting:
     value: Any
     where: str
 
+    @property
+    def place(self) -> str:
+        """Place and name, to begin an error with; the place of a flag is its name."""
+        return self.where if self.where == f"--gin.{self.name}" else f"{self.where}: {self.name}"
+
 
 @dataclasses.dataclass(frozen=True)
 class _Reference:
@@ -61,8 +66,7 @@ class _Delegate(config_parser.ParserDelegate):
 
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Any:
         raise InputError(
-            f"{self.where}: @{scoped_configurable_name} is not supported. Set macros to plain "
-            "values; --help lists them."
+            f"{self.where}: @{scoped_configurable_name} is not supported. Write plain values only."
         )
 
 
@@ -223,7 +227,7 @@ def typed(macro: Macro, setting: Setting) -> Any:
             is_float = macro.hint is float and isinstance(candidate, int)
             return float(candidate) if is_float else candidate
     raise InputError(
-        f"{setting.where}: {macro.name}: got {setting.value!r}, expected {kind(macro.hint)}, as in "
+        f"{setting.place}: got {setting.value!r}, expected {kind(macro.hint)}, as in "
         f"{macro.name} = {macro.default!r}."
     )
 
@@ -283,19 +287,23 @@ def resolve(
 
 def _unknown(setting: Setting, known: Macros) -> str:
     """What a setting that is no macro may have been meant for."""
-    name, where = setting.name, setting.where
     for program, (described, module) in _PROGRAMS.items():
         others = importlib.import_module(module).macros()
-        if name in others:
+        if setting.name in others:
             return (
-                f"{where}: {name} is a setting of {described}. Give its file to "
-                f"python -m {program}, or remove {name}."
+                f"{setting.place}: a setting of {described}. Give its file to "
+                f"python -m {program}, or remove the setting."
             )
-    return f"{where}: {name} is unknown and unused.{_nearest(name.upper(), known)}"
+    return f"{setting.place}: unknown setting.{_nearest(setting.name.upper(), known)}"
 
 
 def with_places(error: InputError, resolved: Mapping[str, Setting]) -> InputError:
     """The error, after the places that set the macros which its message names."""
     named = re.findall(r"[A-Z][A-Z0-9_]+", str(error))
     places = dict.fromkeys(resolved[name].where for name in named if name in resolved)
-    return InputError(f"{', '.join(places)}: {error}") if places else error
+    if not places:
+        return error
+    text = str(error)
+    if list(places) == [f"--gin.{named[0]}"]:
+        text = text.removeprefix(f"{named[0]}: ")
+    return InputError(f"{', '.join(places)}: {text}")
