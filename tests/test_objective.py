@@ -223,13 +223,13 @@ def test_shift_right_restarts_in_every_segment():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alpha": 1.5}, r"ALPHA=1.5: .* lies in \[0, 1\]"),
-        ({"alpha": math.nan}, "ALPHA=nan"),
-        ({"alpha_end": -0.1}, r"ALPHA_END=-0.1: .* lies in \[0, 1\]"),
-        ({"counterfactual_smoothing": 1.0}, "COUNTERFACTUAL_SMOOTHING=1.0"),
-        ({"z_loss": -1.0}, "Z_LOSS=-1.0"),
-        ({"label_smoothing": 1.0}, "LABEL_SMOOTHING=1.0"),
-        ({"logits_chunk": -1}, "LOGITS_CHUNK=-1"),
+        ({"alpha": 1.5}, r"ALPHA: got 1.5, expected a number in \[0, 1\]"),
+        ({"alpha": math.nan}, "ALPHA: got nan"),
+        ({"alpha_end": -0.1}, r"ALPHA_END: got -0.1, expected a number in \[0, 1\]"),
+        ({"counterfactual_smoothing": 1.0}, "COUNTERFACTUAL_SMOOTHING: got 1.0"),
+        ({"z_loss": -1.0}, "Z_LOSS: got -1.0"),
+        ({"label_smoothing": 1.0}, "LABEL_SMOOTHING: got 1.0"),
+        ({"logits_chunk": -1}, "LOGITS_CHUNK: got -1"),
     ],
 )
 def test_illegal_settings_name_the_macro(settings, message):

@@ -127,12 +127,12 @@ def test_adafactor_stores_two_vectors_for_a_large_kernel():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "sgd"}, "OPTIMIZER='sgd': expected one of adamw, adafactor"),
-        ({"schedule": "step"}, "SCHEDULE='step': expected one of linear, constant"),
-        ({"learning_rate": math.nan}, "LEARNING_RATE=nan"),
-        ({"clip_norm": -1.0}, "CLIP_NORM=-1.0"),
-        ({"beta2": 1.0}, "BETA2=1.0"),
-        ({"epsilon": 0.0}, "EPSILON=0.0"),
+        ({"name": "sgd"}, "OPTIMIZER: got 'sgd', expected one of 'adamw', 'adafactor'"),
+        ({"schedule": "step"}, "SCHEDULE: got 'step', expected one of 'linear', 'constant'"),
+        ({"learning_rate": math.nan}, "LEARNING_RATE: got nan"),
+        ({"clip_norm": -1.0}, "CLIP_NORM: got -1.0"),
+        ({"beta2": 1.0}, "BETA2: got 1.0"),
+        ({"epsilon": 0.0}, "EPSILON: got 0.0"),
         ({"name": "adafactor", "weight_decay": 0.1}, "WEIGHT_DECAY=0.1 has no effect"),
     ],
 )

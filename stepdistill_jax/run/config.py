@@ -185,7 +185,7 @@ class RunConfig:
         traced = self.profile_steps
         if traced and not (len(traced) == 2 and 1 <= traced[0] <= traced[1] <= self.train_steps):
             raise InputError(
-                f"PROFILE_STEPS: got {traced}, expected the first and the last step to trace, "
+                f"PROFILE_STEPS: got {traced}, expected the first and last step to trace, "
                 f"between 1 and TRAIN_STEPS={self.train_steps}, or () for none."
             )
         if self.early_stop_evals and not self.eval_period:

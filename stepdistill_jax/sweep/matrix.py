@@ -239,8 +239,8 @@ def read(
     folders = (".", *search_paths, gin_folder(), *beside)
     own = [setting for path in paths for setting in read_file(path, known, folders)]
     flags = [override(text, known) for text in overrides]
-    _refuse_run_file(gin_files[0], own, flags)
     resolved = resolve([*own, *flags], known)
+    _refuse_run_file(gin_files[0], own, flags)
     values = {
         macro.field: typed(macro, resolved[name])
         for name, macro in macros().items()

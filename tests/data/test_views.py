@@ -320,10 +320,13 @@ def test_other_methods_read_the_cache_itself(method):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"answer_marker": " "}, "ANSWER_MARKER=' '"),
-        ({"answer_marker": "so</s>"}, "ANSWER_MARKER='so</s>'"),
-        ({"counterfactual_masked": 1.5}, r"COUNTERFACTUAL_MASKED=1.5: .*\[0, 1\]"),
-        ({"counterfactual_replaced": -0.1}, "COUNTERFACTUAL_REPLACED=-0.1"),
+        ({"answer_marker": " "}, "ANSWER_MARKER: got ' '"),
+        ({"answer_marker": "so</s>"}, "ANSWER_MARKER: got 'so</s>'"),
+        (
+            {"counterfactual_masked": 1.5},
+            r"COUNTERFACTUAL_MASKED: got 1.5, .* \[0, 1\]",
+        ),
+        ({"counterfactual_replaced": -0.1}, "COUNTERFACTUAL_REPLACED: got -0.1"),
     ],
 )
 def test_illegal_settings_name_their_macro(settings, message):

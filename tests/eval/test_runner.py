@@ -329,10 +329,10 @@ def test_rows_without_gold_label_or_choices_stop(tmp_path, params):
     ("settings", "message"),
     [
         ({"splits": ()}, "EVAL_SPLITS"),
-        ({"step": -1}, "EVAL_STEP is -1"),
-        ({"batch_size": 0}, "EVAL_BATCH_SIZE is 0"),
-        ({"max_decode_length": 0}, "MAX_DECODE_LENGTH is 0"),
-        ({"watch_period": 0.0}, "WATCH_PERIOD is 0"),
+        ({"step": -1}, "EVAL_STEP: got -1"),
+        ({"batch_size": 0}, "EVAL_BATCH_SIZE: got 0"),
+        ({"max_decode_length": 0}, "MAX_DECODE_LENGTH: got 0"),
+        ({"watch_period": 0.0}, "WATCH_PERIOD: got 0"),
     ],
 )
 def test_illegal_settings_name_their_macro(settings, message):

@@ -77,16 +77,19 @@ SIZES = {
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"num_heads": 0}, r"NUM_HEADS = 0: must be at least 1"),
-        ({"dropout_rate": 1.0}, r"DROPOUT_RATE = 1.0: must be in \[0, 1\)"),
-        ({"dtype": "float16"}, r"DTYPE = 'float16': must be one of float32, bfloat16"),
-        ({"remat": "some"}, r"REMAT = 'some': must be one of none, dots, full"),
-        ({"mlp_activations": ("gleu", "linear")}, r"MLP_ACTIVATIONS = \('gleu', 'linear'\)"),
-        ({"mlp_activations": ()}, r"MLP_ACTIVATIONS = \(\): must be one or two of relu, gelu"),
-        ({"mlp_activations": "relu"}, r"MLP_ACTIVATIONS = 'relu': .* such as \('relu',\)"),
-        ({"relpos_buckets": 6}, r"RELPOS_BUCKETS = 6: must be a positive multiple of 4"),
-        ({"relpos_max_distance": 16}, r"RELPOS_MAX_DISTANCE = 16: must be more than half"),
-        ({"embedding_init_scale": 0.0}, r"EMBEDDING_INIT_SCALE = 0.0: must be greater than 0"),
+        ({"num_heads": 0}, r"NUM_HEADS: got 0, expected at least 1"),
+        ({"dropout_rate": 1.0}, r"DROPOUT_RATE: got 1.0, expected a number in \[0, 1\)"),
+        ({"dtype": "float16"}, r"DTYPE: got 'float16', expected one of 'float32', 'bfloat16'"),
+        ({"remat": "some"}, r"REMAT: got 'some', expected one of 'none', 'dots', 'full'"),
+        ({"mlp_activations": ("gleu", "linear")}, r"MLP_ACTIVATIONS: got \('gleu', 'linear'\)"),
+        ({"mlp_activations": ()}, r"MLP_ACTIVATIONS: got \(\), expected one or two activations"),
+        (
+            {"mlp_activations": "relu"},
+            r"MLP_ACTIVATIONS: got \('r', 'e', 'l', 'u'\), .* 'relu'",
+        ),
+        ({"relpos_buckets": 6}, r"RELPOS_BUCKETS: got 6, expected a positive multiple of 4"),
+        ({"relpos_max_distance": 16}, r"RELPOS_MAX_DISTANCE: got 16, expected more than half"),
+        ({"embedding_init_scale": 0.0}, r"EMBEDDING_INIT_SCALE: got 0.0, expected more than 0"),
     ],
 )
 def test_illegal_configurations_cannot_be_built(change, match):

@@ -49,8 +49,8 @@ def test_contradictory_sizes_are_named_with_both_numbers(config, message):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"fsdp": 0}, "MESH_FSDP=0: expected a number of devices >= 1"),
-        ({"tensor": -2}, "MESH_TENSOR=-2"),
+        ({"fsdp": 0}, "MESH_FSDP: got 0, expected at least 1 device"),
+        ({"tensor": -2}, "MESH_TENSOR: got -2"),
         ({"tensor": -1}, "MESH_FSDP and MESH_TENSOR are both -1"),
     ],
 )

@@ -189,7 +189,10 @@ def test_a_lone_text_is_a_tuple_of_one():
         ("ALPHA", r"--gin\.ALPHA: write --gin\.NAME=value"),
         ("ALPHA=1.5", r"^--gin\.ALPHA: got 1\.5, expected a number in \[0, 1\]\.$"),
         ("LEARNING_RATE=fast", r"--gin\.LEARNING_RATE: cannot parse 'fast'"),
-        ("TRAIN_STEPS=1e3", r"TRAIN_STEPS: got 1000\.0, expected a whole number, as in TRAIN_STEPS = 10000"),
+        (
+            "TRAIN_STEPS=1e3",
+            r"TRAIN_STEPS: got 1000\.0, expected a whole number",
+        ),
         ("PACK=1", r"PACK: got 1, expected True or False"),
         ("SEED=True", r"SEED: got True, expected a whole number"),
         ("EVAL_SPLITS=(1, 2)", r"EVAL_SPLITS: got \(1, 2\), expected a tuple of texts"),
@@ -206,7 +209,10 @@ def test_a_lone_text_is_a_tuple_of_one():
         ("RATIONALES=none", r"METHOD='step_by_step' trains on rationales, but RATIONALES='none'"),
         ("ANSWER_MARKER=''", r"ANSWER_MARKER: got '', expected words"),
         ("ALPHA_END=2.0", r"^--gin\.ALPHA_END: got 2\.0, expected a number in \[0, 1\]\.$"),
-        ("PROFILE_STEPS=(9, 8)", r"PROFILE_STEPS: got \(9, 8\), expected the first and the last step"),
+        (
+            "PROFILE_STEPS=(9, 8)",
+            r"PROFILE_STEPS: got \(9, 8\), expected the first and last",
+        ),
         ("PROFILE_STEPS=(9, 1501)", r"between 1 and TRAIN_STEPS=1500"),
         ("WARMUP_STEPS=2000", r"WARMUP_STEPS=2000 is more than TRAIN_STEPS=1500"),
         ("INPUT_ROW_LENGTH=8", r"INPUT_ROW_LENGTH=8 cannot hold .* MAX_INPUT_LENGTH=18"),

@@ -437,12 +437,12 @@ def test_a_key_that_expires_ends_it_with_all_answers_saved(run, server, place, m
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (f"TEACHER_KEY={KEY}", "TEACHER_KEY is no name of an environment variable"),
+        (f"TEACHER_KEY={KEY}", "TEACHER_KEY is not the name of an environment variable"),
         ("TEACHER_URL=http://me:secret@x/v1", "TEACHER_URL holds a user, a password"),
-        ("EXTRACT_DIR=gs://bucket/x", "name a folder on a disk"),
+        ("EXTRACT_DIR=gs://bucket/x", "expected a folder on a disk"),
         ("EXTRACT_DIR=''", "EXTRACT_DIR is empty"),
-        ("SWEEP_DIR='x'", "SWEEP_DIR is no macro of a run or an extraction: only the file that"),
-        ("TEACHER_MODLE=1", "the nearest is TEACHER_MODEL"),
+        ("SWEEP_DIR='x'", "SWEEP_DIR: a setting of a sweep"),
+        ("TEACHER_MODLE=1", "Did you mean TEACHER_MODEL?"),
     ],
 )
 def test_wrong_settings_are_named_and_credentials_not_repeated(run, override, message):
