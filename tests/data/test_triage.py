@@ -245,25 +245,28 @@ def test_labels_that_the_teachers_file_lacks_are_asked_for(own):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"triage": ("right",)}, "TRIAGE is 'right', not one of 'wrong', 'empty', 'states_label'"),
-        ({"triage": ("empty", "empty")}, "name each filter once"),
-        ({"triage": ALL, "triage_weight": 1.0}, r"TRIAGE_WEIGHT is 1.0, not in \[0, 1\)"),
-        ({"triage_weight": 0.5}, r"TRIAGE_WEIGHT is 0.5 but TRIAGE is \(\), so it weighs nothing"),
+        ({"triage": ("right",)}, r"TRIAGE: got \('right',\), expected some of 'wrong', 'empty'"),
+        ({"triage": ("empty", "empty")}, "expected each filter once"),
+        (
+            {"triage": ALL, "triage_weight": 1.0},
+            r"TRIAGE_WEIGHT: got 1.0, expected a number in \[0, 1\)",
+        ),
+        ({"triage_weight": 0.5}, r"TRIAGE_WEIGHT=0.5 has no effect with TRIAGE=\(\)"),
         (
             {"triage": ("wrong",), "rationales": "human"},
-            "no teacher's label is read with LABELS='gold' and RATIONALES='human'",
+            "LABELS='gold' with RATIONALES='human' reads no teacher's label",
         ),
         (
             {"triage": ("wrong",), "rationales": "none"},
-            "no teacher's label is read with LABELS='gold' and RATIONALES='none'",
+            "LABELS='gold' with RATIONALES='none' reads no teacher's label",
         ),
         (
             {"triage": ("wrong", "empty"), "rationales": "none", "labels": "teacher"},
-            "TRIAGE names 'empty' but RATIONALES is 'none', so there is nothing to judge",
+            "TRIAGE names 'empty', but RATIONALES='none' leaves no rationale to judge",
         ),
         (
             {"dataset": "jsonl", "columns": ColumnConfig(), "triage": ("wrong",)},
-            "'wrong' but DATASET 'jsonl' has no labels beside LABEL_COLUMN",
+            "'wrong', but DATASET='jsonl' has no teacher's labels",
         ),
     ],
 )
