@@ -153,7 +153,7 @@ def test_own_inputs_are_read_by_line_and_need_what_the_data_sets_rows_have(share
         inputs.load(data, (), f"file:{path}")
     with pytest.raises(InputError, match="EXTRACT_INPUTS is 'file:/no', but /no is no file"):
         inputs.load(data, (), "file:/no")
-    with pytest.raises(InputError, match="EXTRACT_INPUTS is 'svamp', not one of '', 'asdiv'"):
+    with pytest.raises(InputError, match="EXTRACT_INPUTS is 'svamp' but DATASET is 'cqa'"):
         inputs.load(data, (), "svamp")
 
 

@@ -77,3 +77,5 @@ def test_wrong_values_are_named_with_their_place(tmp_path):
     (tmp_path / "a.gin").write_text('include "extract/demo.gin"\nTEMPERATURE = -1\n')
     with pytest.raises(InputError, match=r"a\.gin:2: TEMPERATURE: got -1\.0, expected at least 0"):
         load.parse([tmp_path / "a.gin"], ["TEACHER_MODEL='m'"])
+    with pytest.raises(InputError, match="EXTRACT_INPUTS: got 'svamp', expected"):
+        load.parse(["extract/demo.gin"], ["TEACHER_MODEL='m'", "EXTRACT_INPUTS=svamp"])
