@@ -31,7 +31,7 @@ setup(
     ],
     package_dir=GIN_PACKAGES,
     package_data={
-        "stepdistill_jax.report": ["card.css"],
+        "stepdistill_jax.report": ["page.css", "page.html"],
         "stepdistill_jax.teacher": ["exemplars/*.json"],
         **{package: ["*.gin"] for package in GIN_PACKAGES},
         # A package: gin finds its files from any folder, as it finds T5X's own.
@@ -47,6 +47,8 @@ setup(
         "gin-config>=0.5",
         "grain>=0.2.16,<0.3",
         "jax>=0.10,<0.11",
+        "jinja2>=3.1",
+        "markupsafe>=2.1",
         "matplotlib>=3.9",
         "msgpack>=1.0",
         "numpy>=2",

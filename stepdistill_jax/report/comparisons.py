@@ -1,4 +1,4 @@
-"""Every method against standard finetuning on the same data, on the same examples."""
+"""Every method against standard finetuning on the same data and examples."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import dataclasses
 
 import numpy as np
 
-from stepdistill_jax.report.predictions import Floor, Predictions
+from stepdistill_jax.report.predictions import Predictions
+from stepdistill_jax.report.runs import Runs
 from stepdistill_jax.report.statistics import PairedTest, holm, paired_test
-from stepdistill_jax.report.tables import Cell, Scores
+from stepdistill_jax.report.trivial_baseline import TrivialBaseline
+from stepdistill_jax.report.variants import Scores, Variant, collect
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,16 +18,16 @@ class Comparison:
     """A method and its baseline.
 
     Attributes:
-        cell: of the method.
-        baseline: of the same task, student, labels and fraction; None where it was not run.
-        test: None where there is nothing to test.
-        seeds: that both have, with predictions.
-        adjusted: the test's p after Holm's correction over the report.
-        remark: why there is no test, or what was left out of it; "" = all is in.
+        variant: of the method.
+        baseline: same task, student, labels and fraction; None if it was not run.
+        test: None if nothing could be tested.
+        seeds: number of seeds for which both have predictions.
+        adjusted: p of the test after Holm's correction over the report.
+        remark: why there is no test, or what it leaves out; "" = nothing is left out.
     """
 
-    cell: Cell
-    baseline: Cell | None
+    variant: Variant
+    baseline: Variant | None
     test: PairedTest | None
     seeds: int
     adjusted: float | None
@@ -33,62 +35,63 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
-class Material:
-    """All that the sections of a report draw on."""
+class ReportData:
+    """The data of all sections of a report."""
 
     scores: Scores
     predictions: Predictions
     comparisons: tuple[Comparison, ...]
 
-    def floors(self, cell: Cell) -> list[Floor | None]:
-        """The floor of each line's test set; None without predictions."""
-        return [self.predictions.floor(line) for line in cell.lines]
+    def trivial_baselines(self, variant: Variant) -> list[TrivialBaseline | None]:
+        """That of each line's test set; None without predictions."""
+        return [self.predictions.trivial_baseline(line) for line in variant.lines]
 
 
-def compare(scores: Scores, predictions: Predictions) -> tuple[Comparison, ...]:
-    """Tests every setting but the baselines themselves.
+def analyze(runs: Runs) -> ReportData:
+    """Groups results into variants and tests each against its baseline.
 
     Raises:
-        InputError: a line of predictions is damaged.
+        InputError: see `collect`, or a line of predictions is damaged.
     """
-    found = [
-        _compare(cell, scores.baseline(cell.setting), predictions)
-        for cell in scores.students
-        if not cell.setting.recipe.is_baseline
+    scores, predictions = collect(runs), Predictions()
+    comparisons = [
+        _compare(variant, scores.baseline(variant.key), predictions)
+        for variant in scores.students
+        if not variant.key.recipe.is_baseline
     ]
-    adjusted = iter(holm([c.test.p for c in found if c.test is not None]))
-    return tuple(
-        c if c.test is None else dataclasses.replace(c, adjusted=next(adjusted)) for c in found
+    adjusted = iter(holm([c.test.p for c in comparisons if c.test is not None]))
+    corrected = (
+        c if c.test is None else dataclasses.replace(c, adjusted=next(adjusted))
+        for c in comparisons
     )
+    return ReportData(scores, predictions, tuple(corrected))
 
 
-def _compare(cell: Cell, baseline: Cell | None, predictions: Predictions) -> Comparison:
+def _compare(variant: Variant, baseline: Variant | None, predictions: Predictions) -> Comparison:
     if baseline is None:
-        return Comparison(cell, None, None, 0, None, "baseline not run")
-    shared = [seed for seed in cell.seeds if seed in baseline.seeds]
+        return Comparison(variant, None, None, 0, None, "baseline not run")
+    shared = [seed for seed in variant.seeds if seed in baseline.seeds]
     if not shared:
-        return Comparison(cell, baseline, None, 0, None, "no seed in common")
+        return Comparison(variant, baseline, None, 0, None, "no seed in common")
     examples, first, second = [], [], []
     remarks: dict[str, None] = {}
-    used = 0
     for seed in shared:
-        ours, theirs = (predictions.of(side.seeds[seed]) for side in (cell, baseline))
+        ours, theirs = (predictions.of(side.seeds[seed]) for side in (variant, baseline))
         if isinstance(ours, str) or isinstance(theirs, str):
-            for side, scored in ((cell, ours), (baseline, theirs)):
+            for side, scored in ((variant, ours), (baseline, theirs)):
                 if isinstance(scored, str):
                     remarks[f"{side.seeds[seed].run}: {scored}"] = None
             continue
-        # Only the same example of the same seed's data: elsewhere an id may be another row's.
+        # Only within one seed's data: elsewhere the same id may name another example.
         common, at, other = np.intersect1d(ours.examples, theirs.examples, return_indices=True)
         if not len(common):
             remarks[f"seed {seed[0]}: no example in common"] = None
             continue
-        used += 1
         examples.append(common)
         first.append(ours.correct[at])
         second.append(theirs.correct[other])
     remark = "; ".join(remarks)
-    if not used:
-        return Comparison(cell, baseline, None, 0, None, remark)
+    if not examples:
+        return Comparison(variant, baseline, None, 0, None, remark)
     test = paired_test(*(np.concatenate(part) for part in (examples, first, second)))
-    return Comparison(cell, baseline, test, used, None, remark)
+    return Comparison(variant, baseline, test, len(examples), None, remark)

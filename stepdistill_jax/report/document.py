@@ -1,45 +1,74 @@
-"""What a report says, before it is HTML or Markdown."""
+"""The content of a report, before it becomes HTML or Markdown."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 NUMBER, TEXT, PAPER, MISSING = "number", "text", "paper", "missing"
+
+_Value = TypeVar("_Value")
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One cell of a table.
+    """One entry of a table.
 
     Attributes:
-        kind: `NUMBER` is ours, `PAPER` the paper's, `MISSING` says why there is none.
+        kind: `NUMBER` is ours, `PAPER` the paper's, `MISSING` says why there is no number.
     """
 
     text: str
     kind: str = TEXT
 
 
+def missing(reason: str) -> Entry:
+    """The reason why there is no number."""
+    return Entry(reason, MISSING)
+
+
+def number(
+    value: _Value | None, write: Callable[[_Value], str] = str, otherwise: str = "not known"
+) -> Entry:
+    """A number as `write` formats it; `otherwise` in place of None."""
+    return missing(otherwise) if value is None else Entry(write(value), NUMBER)
+
+
+# Column heading, or (group of columns, heading) -> text or entry.
+Row = Mapping[Any, str | Entry]
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of entries; the first column names the row.
-
-    Attributes:
-        caption: above it.
-        header: names of the columns.
-        groups: for each column what it and its neighbours stand under, "" = nothing; () = no
-            such line.
-    """
+    """Rows with the same columns; the first column names the row."""
 
     caption: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[Entry, ...], ...]
-    groups: tuple[str, ...] = ()
+    rows: Sequence[Row]
 
     def __post_init__(self) -> None:
-        widths = {len(self.header), *map(len, self.rows)} | ({len(self.groups)} - {0})
-        assert len(widths) == 1, f"{self.caption}: {widths}"
+        assert len({tuple(row) for row in self.rows}) == 1, self.caption
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """(group, heading) of each column; the group is "" if there is none."""
+        return [("", key) if isinstance(key, str) else key for key in self.rows[0]]
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """(group, number of columns) from left to right; empty without groups."""
+        groups = [group for group, _ in self.columns]
+        return [(group, len([*same])) for group, same in itertools.groupby(groups) if any(groups)]
+
+    @property
+    def body(self) -> list[list[Entry]]:
+        """The entries of every row."""
+        return [
+            [Entry(value) if isinstance(value, str) else value for value in row.values()]
+            for row in self.rows
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +82,31 @@ class Paragraph:
 class Bullets:
     """A list of plain texts."""
 
-    items: tuple[str, ...]
+    items: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Excerpt:
+    """Texts of an example or an annotation; HTML shows them folded.
+
+    Attributes:
+        texts: (name, text), at least one.
+    """
+
+    title: str
+    texts: Sequence[tuple[str, str]]
+
+
+Block = Paragraph | Bullets | Table | Excerpt
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A plot with its words and numbers.
+    """A plot, its description and its numbers.
 
     Attributes:
         name: of its files, without the ending.
-        caption: what it shows.
-        alt: what a reader who does not see it should know.
-        svg, png: the picture.
-        table: its numbers.
+        alt: what it shows, for readers who cannot see it.
     """
 
     name: str
@@ -77,24 +118,8 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True)
-class Excerpt:
-    """Texts that somebody or something else wrote, for a look; shown folded where that is possible.
-
-    Attributes:
-        title: what they belong to.
-        texts: (name, text), at least one.
-    """
-
-    title: str
-    texts: tuple[tuple[str, str], ...]
-
-
-Block = Paragraph | Bullets | Table | Figure | Excerpt
-
-
-@dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the page under one heading.
+    """A part of the page under one heading; figures follow the blocks.
 
     Attributes:
         id: of the heading, for links.
@@ -102,7 +127,8 @@ class Section:
 
     id: str
     title: str
-    blocks: tuple[Block, ...]
+    blocks: Sequence[Block]
+    figures: Sequence[Figure] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,32 +136,26 @@ class Report:
     """The whole page.
 
     Attributes:
-        lead: what it is about, in a few sentences.
-        link: the only one that leads elsewhere: (text, address).
+        lead: a few sentences below the title.
+        link: the only link to another site: (text, address).
     """
 
     title: str
-    lead: tuple[str, ...]
+    lead: Sequence[str]
     link: tuple[str, str]
     sections: Sequence[Section]
 
-    @property
-    def figures(self) -> list[Figure]:
-        """In order."""
-        blocks = [block for section in self.sections for block in section.blocks]
-        return [block for block in blocks if isinstance(block, Figure)]
 
-
-# Controls that have a use in plain text; joiners are part of some scripts' spelling.
+# Control characters with a use in plain text; joiners are part of the spelling of some scripts.
 _KEPT_CONTROLS = frozenset("\n\t\u200c\u200d")
 _INVISIBLE = frozenset(("Cc", "Cf", "Cs"))
 
 
 def visible(text: str) -> str:
-    """With the code point in the place of characters that control how text is shown.
+    """Replaces characters that control how text is shown by their code points.
 
-    Null, terminal escapes, marks that turn the direction of writing, halves of characters: a text
-    with ``\\u202e`` has ``⟨U+202E⟩`` there.
+    These are null, terminal escapes, marks of writing direction and lone surrogates: ``\\u202e``
+    becomes ``⟨U+202E⟩``.
     """
     return "".join(
         f"⟨U+{ord(character):04X}⟩"

@@ -1,4 +1,4 @@
-"""Reads what an extraction says of itself: ``summary.json`` and the rows to look at."""
+"""Reads the numbers of an extraction: ``summary.json`` and the examples to check."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ from stepdistill_jax.teacher.quality import Assessment
 from stepdistill_jax.teacher.store import SUMMARY_FILE
 from stepdistill_jax.teacher.summary import paid_rows
 
-# Of the rows to look at, shown a unit.
+# Examples to check that the report shows for each split.
 SHOWN = 10
+_TYPE_NAMES = {
+    str: "a text", int: "a whole number", float: "a number", list: "a list", bool: "true or false",
+}  # fmt: skip
 
 _Data = TypeVar("_Data")
-_UNIT = re.compile(r"[\w-]+", re.ASCII)
+_NAME = re.compile(r"[\w-]+", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
-    """The few-shot prompt; None where it is not known."""
+class PromptSummary:
+    """The few-shot prompt; None = unknown."""
 
     hash: str | None = None
     exemplars: int | None = None
@@ -40,18 +43,17 @@ class Prompt:
 
 
 @dataclasses.dataclass(frozen=True)
-class Unit:
-    """One split's rows, or the added inputs; None where a number is not known.
+class AnnotatedSplit:
+    """One split, or the added inputs; None = unknown.
 
     Attributes:
-        rows: to be asked about.
-        answered: of those, with an outcome.
-        requests: paid, hints and samples included.
-        cached: answers that cost nothing, as another extraction had paid for them.
-        prompt_tokens, completion_tokens: read and written over them.
-        cost: of them, in the money of the prices.
-        seconds: at work.
-        quality: of the answers.
+        rows: examples to annotate.
+        answered: examples with an annotation or a failure.
+        requests: paid ones, hints and samples included.
+        cached: answers from another extraction's cache, at no cost.
+        prompt_tokens, completion_tokens: read and written in all requests.
+        cost: of all requests, in the currency of the prices.
+        seconds: with requests in flight.
     """
 
     rows: int | None = None
@@ -65,25 +67,23 @@ class Unit:
     quality: Assessment | None = None
 
     @property
-    def _paid_rows(self) -> float | None:
+    def _paid(self) -> float | None:
         return paid_rows(self.answered, self.requests, self.cached)
 
     @property
     def price(self) -> float | None:
-        """Of a row, as if no answer had come from the cache; None where it is not known."""
-        rows = self._paid_rows
-        return None if self.cost is None or not rows else self.cost / rows
+        """Cost of an example, as if no answer had come from the cache; None if unknown."""
+        return None if self.cost is None or not self._paid else self.cost / self._paid
 
     @property
     def pace(self) -> float | None:
-        """Rows a second, likewise."""
-        rows = self._paid_rows
-        return rows / self.seconds if rows and self.seconds else None
+        """Examples a second, as if none had come from the cache; None if unknown."""
+        return self._paid / self.seconds if self._paid and self.seconds else None
 
 
 @dataclasses.dataclass(frozen=True)
-class Lost:
-    """Requests that were lost in flight, over all units; tokens and cost are their bounds."""
+class LostRequests:
+    """Requests lost in flight, over all splits; tokens and cost are upper bounds."""
 
     requests: int | None = None
     prompt_tokens: int | None = None
@@ -93,7 +93,7 @@ class Lost:
 
 @dataclasses.dataclass(frozen=True)
 class Suspect:
-    """A row to look at, as `teacher.quality.worst` writes it."""
+    """An example to check, as `teacher.quality.worst` writes it."""
 
     id: str
     reasons: list[str]
@@ -107,107 +107,112 @@ class Suspect:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Summary:
+class _SummaryFile:
     dataset: str
     model: str
-    prompt: Prompt | None = None
-    lost: Lost | None = None
+    prompt: PromptSummary | None = None
+    lost: LostRequests | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Extraction:
-    """One extraction's folder.
+class ExtractionSummary:
+    """The numbers of one extraction.
 
     Attributes:
-        name: unique in the report; the same wherever the folder lies, where that is possible.
+        name: unique in the report, and independent of the folder's place if possible.
         dataset: `data.config.DataConfig.name`.
         model: the teacher.
-        prompt: that it was asked with.
-        units: name -> numbers.
-        worst: unit -> rows to look at, `SHOWN` at most.
-        lost: requests that may have been paid for without an answer.
+        splits: name -> numbers.
+        worst: split -> examples to check, at most `SHOWN`.
+        lost: requests that may have been charged without an answer.
     """
 
     name: str
     dataset: str
     model: str
-    prompt: Prompt
-    units: Mapping[str, Unit]
+    prompt: PromptSummary
+    splits: Mapping[str, AnnotatedSplit]
     worst: Mapping[str, Sequence[Suspect]]
-    lost: Lost = Lost()
+    lost: LostRequests = LostRequests()
+
+    @property
+    def _answered(self) -> list[tuple[AnnotatedSplit, int]]:
+        return [(split, split.answered) for split in self.splits.values() if split.answered]
 
     @property
     def price(self) -> float | None:
-        """Of a row, mean over the units by their rows; None where a unit's is not known."""
-        units = [unit for unit in self.units.values() if unit.answered]
-        prices = [unit.price for unit in units if unit.price is not None]
-        if not units or len(prices) < len(units):
-            return None
-        rows = [unit.answered or 0 for unit in units]
-        return sum(p * n for p, n in zip(prices, rows, strict=True)) / sum(rows)
+        """Mean cost of an example; None if that of a split is unknown."""
+        total, count = 0.0, 0
+        for split, answered in self._answered:
+            if split.price is None:
+                return None
+            total, count = total + split.price * answered, count + answered
+        return total / count if count else None
 
     @property
     def label_price(self) -> float | None:
-        """Of a row with a label and a rationale: those without are paid for too."""
-        units = [unit for unit in self.units.values() if unit.answered]
-        usable = sum(unit.quality.usable for unit in units if unit.quality)
-        if self.price is None or not usable or not all(unit.quality for unit in units):
+        """Cost of an example with label and rationale; those without are paid for too."""
+        if self.price is None or not all(split.quality for split, _ in self._answered):
             return None
-        return self.price * sum(unit.answered or 0 for unit in units) / usable
+        usable = sum(split.quality.usable for split, _ in self._answered if split.quality)
+        return self.price * sum(n for _, n in self._answered) / usable if usable else None
 
 
-def read_extractions(folders: Sequence[epath.PathLike]) -> list[Extraction]:
-    """What each of `folders` says; a folder that is named twice counts once.
+def read_extractions(folders: Sequence[epath.PathLike]) -> list[ExtractionSummary]:
+    """The numbers of each extraction; each folder counts once.
 
     Raises:
-        InputError: a folder is no extraction's, or something in it is damaged.
+        InputError: a folder holds no extraction, or a file in it is damaged.
     """
     paths = [*dict.fromkeys(os.path.realpath(os.fspath(folder)) for folder in folders)]
     return [_read(epath.Path(path), name) for path, name in zip(paths, _names(paths), strict=True)]
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """The shortest end of each path that no other has."""
+    """The shortest end of each path that no other path has."""
     ends = [
         [os.sep.join(path.split(os.sep)[-n:]) for n in range(1, path.count(os.sep) + 2)]
         for path in paths
     ]
     counts = collections.Counter(itertools.chain(*ends))
-    return [next(end for end in own if counts[end] == 1) for own in ends]
+    return [next(end for end in of_path if counts[end] == 1) for of_path in ends]
 
 
-def _read(folder: epath.Path, name: str) -> Extraction:
+def _read(folder: epath.Path, name: str) -> ExtractionSummary:
     path = folder / SUMMARY_FILE
     if not path.is_file():
         raise InputError(
-            f"{folder}: no {SUMMARY_FILE} in it; name the EXTRACT_DIR of a launch.extract that "
-            "has answered something"
+            f"{folder}: no {SUMMARY_FILE} in it. Name the EXTRACT_DIR of a launch.extract that has "
+            "received answers."
         )
     text = records.decode_utf8(path.read_bytes(), str(path))
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{path}:{error.lineno}: not JSON ({records.json_fault(error)}); run "
-            "launch.extract again, which writes it anew"
+            f"{path}:{error.lineno}: not JSON ({records.json_fault(error)}). Run launch.extract "
+            "again, which rewrites the file."
         ) from error
-    summary = _data(_Summary, content, str(path))
-    units = content.get("units", {})
-    if not isinstance(units, dict):
-        raise InputError(f"{path}: units is {_shown(units)}, expected an object")
-    for unit in units:
-        if not _UNIT.fullmatch(unit):
+    summary = _data(_SummaryFile, content, str(path))
+    splits = content.get("units", {})
+    if not isinstance(splits, dict):
+        raise InputError(f"{path}: units: got {_shown(splits)}, expected an object.")
+    for split in splits:
+        if not _NAME.fullmatch(split):
             raise InputError(
-                f"{path}: a unit is called {unit!r}, expected a name of letters, digits, - and _"
+                f"{path}: units: got the name {split!r}, expected letters, digits, - and _."
             )
-    return Extraction(
+    return ExtractionSummary(
         name=name,
         dataset=summary.dataset,
         model=summary.model,
-        prompt=summary.prompt or Prompt(),
-        units={unit: _data(Unit, found, f"{path}: units.{unit}") for unit, found in units.items()},
-        worst={unit: _worst(folder / f"worst_{unit}.jsonl") for unit in units},
-        lost=summary.lost or Lost(),
+        prompt=summary.prompt or PromptSummary(),
+        splits={
+            split: _data(AnnotatedSplit, value, f"{path}: units.{split}")
+            for split, value in splits.items()
+        },
+        worst={split: _worst(folder / f"worst_{split}.jsonl") for split in splits},
+        lost=summary.lost or LostRequests(),
     )
 
 
@@ -222,42 +227,40 @@ def _worst(path: epath.Path) -> list[Suspect]:
 
 
 def _data(kind: type[_Data], value: Any, where: str) -> _Data:
-    """A dataclass from a JSON object; other keys are left alone.
+    """A dataclass from a JSON object; unknown keys are ignored.
 
     Raises:
-        InputError: a field lacks or is of another type.
+        InputError: a field is missing or has the wrong type.
     """
     if not isinstance(value, dict):
-        raise InputError(f"{where}: {_shown(value)}, expected an object")
+        raise InputError(f"{where}: got {_shown(value)}, expected an object.")
     hints = typing.get_type_hints(kind)
-    given = {}
+    fields = {}
     for field in dataclasses.fields(typing.cast(Any, kind)):
         if field.name in value:
             at = f"{where}: {field.name}" if ": " not in where else f"{where}.{field.name}"
-            given[field.name] = _value(hints[field.name], value[field.name], at)
+            fields[field.name] = _value(hints[field.name], value[field.name], at)
         elif field.default is dataclasses.MISSING:
-            raise InputError(f"{where}: no {field.name}; make the file anew with launch.extract")
-    return kind(**given)
+            raise InputError(f"{where}: no {field.name}. Write the file again with launch.extract.")
+    return kind(**fields)
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
     options = typing.get_args(hint) if typing.get_origin(hint) is types.UnionType else (hint,)
     if value is None and type(None) in options:
         return None
-    (wanted,) = (option for option in options if option is not type(None))
-    if dataclasses.is_dataclass(wanted):
-        return _data(typing.cast(type[Any], wanted), value, where)
-    origin, args = typing.get_origin(wanted), typing.get_args(wanted)
+    (expected,) = (option for option in options if option is not type(None))
+    if dataclasses.is_dataclass(expected):
+        return _data(typing.cast(type[Any], expected), value, where)
+    origin, args = typing.get_origin(expected), typing.get_args(expected)
     if origin is list and isinstance(value, list):
         return [_value(args[0], item, where) for item in value]
     if origin is Mapping and isinstance(value, dict):
         return {key: _value(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    plain = origin is None and fits(value, wanted)
+    plain = origin is None and fits(value, expected)
     if not plain or (isinstance(value, float) and not math.isfinite(value)):
-        name = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
-        raise InputError(
-            f"{where} is {_shown(value)}, expected {name.get(origin or wanted, 'an object')}"
-        )
+        kind = _TYPE_NAMES.get(origin or expected, "an object")
+        raise InputError(f"{where}: got {_shown(value)}, expected {kind}.")
     return value
 
 

@@ -18,45 +18,38 @@ from stepdistill_jax.report.document import (
 
 
 def render(report: Report, figures: str) -> str:
-    """The whole file.
-
-    Args:
-        report: what to say.
-        figures: folder of the figures' files, as seen from this one.
-    """
+    """The whole file; `figures` is the folder of the figures' files, relative to it."""
     text, address = report.link
     parts = [f"# {_plain(report.title)}", *map(_plain, report.lead), f"[{_plain(text)}]({address})"]
     for section in report.sections:
         parts.append(f"## {_plain(section.title)}")
-        parts += [_block(block, figures) for block in section.blocks]
+        parts += map(_block, section.blocks)
+        parts += [_figure(figure, figures) for figure in section.figures]
     return "\n\n".join(parts) + "\n"
 
 
-def _block(block: Block, figures: str) -> str:
+def _block(block: Block) -> str:
     if isinstance(block, Paragraph):
         return _plain(block.text)
     if isinstance(block, Bullets):
         return "\n".join(f"- {_plain(item)}" for item in block.items)
-    if isinstance(block, Figure):
-        picture = f"![{_plain(block.alt)}]({figures}/{block.name}.png)"
-        files = f"[SVG]({figures}/{block.name}.svg)"
-        return f"**{_plain(block.caption)}**\n\n{picture}\n\n{files}\n\n{_table(block.table)}"
     if isinstance(block, Excerpt):
-        rows = tuple((Entry(name), Entry(text)) for name, text in block.texts)
-        return _table(Table(block.title, ("", "text"), rows))
+        return _table(Table(block.title, [{"": name, "text": text} for name, text in block.texts]))
     return _table(block)
 
 
+def _figure(figure: Figure, folder: str) -> str:
+    picture = f"![{_plain(figure.alt)}]({folder}/{figure.name}.png)"
+    svg = f"[SVG]({folder}/{figure.name}.svg)"
+    return f"**{_plain(figure.caption)}**\n\n{picture}\n\n{svg}\n\n{_table(figure.table)}"
+
+
 def _table(table: Table) -> str:
-    groups = table.groups or ("",) * len(table.header)
-    header = [
-        f"{group}, {name}" if group else name
-        for group, name in zip(groups, table.header, strict=True)
-    ]
+    headings = [f"{group}, {name}" if group else name for group, name in table.columns]
     lines = [
-        _line([_plain(name) for name in header]),
-        _line(["---"] * len(header)),
-        *(_line([_entry(entry) for entry in row]) for row in table.rows),
+        _line([_plain(heading) for heading in headings]),
+        _line(["---"] * len(headings)),
+        *(_line([_entry(entry) for entry in row]) for row in table.body),
     ]
     return f"**{_plain(table.caption)}**\n\n" + "\n".join(lines)
 
@@ -73,7 +66,7 @@ def _entry(entry: Entry) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without what Markdown would take for its own; an address in it is no link."""
+    """Escapes Markdown; an address in the text becomes no link."""
     text = visible(text)
     for mark in ("\\", "|", "*", "_", "`", "<", "[", "]", "~", "$"):
         text = text.replace(mark, f"\\{mark}")

@@ -12,9 +12,9 @@ from etils import epath
 
 from stepdistill_jax import records
 
-# Okabe and Ito's, told apart without colour vision; two of them are too pale for a line.
+# Okabe and Ito's colours, distinguishable without colour vision; two of them are too pale.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-# Of other lengths than the colours, so that the look of a line comes again only after hundreds.
+# These lists and the colours have different lengths, so a style recurs only after hundreds.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES: tuple[Any, ...] = (
     "-",
@@ -25,9 +25,9 @@ _DASHES: tuple[Any, ...] = (
     (0, (1, 1.5)),
 )
 _LEVEL_DASHES: tuple[Any, ...] = (":", (0, (8, 3)), (0, (3, 2)))
-# Percentage points that a vertical axis spans at least.
-LEAST_SPAN = 10.0
-# Of text and axes: in a page they take the text's colour.
+# Minimum range of a vertical axis in percentage points.
+MINIMUM_SPAN = 10.0
+# Of text and axes; a page replaces it by the colour of its text.
 _INK = "#1a1a1a"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -54,11 +54,10 @@ def curves(
 
     Args:
         path: a PNG file.
-        title: above all.
-        panels: label of the vertical axis -> trainer -> its runs, each a value a step. The first
-            trainer's lines are wide and pale, so that a second one on top leaves them visible.
-        below: the same labels -> relative difference a step, in a row below, on a log scale.
-        limit: a line across that row.
+        panels: label of the vertical axis -> trainer -> its runs, each one value a step. The
+            first trainer's lines are wide and pale to stay visible below the others.
+        below: the same labels -> relative difference at each step, for a row below on a log scale.
+        limit: a horizontal line in that row.
     """
     from matplotlib.figure import Figure
 
@@ -87,7 +86,7 @@ def _lines(axis: Any, label: str, trainers: Mapping[str, Sequence[Sequence[float
 
 
 def _differences(axis: Any, values: Sequence[float], limit: float | None) -> None:
-    # A difference of 0 has no place on a log scale.
+    # A log scale cannot show a difference of 0.
     shown = [value or float("nan") for value in values]
     axis.plot(range(1, len(values) + 1), shown, ".", color=_COLORS[2], markersize=4)
     if limit is not None:
@@ -97,20 +96,23 @@ def _differences(axis: Any, values: Sequence[float], limit: float | None) -> Non
     axis.grid(alpha=0.25)
 
 
+# x, y and the standard error of y or None.
+Point = tuple[float, float, float | None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Curve:
     """A line through points.
 
     Attributes:
-        label: in the legend; "" = not there.
-        points: (x, y, standard error of y or None).
-        style: number of its colour, marker and dashes.
+        label: in the legend; "" = not in the legend.
+        style: number of the colour, marker and dashes.
         joined: draw the line.
         marked: draw the points.
     """
 
     label: str
-    points: Sequence[tuple[float, float, float | None]]
+    points: Sequence[Point]
     style: int
     joined: bool = True
     marked: bool = True
@@ -118,11 +120,11 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """Where a curve may go.
+    """The interval of a curve.
 
     Attributes:
         points: (x, low, high), ascending.
-        style: that of its curve.
+        style: of its curve.
     """
 
     points: Sequence[tuple[float, float, float]]
@@ -131,7 +133,7 @@ class Band:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One figure in two forms; the SVG's texts are texts."""
+    """One figure in two formats; the SVG keeps its texts as text."""
 
     svg: str
     png: bytes
@@ -145,15 +147,13 @@ def panel(
     ticks: Mapping[float, str],
     bands: Sequence[Band] = (),
 ) -> Picture:
-    """Draws curves over a logarithmic axis, in the width of a phone; equal input, equal bytes.
+    """Draws curves over a logarithmic axis in the width of a phone; equal input, equal bytes.
 
     Args:
         curves: at least one.
-        levels: name -> height of a line across.
-        x_label: of the horizontal axis.
-        y_label: of the vertical axis.
-        ticks: place on the horizontal axis -> its text.
-        bands: drawn under the curves.
+        levels: name -> height of a horizontal line.
+        ticks: position on the horizontal axis -> its text.
+        bands: drawn below the curves.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -181,7 +181,7 @@ def panel(
         axis.margins(x=0.06, y=0.08)
         _widen(axis)
         axis.grid(axis="y", alpha=0.25, color=_INK)
-        # What is drawn first lies below, but is named last.
+        # Levels are drawn first to lie below, and named last.
         handles, labels = axis.get_legend_handles_labels()
         order = [*range(len(levels), len(labels)), *range(len(levels))]
         figure.legend(
@@ -200,16 +200,16 @@ def panel(
 
 
 def _widen(axis: Any) -> None:
-    """Gives the vertical axis `LEAST_SPAN`, lest an example more or less look like a trend."""
+    """Gives the vertical axis `MINIMUM_SPAN`, so that one example more is not seen as a trend."""
     low, high = axis.get_ylim()
-    missing = max(0.0, LEAST_SPAN - (high - low)) / 2
+    missing = max(0.0, MINIMUM_SPAN - (high - low)) / 2
     axis.set_ylim(low - missing, high + missing)
 
 
-def in_words(
+def describe(
     curves: Sequence[Curve], levels: Mapping[str, float], place: Callable[[float], str]
 ) -> str:
-    """What a panel shows, for those who cannot see it; `place` writes a horizontal position."""
+    """A panel in words, for readers who cannot see it; `place` formats a horizontal position."""
     texts = []
     for curve in curves:
         points = ", ".join(f"{y:.1f} at {place(x)}" for x, y, _ in sorted(curve.points))
@@ -234,18 +234,18 @@ def _curve(axis: Any, curve: Curve) -> None:
 
 
 def inline(svg: str, prefix: str) -> str:
-    """An SVG file's text for the inside of a page, on the page's ground, in the page's ink.
+    """An SVG file's text for use inside a page, in the colours of the page.
 
     Args:
         svg: as `panel` drew it.
-        prefix: of its ids, which must be its own in the page.
+        prefix: makes its ids unique in the page.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # A style element would be the whole page's.
+    # A style element would apply to the whole page.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg)
-    svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg)
+    for size in ("width", "height"):
+        svg = re.sub(rf'(<svg[^>]*?) {size}="[^"]*"', r"\1", svg)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'href="#', f'href="#{prefix}-', svg)
     svg = svg.replace("url(#", f"url(#{prefix}-")

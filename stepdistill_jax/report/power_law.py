@@ -1,14 +1,14 @@
-"""A learning curve through a pilot's points, and how much more data would bring.
+"""Fits a learning curve to a pilot, and forecasts the gain of more data.
 
 The curve is the inverse power law ``error(n) = a + b * n**-c`` that Figueroa et al. (2012,
 "Predicting sample size required for classification performance") fit to small annotated sets,
 with ``0 <= a <= 1``, ``b >= 0`` and `EXPONENTS`, by bounded least squares weighted with the seeds.
 
-Its uncertainty is that of the gain itself, by its profile: all gains for which some curve fits so
-well that the weighted squares exceed the best fit's by no more than the square of Student's t.
-Bootstrapping two or three seeds gives intervals that are too narrow, and the covariance matrix
-gives nonsense where a bound is reached or the points do not determine the exponent; the profile
-knows both. The interval is of the mean over seeds, not of one more run.
+The interval of the gain comes from its profile: it contains all gains for which some curve's
+weighted squares exceed the best fit's by at most the square of Student's t. Bootstrapping two or
+three seeds gives intervals that are too narrow; the covariance matrix is invalid at a bound or if
+the points do not determine the exponent. The profile handles both. The interval is of the mean
+over seeds, not of one more run.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ import scipy.optimize
 import scipy.stats
 
 LEVEL = 0.95
-# Distinct sizes that a curve of three parameters needs.
-LEAST_SIZES = 3
-# A forecast for more than so many times the largest size would be a guess.
+# Distinct sizes that a curve with three parameters needs.
+MINIMUM_SIZES = 3
+# A forecast beyond this multiple of the largest size would be a guess.
 FARTHEST = 4.0
 EXPONENTS = (0.01, 10.0)
-# Lack of fit at this level, and by this much accuracy somewhere, is a poor fit.
+# A fit is poor if its lack of fit is significant at this level and a residual is this large.
 _POOR_P, _POOR_RESIDUAL = 0.01, 0.01
-# A size whose seeds are this much of the curve's height apart, of a curve this high, jumps.
+# A pilot jumps if the seeds of a size differ by this share of the curve's height, and the curve
+# is at least this high.
 _JUMP, _JUMP_HEIGHT = 2 / 3, 0.2
 _GRID = np.geomspace(*EXPONENTS, 160)
-# Least gain that is looked for, and how finely.
-_LEAST_GAIN, _GAINS = 1e-6, 120
+# Smallest gain of the grid, and its number of gains.
+_SMALLEST_GAIN, _GAINS = 1e-6, 120
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Point:
         size: training pairs, at least 1.
         error: 1 - accuracy.
         stderr: binomial, over the test examples.
-        examples: that it was scored on.
+        examples: number of test examples.
     """
 
     size: float
@@ -55,7 +56,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
-    """What more data would bring, as a share of accuracy; `low` to `high` is at `LEVEL`."""
+    """Gain in accuracy from `more` pairs; the interval from `low` to `high` is at `LEVEL`."""
 
     more: float
     value: float
@@ -69,13 +70,13 @@ class Fit:
 
     Attributes:
         sizes: distinct, ascending.
-        errors: mean at each.
-        seeds: runs at each.
-        a, b, c: ``error(n) = a + b * (n / largest)**-c``: b is the error above a at the largest.
-        noise: standard deviation of one run, lack of fit included.
-        degrees: of freedom that the noise was estimated with; 0 = from the examples alone, as no
-            size has several seeds.
-        poor: why no forecast is to be made; "" = the curve fits.
+        errors: mean of each size.
+        seeds: number of runs of each size.
+        a, b, c: ``error(n) = a + b * (n / largest)**-c``; b is the error above a at the largest.
+        noise: standard deviation of one run, including lack of fit.
+        degrees: degrees of freedom of the noise; 0 = no size has several seeds, so the noise comes
+            from the test examples.
+        poor: why there is no forecast; "" = the curve fits.
     """
 
     sizes: tuple[float, ...]
@@ -90,7 +91,7 @@ class Fit:
 
     @property
     def largest(self) -> float:
-        """Of the sizes."""
+        """The largest size."""
         return self.sizes[-1]
 
     def error(self, size: float) -> float:
@@ -98,15 +99,15 @@ class Fit:
         return self.a + self.b * (size / self.largest) ** -self.c
 
     def gain(self, more: float) -> Gain:
-        """What `more` pairs beyond the largest size would bring."""
+        """The gain of `more` pairs beyond the largest size."""
         value = self.error(self.largest) - self.error(self.largest + more)
         drops = -np.expm1(-_GRID * np.log1p(more / self.largest))
 
         def excess(gain: float) -> float:
-            """How much worse the best curve with this gain fits than is allowed."""
+            """By how much the squares of the best curve with this gain exceed the limit."""
             return float(self._squares(np.array([gain]), drops)[0]) - limit
 
-        gains = np.unique([0.0, value, *np.geomspace(_LEAST_GAIN, 1.0, _GAINS)])
+        gains = np.unique([0.0, value, *np.geomspace(_SMALLEST_GAIN, 1.0, _GAINS)])
         squares = self._squares(gains, drops)
         limit = float(squares.min()) + _quantile(self.degrees) ** 2
         inside = np.flatnonzero(squares <= limit)
@@ -118,11 +119,11 @@ class Fit:
         return Gain(more, value, min(low, value), max(high, value))
 
     def _squares(self, gains: np.ndarray, drops: np.ndarray) -> np.ndarray:
-        """Least weighted squares of a curve with each gain, over exponents and offsets.
+        """Smallest weighted squares of a curve with each gain, over exponents and offsets.
 
         Args:
             gains: [g].
-            drops: [c], share of b that the further data takes away, one an exponent of the grid.
+            drops: [c], share of b that the further data removes, for each exponent of the grid.
         """
         powers = (np.array(self.sizes) / self.largest)[:, None] ** -_GRID
         errors = np.array(self.errors)[:, None, None]
@@ -135,19 +136,19 @@ class Fit:
 def fit(points: Sequence[Point]) -> Fit | str:
     """The curve through a pilot's runs.
 
-    The noise of a run is pooled over the sizes that have several seeds; without any it is what
-    the number of test examples gives. Where the points lie farther off the curve than that, the
-    noise is what they say.
+    The noise of a run is pooled over the sizes with several seeds; without any, it is the
+    binomial error of the test examples. If the points lie farther from the curve than that, the
+    noise is their distance.
 
     Returns:
-        The curve, or what is missing to draw one.
+        The curve, or why there is none.
     """
     by_size: dict[float, list[Point]] = {}
     for point in sorted(points, key=lambda point: point.size):
         by_size.setdefault(point.size, []).append(point)
-    if len(by_size) < LEAST_SIZES:
-        have = "1 size" if len(by_size) == 1 else f"{len(by_size)} sizes"
-        return f"{have} of training data; {LEAST_SIZES} are needed"
+    if len(by_size) < MINIMUM_SIZES:
+        sizes_run = "1 size" if len(by_size) == 1 else f"{len(by_size)} sizes"
+        return f"{sizes_run} of training data; {MINIMUM_SIZES} are needed"
     sizes = np.array([*by_size])
     errors = np.array([np.mean([p.error for p in group]) for group in by_size.values()])
     seeds = np.array([len(group) for group in by_size.values()])
@@ -176,25 +177,25 @@ def _quantile(degrees: int) -> float:
 
 
 def _run_variance(by_size: Mapping[float, Sequence[Point]]) -> tuple[float, int]:
-    """Of one run's error about its size's mean, and its degrees of freedom."""
+    """Variance of one run's error around the mean of its size, and its degrees of freedom."""
     points = [point for group in by_size.values() for point in group]
-    # Runs that agree to the example still differ by less than one.
-    least = float(np.mean([1 / point.examples for point in points])) ** 2
+    # Runs with equal accuracy may still differ by less than one example.
+    minimum = float(np.mean([1 / point.examples for point in points])) ** 2
     degrees = len(points) - len(by_size)
     if not degrees:
-        return max(least, float(np.mean([point.stderr**2 for point in points]))), 0
+        return max(minimum, float(np.mean([point.stderr**2 for point in points]))), 0
     squares = sum(
         (point.error - np.mean([p.error for p in group])) ** 2
         for group in by_size.values()
         for point in group
     )
-    return max(least, float(squares) / degrees), degrees
+    return max(minimum, float(squares) / degrees), degrees
 
 
 def _least_squares(
     ratios: np.ndarray, errors: np.ndarray, seeds: np.ndarray
 ) -> tuple[float, float, float]:
-    """a, b and c of the best curve, from several starts."""
+    """a, b and c of the best curve over several initial values."""
 
     def residuals(curve: np.ndarray) -> np.ndarray:
         a, b, c = curve
@@ -202,19 +203,19 @@ def _least_squares(
 
     # A curve that does not fall is its mean.
     mean = float(np.average(errors, weights=seeds))
-    best, least = (mean, 0.0, 1.0), float((seeds * (errors - mean) ** 2).sum()) / 2
+    best, lowest = (mean, 0.0, 1.0), float((seeds * (errors - mean) ** 2).sum()) / 2
     for c in (0.1, 0.5, 2.0):
         start = (errors.min() / 2, max(errors[-1] - errors.min() / 2, 1e-3), c)
         bounds = ((0.0, 0.0, EXPONENTS[0]), (1.0, 1.0, EXPONENTS[1]))
-        found = scipy.optimize.least_squares(residuals, start, bounds=bounds)
-        if found.cost < least - 1e-15:
-            a, b, c = map(float, found.x)
-            best, least = (a, b, c), float(found.cost)
+        solution = scipy.optimize.least_squares(residuals, start, bounds=bounds)
+        if solution.cost < lowest - 1e-15:
+            a, b, c = map(float, solution.x)
+            best, lowest = (a, b, c), float(solution.cost)
     return best
 
 
 def _jump(by_size: Mapping[float, Sequence[Point]]) -> str:
-    """Says where seeds differ as much as the whole curve: some learnt the task, others not."""
+    """Where seeds differ as much as the whole curve, because only some learned the task; or ""."""
     means = [float(np.mean([p.error for p in group])) for group in by_size.values()]
     height = max(means) - min(means)
     for size, group in by_size.items():
@@ -222,8 +223,8 @@ def _jump(by_size: Mapping[float, Sequence[Point]]) -> str:
         apart = max(errors) - min(errors)
         if height >= _JUMP_HEIGHT and apart >= _JUMP * height:
             return (
-                f"all or nothing: at {size:,.0f} pairs seeds are {100 * apart:.0f} points apart, "
-                f"of a curve {100 * height:.0f} points high"
+                f"all or nothing: at {size:,.0f} pairs, seeds differ by {100 * apart:.0f} points "
+                f"of the curve's {100 * height:.0f}"
             )
     return ""
 
@@ -231,7 +232,7 @@ def _jump(by_size: Mapping[float, Sequence[Point]]) -> str:
 def _lack_of_fit(
     ratio: float, left: int, degrees: int, residuals: np.ndarray, sizes: np.ndarray
 ) -> str:
-    """Says where the curve misses the points by more than seeds explain."""
+    """Where the curve misses a point by more than the spread over seeds explains; or ""."""
     worst = int(np.abs(residuals).argmax())
     if degrees:
         p = scipy.stats.f.sf(ratio, left, degrees)
@@ -240,6 +241,6 @@ def _lack_of_fit(
     if p >= _POOR_P or abs(residuals[worst]) < _POOR_RESIDUAL:
         return ""
     return (
-        f"poor fit: at {sizes[worst]:,.0f} pairs the curve is "
-        f"{100 * abs(residuals[worst]):.1f} points off"
+        f"poor fit: at {sizes[worst]:,.0f} pairs, the curve is off by "
+        f"{100 * abs(residuals[worst]):.1f} points"
     )

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from stepdistill_jax.report import paper, plots, words
-from stepdistill_jax.report.comparisons import Material
+from stepdistill_jax.report import formats, paper, plots
+from stepdistill_jax.report.accuracy import paper_entry
+from stepdistill_jax.report.comparisons import ReportData
+from stepdistill_jax.report.curves import accuracy_point, file_name, style_key, styles
 from stepdistill_jax.report.document import (
-    MISSING,
-    NUMBER,
-    PAPER,
-    Block,
-    Entry,
     Figure,
     Paragraph,
+    Row,
     Section,
     Table,
+    missing,
+    number,
 )
-from stepdistill_jax.report.fractions import file_name, look, looks
-from stepdistill_jax.report.tables import Cell, Recipe, Scores, Task, group
+from stepdistill_jax.report.variants import (
+    PAPERS_RECIPE,
+    Recipe,
+    Scores,
+    Task,
+    Variant,
+    group,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class SizeSet:
-    """Cells on all data that differ in method and model.
+    """Variants on all data that differ in method and model.
 
     Attributes:
         pretrained: whether models start from a checkpoint.
@@ -34,87 +40,72 @@ class SizeSet:
     labels: str
     augment: str
     pretrained: bool
-    cells: list[Cell]
+    variants: Sequence[Variant]
 
     @property
     def sizes(self) -> dict[int, str]:
-        """Parameters -> the model's name, ascending."""
-        students = {cell.setting.student for cell in self.cells}
-        known = [(s.parameters, s.model) for s in students if s.parameters is not None]
-        return dict(sorted(known))
+        """Parameters -> name of the model, ascending."""
+        students = {variant.key.student for variant in self.variants}
+        return dict(sorted((s.parameters, s.model) for s in students if s.parameters is not None))
 
     @property
     def title(self) -> str:
-        """What the cells are of."""
-        added = f", with {self.augment} added" if self.augment else ""
+        """Data set, labels, added inputs and start."""
         start = "pretrained" if self.pretrained else "from random parameters"
-        return f"{words.task(self.task)}, {words.labels(self.labels)}{added}, {start}"
+        data = f"{formats.task(self.task)}, {formats.labels(self.labels)}"
+        return f"{data}{formats.added(self.augment)}, {start}"
 
 
-def size_sets(scores: Scores) -> list[SizeSet]:
-    """All of them, of one size too, in order."""
-    full = [cell for cell in scores.students if cell.setting.fraction == 1.0]
+def _size_sets(scores: Scores) -> list[SizeSet]:
+    """Those with several sizes, in order."""
     groups = group(
-        full,
-        lambda c: (
-            c.setting.task, c.setting.recipe.labels, c.setting.recipe.augment,
-            bool(c.setting.student.initial),
+        (variant for variant in scores.students if variant.key.fraction == 1.0),
+        lambda v: (
+            v.key.task, v.key.recipe.labels, v.key.recipe.augment, bool(v.key.student.initial),
         ),
     )  # fmt: skip
-    return [SizeSet(*key, cells) for key, cells in groups.items()]
+    sets = [SizeSet(*key, variants) for key, variants in groups.items()]
+    return [size_set for size_set in sets if len(size_set.sizes) > 1]
 
 
-def size_curves(material: Material) -> Section:
-    """A figure for each task and label source with several sizes."""
-    sets = [found for found in size_sets(material.scores) if len(found.sizes) > 1]
+def size_curves(data: ReportData) -> Section:
+    """A figure for each task and source of labels with several sizes."""
+    title = "Accuracy against model size"
+    sets = _size_sets(data.scores)
     if not sets:
         text = "Not run: no data set has students of several sizes on all of its data."
-        return Section("sizes", "Accuracy against model size", (Paragraph(text),))
-    blocks: list[Block] = [
-        Paragraph(
-            "As the paper's Figures 6 (gold labels) and 7 (teacher labels), with the teacher's "
-            "line. Points are means over seeds, bars one standard error; the horizontal axis is "
-            "logarithmic."
-        )
-    ]
-    blocks += [_figure(material, found) for found in sets]
-    return Section("sizes", "Accuracy against model size", tuple(blocks))
+        return Section("sizes", title, [Paragraph(text)])
+    text = (
+        "As the paper's Figures 6 (gold labels) and 7 (teacher labels), with the teacher's "
+        "accuracy as a line. Points are means over seeds, bars one standard error; the horizontal "
+        "axis is logarithmic."
+    )
+    return Section("sizes", title, [Paragraph(text)], [_figure(data, sizes) for sizes in sets])
 
 
-def _figure(material: Material, sizes: SizeSet) -> Figure:
-    styles = looks(material.scores)
-    by_recipe = group(sizes.cells, lambda cell: cell.setting.recipe)
+def _figure(data: ReportData, sizes: SizeSet) -> Figure:
+    style_of = styles(data.scores)
+    by_recipe = group(sizes.variants, lambda variant: variant.key.recipe)
     lines = []
-    for recipe, cells in by_recipe.items():
-        points = [
-            (
-                float(c.setting.student.parameters),
-                100 * c.mean,
-                None if c.error is None else 100 * c.error,
-            )
-            for c in cells
-            if c.setting.student.parameters is not None
-        ]
+    for recipe, variants in by_recipe.items():
+        known = [(variant.key.student.parameters, variant) for variant in variants]
+        points = [accuracy_point(float(size), v) for size, v in known if size is not None]
         if points:
-            name = words.recipe(dataclasses.replace(recipe, augment=""))
-            lines.append(plots.Curve(name, points, styles[look(recipe)]))
-    teacher = material.scores.teacher(sizes.task.dataset)
+            name = formats.method(recipe, with_added=False)
+            lines.append(plots.Curve(name, points, style_of[style_key(recipe)]))
+    teacher = data.scores.teacher(sizes.task.dataset)
     levels = {} if teacher is None else {"few-shot teacher": 100 * teacher.mean}
     picture = plots.panel(
         lines,
         levels,
         "parameters of the student",
         "accuracy, percent",
-        {float(count): words.parameters(count) for count in sizes.sizes},
+        {float(count): formats.parameters(count) for count in sizes.sizes},
     )
-    alt = plots.in_words(lines, levels, lambda count: words.parameters(int(count)))
-    name = file_name(
-        "sizes", sizes.task.dataset,
-        "" if sizes.task.train_split == "train" else sizes.task.train_split,
-        sizes.labels, sizes.augment, "pretrained" if sizes.pretrained else "random",
-    )  # fmt: skip
+    alt = plots.describe(lines, levels, lambda count: formats.parameters(int(count)))
+    start = "pretrained" if sizes.pretrained else "random"
     return Figure(
-        name,
+        file_name("sizes", sizes.task, sizes.labels, sizes.augment, start),
         sizes.title,
         f"Accuracy in percent against the student's parameters. {alt}",
         picture.svg,
@@ -123,93 +114,79 @@ def _figure(material: Material, sizes: SizeSet) -> Figure:
     )
 
 
-def _numbers(sizes: SizeSet, by_recipe: dict[Recipe, list[Cell]], teacher: Cell | None) -> Table:
-    header = ("method", *(f"{name}, {words.parameters(n)}" for n, name in sizes.sizes.items()))
-    rows = []
-    for recipe, cells in by_recipe.items():
-        found = {cell.setting.student.parameters: cell for cell in cells}
-        rows.append(
-            (Entry(words.recipe(recipe)), *(words.entry(found.get(n)) for n in sizes.sizes))
-        )
-    line = words.NOT_RUN if teacher is None else Entry(words.accuracy(teacher), NUMBER)
-    rows.append((Entry("few-shot teacher"), *[line] * len(sizes.sizes)))
-    return Table(f"Numbers: {sizes.title}", header, tuple(rows))
+def _numbers(
+    sizes: SizeSet, by_recipe: Mapping[Recipe, Sequence[Variant]], teacher: Variant | None
+) -> Table:
+    headings = {
+        count: f"{name}, {formats.parameters(count)}" for count, name in sizes.sizes.items()
+    }
+    rows: list[Row] = []
+    for recipe, variants in by_recipe.items():
+        of_size = {variant.key.student.parameters: variant for variant in variants}
+        accuracies = {name: formats.accuracy(of_size.get(n)) for n, name in headings.items()}
+        rows.append({"method": formats.method(recipe), **accuracies})
+    line = dict.fromkeys(headings.values(), formats.accuracy(teacher))
+    rows.append({"method": "few-shot teacher", **line})
+    return Table(f"Numbers: {sizes.title}", rows)
 
 
-def beats_teacher(material: Material) -> Section:
-    """The smallest model, and the least of its data, whose mean is above the teacher's."""
-    scores = material.scores
-    rows = []
-    groups = group(
-        scores.students,
-        lambda c: (
-            c.setting.task, c.setting.recipe, bool(c.setting.student.initial),
-        ),
-    )  # fmt: skip
-    for (task, recipe, pretrained), cells in groups.items():
-        rows.append(_row(scores, task, recipe, pretrained, cells))
+def beats_teacher(data: ReportData) -> Section:
+    """The smallest model, and the smallest fraction of its data, whose mean beats the teacher."""
+    scores = data.scores
     title = "What beats the teacher"
-    if not rows:
-        return Section("teacher", title, (Paragraph("No student was trained."),))
-    if not any(scores.teacher(task.dataset) for task, _, _ in groups):
-        text = "Not run: no data set of this report has its teacher scored (METHOD teacher)."
-        return Section("teacher", title, (Paragraph(text),))
-    text = (
-        "As the paper's Figures 8 and 9: the smallest model that was run whose mean accuracy is "
-        "above the few-shot teacher's on the same examples, and the least share of the data that "
-        "is enough for that model. Only sizes and fractions that were run count; “above” is of the "
-        "means, so look at the standard error."
+    groups = group(
+        scores.students, lambda v: (v.key.task, v.key.recipe, bool(v.key.student.initial))
     )
-    header = (
-        "data set", "method", "start", "teacher", "smallest model above", "least data",
-        "accuracy there", "closest otherwise", "paper's smallest",
-    )  # fmt: skip
-    table = Table("What is above the teacher", header, tuple(rows))
-    return Section("teacher", title, (Paragraph(text), table))
+    if not groups:
+        return Section("teacher", title, [Paragraph("No student was trained.")])
+    if not any(scores.teacher(task.dataset) for task, _, _ in groups):
+        text = "Not run: no data set of this report has a scored teacher (METHOD teacher)."
+        return Section("teacher", title, [Paragraph(text)])
+    rows = [_row(scores, *key, variants) for key, variants in groups.items()]
+    text = (
+        "As the paper's Figures 8 and 9: the smallest model whose mean accuracy exceeds the "
+        "few-shot teacher's on the same examples, and the smallest fraction of the data with which "
+        "it does. Only sizes and fractions that were run count. Means are compared, so check the "
+        "standard error."
+    )
+    return Section("teacher", title, [Paragraph(text), Table("Students above the teacher", rows)])
 
 
 def _row(
-    scores: Scores, task: Task, recipe: Recipe, pretrained: bool, cells: Sequence[Cell]
-) -> tuple[Entry, ...]:
+    scores: Scores, task: Task, recipe: Recipe, pretrained: bool, variants: Sequence[Variant]
+) -> Row:
     teacher = scores.teacher(task.dataset)
-    smallest = least = there = Entry("none of those run", MISSING)
-    best = max(cells, key=lambda cell: cell.mean)
-    closest = Entry(
-        f"{words.accuracy(best)}, {best.setting.student.model}, "
-        f"{words.share(best.setting.fraction)}",
-        NUMBER,
+    best = max(variants, key=lambda variant: variant.mean)
+    closest = number(
+        f"{formats.accuracy_text(best)}, {best.key.student.model}, "
+        f"{formats.fraction(best.key.fraction)}"
     )
-    if teacher is None:
-        smallest = least = there = Entry("teacher not scored", MISSING)
-    else:
-        above = [cell for cell in cells if cell.mean > teacher.mean]
-        if above:
-            # A size that is not known may be the largest.
-            first = min(
-                above,
-                key=lambda c: (
-                    c.setting.student.parameters or float("inf"),
-                    c.setting.student.model,
-                    c.setting.fraction,
-                ),
-            )
-            student = first.setting.student
-            smallest = Entry(f"{student.model}, {words.parameters(student.parameters)}", NUMBER)
-            least = Entry(words.share(first.setting.fraction), NUMBER)
-            there = Entry(words.accuracy(first), NUMBER)
-            closest = Entry("is above", MISSING)
-    printed = Entry("not in the paper", MISSING)
-    papers = recipe.labels == "gold" and look(recipe) == ("step_by_step", "teacher", "")
-    if papers and not recipe.augment and task.dataset in paper.SMALLEST_ABOVE_TEACHER:
-        printed = Entry(paper.SMALLEST_ABOVE_TEACHER[task.dataset], PAPER)
-    return (
-        Entry(words.task(task)),
-        Entry(words.recipe(recipe, with_labels=True)),
-        Entry("pretrained" if pretrained else "random parameters"),
-        Entry("not scored", MISSING) if teacher is None else words.entry(teacher),
-        smallest,
-        least,
-        there,
-        closest,
-        printed,
+    size = fraction = accuracy = missing(
+        "teacher not scored" if teacher is None else "none of those run"
     )
+    above = [v for v in variants if teacher is not None and v.mean > teacher.mean]
+    if above:
+        # A model of unknown size may be the largest.
+        first = min(
+            above,
+            key=lambda v: (
+                v.key.student.parameters or float("inf"), v.key.student.model, v.key.fraction,
+            ),
+        )  # fmt: skip
+        student = first.key.student
+        size = number(f"{student.model}, {formats.parameters(student.parameters)}")
+        fraction = number(first.key.fraction, formats.fraction)
+        accuracy = formats.accuracy(first)
+        closest = missing("above the teacher")
+    printed = paper.SMALLEST_ABOVE_TEACHER if recipe == PAPERS_RECIPE else {}
+    return {
+        "data set": formats.task(task),
+        "method": formats.method(recipe, with_labels=True),
+        "start": "pretrained" if pretrained else "random parameters",
+        "teacher": number(teacher, formats.accuracy_text, "not scored"),
+        "smallest model above": size,
+        "smallest fraction": fraction,
+        "its accuracy": accuracy,
+        "closest, if none is above": closest,
+        "paper's smallest": paper_entry(printed, task.dataset),
+    }

@@ -1,6 +1,6 @@
 """Means over seeds, paired tests over examples, and where a curve reaches a value.
 
-All of it by scipy and statsmodels, with a fixed generator: the same results give the same numbers.
+scipy and statsmodels do the work, with a fixed generator: equal input gives equal numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _Seed = TypeVar("_Seed", bound=Hashable)
 PERMUTATIONS = 9999
 RESAMPLES = 1999
 LEVEL = 0.95
-# Rows of resamples held at once: 16 MB at the largest test set.
+# Resamples in memory at once: 16 MB with the largest test set.
 _BATCH = 200
 
 PERMUTATION_TEST = "sign-flip permutation"
@@ -28,7 +28,7 @@ MCNEMAR_TEST = "exact McNemar"
 
 
 def mean_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and its standard error; None for the error of a single value."""
+    """Mean and standard error; a single value has no error (None)."""
     error = float(scipy.stats.sem(values)) if len(values) > 1 else None
     return float(np.mean(values)), error
 
@@ -38,10 +38,10 @@ class PairedTest:
     """Two methods on the same examples.
 
     Attributes:
-        difference: mean of the first's correctness less the second's, over examples.
-        low, high: bootstrap interval of it, at `LEVEL`.
-        p: two-sided; of equal methods, the trained models taken as given.
-        examples: that both scored.
+        difference: correctness of the first minus that of the second, mean over examples.
+        low, high: its bootstrap interval at `LEVEL`.
+        p: two-sided, for the hypothesis that these trained models are equally often right.
+        examples: number of examples that both scored.
         name: of the test.
     """
 
@@ -54,15 +54,15 @@ class PairedTest:
 
 
 def paired_test(examples: np.ndarray, first: np.ndarray, second: np.ndarray) -> PairedTest:
-    """Tests whether two methods are right equally often.
+    """Tests whether two methods are equally often right.
 
-    Exact McNemar where every example was scored by one pair of runs; else the sign-flip
-    permutation test of the examples' differences, each a mean over the seeds that scored it.
+    Exact McNemar if every example was scored by one pair of runs; else the sign-flip permutation
+    test of the examples' differences, each a mean over the seeds that scored it.
 
     Args:
-        examples: int [m], m at least 1: the example of each row; a row is an example and a seed.
+        examples: int [m], m at least 1: number of the example of each (example, seed).
         first: bool [m], correctness of the first method.
-        second: bool [m], of the second method's run with the same seed.
+        second: bool [m], correctness of the second method's run with the same seed.
     """
     _, inverse, counts = np.unique(examples, return_inverse=True, return_counts=True)
     differences = np.bincount(inverse, first.astype(float) - second.astype(float)) / counts
@@ -76,8 +76,8 @@ def paired_test(examples: np.ndarray, first: np.ndarray, second: np.ndarray) -> 
 
 
 def sign_flip(differences: np.ndarray) -> float:
-    """Two-sided p of a mean difference of 0; exact where few examples differ."""
-    # A difference of 0 is the same under either sign.
+    """Two-sided p for a mean difference of 0; exact if few examples differ."""
+    # The sign of a difference of 0 does not matter.
     differences = differences[differences != 0]
     if not len(differences):
         return 1.0
@@ -94,10 +94,10 @@ def sign_flip(differences: np.ndarray) -> float:
 
 
 def _interval(differences: np.ndarray) -> tuple[float, float]:
-    """Of the mean, resampling examples, each with both methods' answers."""
+    """Bootstrap interval of the mean; an example keeps the predictions of both methods."""
     if len(differences) < 2:
         return float(differences[0]), float(differences[0])
-    found = scipy.stats.bootstrap(
+    interval = scipy.stats.bootstrap(
         (differences,),
         np.mean,
         n_resamples=RESAMPLES,
@@ -106,11 +106,11 @@ def _interval(differences: np.ndarray) -> tuple[float, float]:
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Each p after Holm's correction for all of them."""
+    """The p values after Holm's correction."""
     if not p_values:
         return []
     return [float(p) for p in multipletests(p_values, method="holm")[1]]
@@ -121,8 +121,8 @@ class Crossing:
     """Where a curve over data fractions first reaches a value.
 
     Attributes:
-        fraction: in (0, 1]; None where it is not reached.
-        at_most: it is reached at the smallest fraction already, so that less might do.
+        fraction: in (0, 1]; None if the curve does not reach the value.
+        at_most: the smallest fraction already reaches it, so less data may be enough.
     """
 
     fraction: float | None
@@ -130,14 +130,13 @@ class Crossing:
 
 
 def crossing(curve: Mapping[float, float], target: float) -> Crossing:
-    """The first fraction at which the straight lines between a curve's points reach `target`.
+    """The first fraction at which the linearly interpolated curve reaches `target`.
 
-    Example: {0.25: 0.4, 0.5: 0.6, 1.0: 0.7} reaches 0.5 at 0.375, 0.3 at (at most) 0.25, and 0.8
-    not.
+    Example: {0.25: 0.4, 0.5: 0.6, 1.0: 0.7} reaches 0.5 at 0.375 and 0.3 at (at most) 0.25; it
+    does not reach 0.8.
 
     Args:
         curve: fraction -> accuracy, at least one.
-        target: accuracy to be reached.
     """
     fractions = sorted(curve)
     if curve[fractions[0]] >= target:
@@ -152,16 +151,16 @@ def crossing(curve: Mapping[float, float], target: float) -> Crossing:
 def crossing_interval(
     curve: Mapping[float, Mapping[_Seed, float]], baseline: Mapping[_Seed, float]
 ) -> tuple[Crossing, Crossing] | None:
-    """Bootstrap interval of the crossing, at `LEVEL`, resampling seeds.
+    """Bootstrap interval of the crossing at `LEVEL`, from resampling seeds.
 
-    Seeds are drawn together over all fractions and the baseline where all have the same ones.
+    If all fractions and the baseline have the same seeds, seeds are drawn jointly.
 
     Args:
         curve: fraction -> seed -> accuracy.
-        baseline: seed -> accuracy, whose mean is to be reached.
+        baseline: seed -> accuracy, whose mean is the target.
 
     Returns:
-        Its ends; None where something has one seed alone.
+        The ends of the interval; None if a fraction or the baseline has only one seed.
     """
     fractions = sorted(curve)
     groups = [baseline, *(curve[fraction] for fraction in fractions)]
@@ -170,14 +169,14 @@ def crossing_interval(
     same = len({frozenset(group) for group in groups}) == 1
     order = sorted(baseline, key=repr)
     data = [[group[s] for s in order] if same else [*group.values()] for group in groups]
-    # As a number, which quantiles need: beyond 1 is not reached.
+    # Quantiles need a number: anything beyond 1 means not reached.
     beyond = 2.0
 
     def statistic(target: np.ndarray, *points: np.ndarray) -> float:
         means = {f: float(np.mean(p)) for f, p in zip(fractions, points, strict=True)}
         return crossing(means, float(np.mean(target))).fraction or beyond
 
-    found = scipy.stats.bootstrap(
+    interval = scipy.stats.bootstrap(
         data,
         statistic,
         n_resamples=RESAMPLES,
@@ -187,7 +186,7 @@ def crossing_interval(
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    low, high = (_as_crossing(float(end), fractions[0]) for end in (found.low, found.high))
+    low, high = (_as_crossing(float(end), fractions[0]) for end in (interval.low, interval.high))
     return low, high
 
 

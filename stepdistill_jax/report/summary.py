@@ -4,94 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stepdistill_jax.report import words
-from stepdistill_jax.report.comparisons import Material
-from stepdistill_jax.report.document import (
-    MISSING,
-    NUMBER,
-    Block,
-    Entry,
-    Paragraph,
-    Section,
-    Table,
-)
-from stepdistill_jax.report.fractions import above_floor, floor_of, needed_labels
-from stepdistill_jax.report.tables import BASELINE, TEACHER, Cell, Recipe, Setting, group
+from stepdistill_jax.report import formats
+from stepdistill_jax.report.comparisons import ReportData
+from stepdistill_jax.report.curves import CurveSet, curve_sets
+from stepdistill_jax.report.document import Entry, Paragraph, Row, Section, Table, missing, number
+from stepdistill_jax.report.fractions import is_above_trivial, needed_labels, trivial_accuracy
+from stepdistill_jax.report.variants import Variant
+from stepdistill_jax.spec import TEACHER
 
-METHOD, CONTROL = "step_by_step", "shuffled"
+_METHOD = "step_by_step"
 
 
-def summary(material: Material) -> Section:
-    """Step-by-step against standard finetuning on all data, beside its control and the floor."""
-    scores = material.scores
-    groups = group(
-        scores.students,
-        lambda c: (
-            c.setting.task, c.setting.student, c.setting.recipe.labels, c.setting.recipe.augment,
-        ),
-    )  # fmt: skip
-    header = (
-        "setting", "floor", "standard", "step-by-step",
-        "rationales shuffled", "difference", "p after Holm",
-        "labels needed", "few-shot teacher",
-    )  # fmt: skip
-    rows = tuple(_row(material, cells) for cells in groups.values())
-    blocks: list[Block] = [
-        Paragraph(
-            "Accuracy on all training data in percent, mean ± standard error over seeds (number of "
-            "seeds). Difference: step-by-step less standard, in percentage points. The floor reads "
-            "next to nothing of the input; shuffled rationales are the control for what rationales "
-            "say. Labels needed: the share of them with which step-by-step reaches standard's "
-            "accuracy on all. Other methods and all intervals follow below."
-        ),
-        Table("Step-by-step against standard finetuning, all data", header, rows),
-    ]
+def summary(data: ReportData) -> Section:
+    """Step-by-step against standard finetuning on all data, its control and trivial baseline."""
+    rows = [_row(data, curves) for curves in curve_sets(data.scores, several=False)]
     if not rows:
-        blocks = [Paragraph("No student was trained: the teacher alone was scored.")]
-    return Section("summary", "In short", tuple(blocks))
-
-
-def _row(material: Material, cells: Sequence[Cell]) -> tuple[Entry, ...]:
-    scores, setting = material.scores, cells[0].setting
-    labels, augment = setting.recipe.labels, setting.recipe.augment
-
-    def full(method: str, rationales: str) -> Cell | None:
-        recipe = Recipe(method, labels, rationales, "", augment)
-        return scores.cells.get(Setting(setting.task, setting.student, recipe, 1.0))
-
-    base, ours = full(BASELINE, "none"), full(METHOD, TEACHER)
-    curve = [c for c in cells if c.setting.recipe == Recipe(METHOD, labels, TEACHER, "", augment)]
-    floor = floor_of(material, cells)
-    teacher = scores.teacher(setting.task.dataset)
-    return (
-        Entry(words.where(setting)),
-        Entry("no predictions", MISSING) if floor is None else Entry(words.percent(floor), NUMBER),
-        words.entry(base),
-        words.entry(ours),
-        words.entry(full(METHOD, CONTROL)),
-        *_difference(material, ours),
-        _labels(material, base, curve),
-        words.NOT_RUN if teacher is None else words.entry(teacher),
+        text = "No student was trained: only the teacher was scored."
+        return Section("summary", "In short", [Paragraph(text)])
+    text = (
+        "Accuracy on all training data in percent: mean ± standard error over seeds (number of "
+        "seeds). Difference: step-by-step minus standard, in percentage points. The trivial "
+        "baseline almost ignores the input. Shuffled rationales are a control: each one comes from "
+        "another example. Labels needed: the fraction of the labels at which step-by-step reaches "
+        "the accuracy of standard on all labels. Other methods and all intervals follow below."
     )
+    table = Table("Step-by-step against standard finetuning, all data", rows)
+    return Section("summary", "In short", [Paragraph(text), table])
 
 
-def _difference(material: Material, cell: Cell | None) -> tuple[Entry, Entry]:
-    for comparison in material.comparisons:
-        if comparison.cell is not cell:
-            continue
-        test = comparison.test
-        if test is None or comparison.adjusted is None:
-            return Entry(comparison.remark, MISSING), Entry("not tested", MISSING)
-        return (
-            Entry(words.points(test.difference), NUMBER),
-            Entry(words.p_value(comparison.adjusted), NUMBER),
-        )
-    return words.NOT_RUN, words.NOT_RUN
+def _row(data: ReportData, curves: CurveSet) -> Row:
+    variants = [variant for variants in curves.variants.values() for variant in variants]
+    method = curves.on_all_data(_METHOD, TEACHER)
+    difference, p = _difference(data, method)
+    return {
+        "data and model": formats.data_and_model(variants[0].key),
+        "trivial baseline": number(
+            trivial_accuracy(data, variants), formats.percent, "no predictions"
+        ),
+        "standard": formats.accuracy(curves.baseline),
+        "step-by-step": formats.accuracy(method),
+        "shuffled rationales": formats.accuracy(curves.on_all_data(_METHOD, "shuffled")),
+        "difference": difference,
+        "p after Holm": p,
+        "labels needed": _labels(data, curves.baseline, curves.of(_METHOD, TEACHER)),
+        "few-shot teacher": formats.accuracy(data.scores.teacher(curves.task.dataset)),
+    }
 
 
-def _labels(material: Material, base: Cell | None, curve: Sequence[Cell]) -> Entry:
-    if base is not None and above_floor(material, base) is False:
-        return Entry("standard is on its floor", MISSING)
+def _difference(data: ReportData, variant: Variant | None) -> tuple[Entry, Entry]:
+    for comparison in data.comparisons:
+        if comparison.variant is variant:
+            test = comparison.test
+            return (
+                number(test.difference if test else None, formats.points, comparison.remark),
+                number(comparison.adjusted, formats.p_value, "not tested"),
+            )
+    return formats.NOT_RUN, formats.NOT_RUN
+
+
+def _labels(data: ReportData, baseline: Variant | None, curve: Sequence[Variant]) -> Entry:
+    if baseline is not None and is_above_trivial(data, baseline) is False:
+        return missing("standard is at the trivial baseline")
     if len(curve) < 2:
-        return Entry("one fraction run" if curve else "not run", MISSING)
-    return needed_labels(material, base, curve)[0]
+        return missing("one fraction run" if curve else "not run")
+    return needed_labels(data, baseline, curve)[0]

@@ -25,8 +25,8 @@ def test_writes_a_report_and_says_where(tmp_path, capsys):
     out = tmp_path / "report"
     report.main(Arguments(positional=(str(tmp_path / "sweep"),)), str(out))
     printed = capsys.readouterr().out
-    assert "3 files from 1 runs" in printed
-    assert "1 runs are in no table: b" in printed
+    assert "3 files from 1 run\n" in printed
+    assert "in no table: 1 run: b" in printed
     assert f"open {out / 'index.html'}" in printed
     assert {p.name for p in out.iterdir()} == {"index.html", "report.md", "results.csv"}
 
@@ -57,10 +57,10 @@ def test_an_extraction_needs_no_runs_and_prices_the_curve(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("extractions", "cost", "message"),
     [
-        ([""], None, r"--extraction is empty; name the folder"),
+        ([""], None, r"--extraction: is empty. Name the folder"),
         (["nothing"], None, r"nothing: no summary\.json in it"),
-        (["nothing"], -1.0, r"--annotation_cost is -1\.0; expected the price"),
-        (["nothing"], float("nan"), r"--annotation_cost is nan; expected the price"),
+        (["nothing"], -1.0, r"--annotation_cost: got -1\.0, expected a number"),
+        (["nothing"], float("nan"), r"--annotation_cost: got nan, expected a number"),
     ],
 )
 def test_says_what_is_wrong_with_an_extraction(tmp_path, monkeypatch, extractions, cost, message):
@@ -72,9 +72,9 @@ def test_says_what_is_wrong_with_an_extraction(tmp_path, monkeypatch, extraction
 @pytest.mark.parametrize(
     ("arguments", "out", "message"),
     [
-        (Arguments(), "out", r"no runs are named: python -m launch.report MODEL_DIRS"),
-        (Arguments(gin_files=("demo.gin",)), "out", r"demo.gin: a report reads results alone"),
-        (Arguments(positional=("a",)), "", r"--out is empty"),
+        (Arguments(), "out", r"no runs: python -m launch.report MODEL_DIRS"),
+        (Arguments(gin_files=("demo.gin",)), "out", r"demo.gin: a report has no settings"),
+        (Arguments(positional=("a",)), "", r"--out: is empty"),
     ],
 )
 def test_says_what_is_wrong_with_the_command(arguments, out, message):

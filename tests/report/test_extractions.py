@@ -27,10 +27,10 @@ def test_reads_what_was_written(tmp_path):
     (found,) = read_extractions([tmp_path / "first"])
     assert (found.name, found.dataset, found.model) == ("first", "cqa", "small-teacher")
     assert found.prompt.tokens == 812
-    unit = found.units["train"]
-    assert (unit.rows, unit.answered) == (10, 8)
-    assert unit.quality.accuracy.share == 5 / 8
-    assert unit.quality.rationales.human.rows == 6
+    split = found.splits["train"]
+    assert (split.rows, split.answered) == (10, 8)
+    assert split.quality.accuracy.share == 5 / 8
+    assert split.quality.rationales.human.rows == 6
     assert found.price == pytest.approx(0.02)
     # Six of eight rows have a label.
     assert found.label_price == pytest.approx(0.02 * 8 / 6)
@@ -47,10 +47,10 @@ def test_what_is_not_there_is_not_known(tmp_path):
     assert found.price is None
     assert found.label_price is None
     assert found.prompt.hash is None
-    assert found.units["train"].seconds is None
+    assert found.splits["train"].seconds is None
     assert found.worst["train"] == []
     change(tmp_path / "first", "units", None)
-    assert read_extractions([tmp_path / "first"])[0].units == {}
+    assert read_extractions([tmp_path / "first"])[0].splits == {}
 
 
 def test_a_row_costs_what_it_would_without_the_cache(tmp_path):
@@ -73,24 +73,24 @@ def test_names_do_not_depend_on_the_place_and_folders_count_once(tmp_path):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("units.train.rows", "ten", r"units\.train\.rows is 'ten', expected a whole number"),
-        ("units.train.rows", True, r"units\.train\.rows is True, expected a whole number"),
-        ("units.train.cost", [1], r"units\.train\.cost is \[1\], expected a number"),
-        ("units.train.cost", float("nan"), r"units\.train\.cost is nan, expected a number"),
-        ("model", 3, r"summary\.json: model is 3, expected a text"),
-        ("dataset", None, r"summary\.json: no dataset; make the file anew"),
-        ("units", [], r"summary\.json: units is \[\], expected an object"),
-        ("units.train", 1, r"units\.train: 1, expected an object"),
-        ("units.train.quality.usable", None, r"units\.train\.quality: no usable; make"),
+        ("units.train.rows", "ten", r"units\.train\.rows: got 'ten', expected a whole number"),
+        ("units.train.rows", True, r"units\.train\.rows: got True, expected a whole number"),
+        ("units.train.cost", [1], r"units\.train\.cost: got \[1\], expected a number"),
+        ("units.train.cost", float("nan"), r"units\.train\.cost: got nan, expected a number"),
+        ("model", 3, r"summary\.json: model: got 3, expected a text"),
+        ("dataset", None, r"summary\.json: no dataset\. Write the file again"),
+        ("units", [], r"summary\.json: units: got \[\], expected an object"),
+        ("units.train", 1, r"units\.train: got 1, expected an object"),
+        ("units.train.quality.usable", None, r"units\.train\.quality: no usable\. Write"),
         (
             "units.train.quality.outcomes.parsed",
             "x",
-            r"quality\.outcomes\.parsed is 'x', expected a whole number",
+            r"quality\.outcomes\.parsed: got 'x', expected a whole number",
         ),
         (
             "units.train.quality.accuracy.share",
             "x",
-            r"quality\.accuracy\.share is 'x', expected a number",
+            r"quality\.accuracy\.share: got 'x', expected a number",
         ),
     ],
 )
@@ -101,17 +101,17 @@ def test_wrong_types_are_named(tmp_path, path, value, message):
         read_extractions([tmp_path / "first"])
 
 
-def test_a_unit_is_no_path(tmp_path):
+def test_the_name_of_a_split_is_no_path(tmp_path):
     write_extraction(tmp_path / "first")
     change(tmp_path / "first", "units.x", {})
     text = (tmp_path / "first/summary.json").read_text().replace('"x"', '"../../x"')
     (tmp_path / "first/summary.json").write_text(text)
-    with pytest.raises(InputError, match=r"a unit is called '\.\./\.\./x'"):
+    with pytest.raises(InputError, match=r"units: got the name '\.\./\.\./x'"):
         read_extractions([tmp_path / "first"])
 
 
 def test_damaged_files_are_named_with_their_line(tmp_path):
-    with pytest.raises(InputError, match=r"no summary\.json in it; name the EXTRACT_DIR"):
+    with pytest.raises(InputError, match=r"no summary\.json in it\. Name the EXTRACT_DIR"):
         read_extractions([tmp_path])
     write_extraction(tmp_path / "first")
     worst = tmp_path / "first/worst_train.jsonl"
@@ -119,7 +119,7 @@ def test_damaged_files_are_named_with_their_line(tmp_path):
     broken = {**json.loads(lines[1]), "reasons": "wrong"}
     worst.write_text("\n".join([lines[0], json.dumps(broken)]) + "\n")
     with pytest.raises(
-        InputError, match=r"first: worst_train\.jsonl:2: reasons is 'wrong', expected a list"
+        InputError, match=r"first: worst_train\.jsonl:2: reasons: got 'wrong', expected a list"
     ):
         read_extractions([tmp_path / "first"])
     (tmp_path / "first/summary.json").write_text('{"dataset":\n "cqa",,}')

@@ -103,15 +103,15 @@ def test_a_curve_that_fell_and_is_level_promises_next_to_nothing():
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_a_step_is_a_poor_fit(seeds):
     found = power_law.fit(pilot(lambda size: 0.66 if size < 3000 else 0.01, seeds=seeds))
-    assert found.poor.startswith("poor fit: at 2,000 pairs the curve is ")
-    assert found.poor.endswith(" points off")
+    assert found.poor.startswith("poor fit: at 2,000 pairs, the curve is off by ")
+    assert found.poor.endswith(" points")
 
 
 def test_seeds_that_learn_all_or_nothing_are_no_curve():
     errors = {1000: (0.66, 0.66), 2000: (0.66, 0.02), 4000: (0.02, 0.02)}
     points = [Point(n, e, 0.02, 500) for n, pair in errors.items() for e in pair]
     assert power_law.fit(points).poor == (
-        "all or nothing: at 2,000 pairs seeds are 64 points apart, of a curve 64 points high"
+        "all or nothing: at 2,000 pairs, seeds differ by 64 points of the curve's 64"
     )
 
 

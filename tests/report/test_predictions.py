@@ -4,39 +4,39 @@ from etils import epath
 from made_runs import write_run
 
 from stepdistill_jax.data.sources import Options, demo
-from stepdistill_jax.report import predictions
 from stepdistill_jax.report.predictions import NO_PREDICTIONS, Predictions
-from stepdistill_jax.report.read import read_runs
+from stepdistill_jax.report.runs import read_runs
+from stepdistill_jax.report.trivial_baseline import trivial_baseline
 from stepdistill_jax.spec import InputError
 
 
-def test_floor_is_the_commonest_label():
-    found = predictions.floor(["a b", "b c", "c d", "d a"], ["x", "x", "x", "y"])
+def test_trivial_baseline_is_the_most_frequent_label():
+    found = trivial_baseline(["a b", "b c", "c d", "d a"], ["x", "x", "x", "y"])
     assert found.accuracy == 0.75
     assert found.rule == "always 'x'"
 
 
-def test_floor_knows_a_word_that_gives_a_label_away():
+def test_trivial_baseline_knows_a_word_that_gives_a_label_away():
     # iron -> black (3 of 3), else red (3 of 5).
     inputs = ["iron pot"] * 3 + ["glass pot", "wooden pot", "glass pot", "stone pot", "glass pot"]
     targets = ["black"] * 3 + ["red"] * 3 + ["blue"] * 2
-    found = predictions.floor(inputs, targets)
+    found = trivial_baseline(inputs, targets)
     assert found.accuracy == 6 / 8
-    assert found.rule == "'black' where the input has 'iron', else 'red'"
+    assert found.rule == "'black' if the input has 'iron', else 'red'"
 
 
 @pytest.mark.parametrize("seed", [0, 11])
-def test_floor_of_the_demo_is_its_iron_pot_rule(seed):
+def test_trivial_baseline_of_the_demo_is_its_iron_pot_rule(seed):
     rows = demo.load(epath.Path("unused"), "test", Options(seed=seed))
-    found = predictions.floor([row.input for row in rows], [row.label for row in rows])
+    found = trivial_baseline([row.input for row in rows], [row.label for row in rows])
     assert found.accuracy == pytest.approx(demo.floor_accuracy(seed))
-    assert "'black' where the input has 'iron'" in found.rule
+    assert "'black' if the input has 'iron'" in found.rule
 
 
-def test_floor_of_listed_choices_is_the_commonest_place():
+def test_trivial_baseline_of_listed_choices_is_the_most_frequent_position():
     text = "what flies?\nAnswer Choices:\n(a) {}\n(b) {}\n(c) {}"
     inputs = [text.format(*"pqr"), text.format(*"stu"), text.format(*"vwx")]
-    found = predictions.floor(inputs, ["q", "t", "x"])
+    found = trivial_baseline(inputs, ["q", "t", "x"])
     assert found.accuracy == pytest.approx(2 / 3)
     assert found.rule == "always choice (b)"
 
@@ -61,7 +61,7 @@ def test_says_what_is_missing_or_does_not_add_up(tmp_path):
     none, other = read_runs([tmp_path]).lines
     read = Predictions()
     assert read.of(none) == NO_PREDICTIONS
-    assert read.floor(none) is None
+    assert read.trivial_baseline(none) is None
     assert "of 100, the result 0.6000 of 200" in read.of(other)
 
 
@@ -69,7 +69,7 @@ def test_says_what_is_missing_or_does_not_add_up(tmp_path):
     ("line", "message"),
     [
         ('{"id": "x"', r"run/eval/test/100: predictions.jsonl:1: not a JSON object"),
-        ('{"id": "x", "input": "y"}', r"predictions.jsonl:1: no target, correct; delete"),
+        ('{"id": "x", "input": "y"}', r"predictions.jsonl:1: no target, correct\. Delete"),
     ],
 )
 def test_damaged_predictions_are_named(tmp_path, line, message):

@@ -8,8 +8,9 @@ import pytest
 from made_runs import make_result, write_run
 from matplotlib import image
 
-from stepdistill_jax.report import build, card, markdown, paper, plots
-from stepdistill_jax.report.document import Entry, Paragraph, Report, Section, Table
+from stepdistill_jax.report import html_page, markdown, paper, plots
+from stepdistill_jax.report.document import Paragraph, Report, Section, Table
+from stepdistill_jax.report.report import write_report
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "report.md"
 STEP_BY_STEP = {"method": "step_by_step", "rationales": "teacher"}
@@ -36,7 +37,7 @@ def write_small(folder):
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     write_small(folder / "runs")
-    build.write_report([folder / "runs"], folder / "out")
+    write_report([folder / "runs"], folder / "out")
     return folder
 
 
@@ -81,7 +82,7 @@ def test_figures_say_in_words_what_they_show(written):
     assert text.count('<svg role="img" aria-label=') == text.count("<figure>") == 2
     assert "step-by-step: 54.5 at 50%, 69.5 at 100%." in text
     # The SVG's texts are texts.
-    assert "share of the training data</text>" in text
+    assert "fraction of the training data</text>" in text
 
 
 def test_report_md_is_the_golden_one(written):
@@ -96,7 +97,7 @@ def test_report_md_is_the_golden_one(written):
 def test_same_results_give_the_same_bytes(written, tmp_path):
     # In another order, at another place.
     shutil.copytree(written / "runs", tmp_path / "elsewhere")
-    build.write_report([tmp_path / "elsewhere"], tmp_path / "out")
+    write_report([tmp_path / "elsewhere"], tmp_path / "out")
     files = sorted(p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.*"))
     assert len(files) == 3 + 2 * 2
     for name in files:
@@ -135,20 +136,20 @@ def test_results_csv_holds_every_line(written):
 
 
 def test_text_of_runs_is_no_markup():
-    table = Table("a|b <i>", ("x", "y"), ((Entry("<script>"), Entry("a|b_c")),))
+    table = Table("a|b <i>", [{"x": "<script>", "y": "a|b_c"}])
     section = Section("s", "t", (table, Paragraph("<b>")))
     report = Report("title", (), ("link", "https://example.org"), [section])
-    assert not {"script", "b", "i"} & {*Page(card.render(report)).tags}
+    assert not {"script", "b", "i"} & {*Page(html_page.render(report)).tags}
     assert r"| \<script> | a\|b\_c |" in markdown.render(report, "figures")
 
 
 def test_panel_draws_the_same_bytes_and_what_it_is_given(tmp_path):
     curve = plots.Curve("one", [(1.0, 70.0, 2.0), (0.5, 60.0, None)], 1)
     first, second = (
-        plots.panel([curve], {"floor": 50.0}, "x", "y", {0.5: "half", 1.0: "all"}) for _ in range(2)
+        plots.panel([curve], {"level": 50.0}, "x", "y", {0.5: "half", 1.0: "all"}) for _ in range(2)
     )
     assert first == second
     texts = {node.text for node in ET.fromstring(first.svg).iter() if node.tag.endswith("}text")}
-    assert {"one", "floor", "x", "y", "half", "all"} <= texts
+    assert {"one", "level", "x", "y", "half", "all"} <= texts
     (tmp_path / "panel.png").write_bytes(first.png)
     assert image.imread(tmp_path / "panel.png").shape[1] == 4.8 * 160

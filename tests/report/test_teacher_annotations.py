@@ -8,9 +8,9 @@ import pytest
 from made_extraction import make_rows, write_extraction
 
 from stepdistill_jax.records import Annotation, Example, ParseFailure
-from stepdistill_jax.report import build
-from stepdistill_jax.report.annotation import LONGEST
 from stepdistill_jax.report.document import visible
+from stepdistill_jax.report.report import write_report
+from stepdistill_jax.report.teacher_annotations import SHOWN_CHARACTERS
 from stepdistill_jax.teacher.vote import Annotated
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "annotations.md"
@@ -70,21 +70,21 @@ def hostile_rows():
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """Reports of one line of hostile texts after another; a unit shows ten rows at most."""
+    """Reports of one line of hostile texts after another; a split shows at most ten examples."""
     folder = tmp_path_factory.mktemp("hostile")
     rows = hostile_rows()
     pages = []
     for start in range(0, len(rows), 8):
         name = f"e{start}"
         write_extraction(folder / name, rows[start : start + 8], raw=lambda row: row * 20)
-        build.write_report([], folder / "out" / name, [folder / name])
+        write_report([], folder / "out" / name, [folder / name])
         pages.append(folder / "out" / name)
     return pages
 
 
 def test_hostile_texts_are_no_elements(hostile, tmp_path):
     write_extraction(tmp_path / "plain")
-    build.write_report([], tmp_path / "out", [tmp_path / "plain"])
+    write_report([], tmp_path / "out", [tmp_path / "plain"])
     expected = Page((tmp_path / "out/index.html").read_text())
     shown = ""
     for out in hostile:
@@ -127,21 +127,21 @@ def test_an_excerpt_of_a_hinted_row_says_which_words_the_gold_label_helped_with(
     write_extraction(tmp_path / "e", [Annotated(example, told, 1, 1, True, first)])
     text = build_text(tmp_path)
     assert "its label, before the hint" in text
-    assert "rationale, with the gold label given" in text
+    assert "rationale, given the gold label" in text
     write_extraction(tmp_path / "e", [Annotated(example, told, 1, 1, False, told)])
     text = build_text(tmp_path)
     assert "its label" in text
-    assert "the gold label given" not in text
+    assert "given the gold label" not in text
 
 
 def build_text(folder):
-    build.write_report([], folder / "out", [folder / "e"])
+    write_report([], folder / "out", [folder / "e"])
     return (folder / "out" / "report.md").read_text()
 
 
 def test_long_texts_are_cut_and_say_so(hostile):
     text = "".join((out / "index.html").read_text() for out in hostile)
-    assert "x" * (LONGEST + 1) not in text
+    assert "x" * (SHOWN_CHARACTERS + 1) not in text
     assert "… (5,000 characters)" in text
 
 
@@ -155,7 +155,7 @@ def test_visible_by_hand():
 def test_section_is_the_golden_one(tmp_path):
     """To update: delete tests/golden/annotations.md, run this test, and read the difference."""
     write_extraction(tmp_path / "first", raw=lambda row: f"raw text of {row}")
-    build.write_report([], tmp_path / "out", [tmp_path / "first"])
+    write_report([], tmp_path / "out", [tmp_path / "first"])
     found = (tmp_path / "out/report.md").read_text()
     if not GOLDEN.exists():
         GOLDEN.write_text(found)
@@ -165,9 +165,9 @@ def test_section_is_the_golden_one(tmp_path):
 
 def test_extraction_alone_makes_a_report(tmp_path):
     write_extraction(tmp_path / "first")
-    written = build.write_report([], tmp_path / "out", [tmp_path / "first"])
+    written = write_report([], tmp_path / "out", [tmp_path / "first"])
     assert {*written.files} == {"index.html", "report.md", "annotations.csv"}
-    assert written.told == ("first, train: 8 rows, yield 75.0%, accuracy 62.5%",)
+    assert written.lines == ("first, train: 8 examples, yield 75.0%, accuracy 62.5%",)
     with (tmp_path / "out/annotations.csv").open() as file:
         values = {row["name"]: row["value"] for row in csv.DictReader(file)}
     assert values["quality.accuracy.share"] == "0.625"
@@ -180,7 +180,7 @@ def test_what_was_lost_in_flight_is_a_line_of_its_own(tmp_path):
     path = tmp_path / "x" / "summary.json"
     lost = {"requests": 2, "prompt_tokens": 1100, "completion_tokens": 59, "cost": 0.25}
     path.write_text(json.dumps({**json.loads(path.read_text()), "lost": lost}))
-    build.write_report([], tmp_path / "out", [tmp_path / "x"])
+    write_report([], tmp_path / "out", [tmp_path / "x"])
     text = (tmp_path / "out/report.md").read_text()
     (line,) = (line for line in text.splitlines() if "lost in flight |" in line)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -197,8 +197,8 @@ def test_several_extractions_and_units_without_gold(tmp_path):
     ]
     write_extraction(tmp_path / "a")
     write_extraction(tmp_path / "b", bare, unit="inputs", cost=None)
-    written = build.write_report([], tmp_path / "out", [tmp_path / "a", tmp_path / "b"])
-    assert written.told[1] == "b, inputs: 8 rows, yield 75.0%"
+    written = write_report([], tmp_path / "out", [tmp_path / "a", tmp_path / "b"])
+    assert written.lines[1] == "b, inputs: 8 examples, yield 75.0%"
     text = (tmp_path / "out/report.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| b, inputs | CQA"))
     assert "(no gold labels)" in row
@@ -206,5 +206,5 @@ def test_several_extractions_and_units_without_gold(tmp_path):
 
 def test_an_extraction_without_an_answer_says_so(tmp_path):
     (tmp_path / "summary.json").write_text('{"dataset": "cqa", "model": "m"}')
-    build.write_report([], tmp_path / "out", [tmp_path])
-    assert "Nothing has been answered yet." in (tmp_path / "out/report.md").read_text()
+    write_report([], tmp_path / "out", [tmp_path])
+    assert "No example is annotated yet." in (tmp_path / "out/report.md").read_text()

@@ -4,7 +4,7 @@ import pytest
 from made_runs import make_result, write_run
 
 from stepdistill_jax import records
-from stepdistill_jax.report.read import read_runs
+from stepdistill_jax.report.runs import read_runs
 from stepdistill_jax.spec import InputError
 
 
@@ -42,7 +42,7 @@ def test_refuses_what_holds_no_run(tmp_path):
     with pytest.raises(InputError, match=r"empty: no run in it or below"):
         read_runs([tmp_path / "empty"])
     (tmp_path / "empty/config.gin").write_text("")
-    with pytest.raises(InputError, match=r"no results in .*: 1 runs were started"):
+    with pytest.raises(InputError, match=r"no results: 1 runs have started"):
         read_runs([tmp_path / "empty"])
 
 
@@ -53,5 +53,5 @@ def test_names_the_run_of_a_damaged_line(tmp_path):
     with pytest.raises(InputError, match=r"/a: results.jsonl:1: not a JSON object"):
         read_runs([tmp_path])
     records.write_jsonl(path, [{**vars(make_result()), "accuracy": 51.5}])
-    with pytest.raises(InputError, match=r"a/results.jsonl:1: accuracy is 51.5, expected a number"):
+    with pytest.raises(InputError, match=r"a/results.jsonl:1: accuracy: got 51.5, expected"):
         read_runs([tmp_path])

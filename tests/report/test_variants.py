@@ -4,31 +4,29 @@ import math
 import pytest
 from made_runs import make_result, write_run
 
-from stepdistill_jax.report.comparisons import Material, compare
-from stepdistill_jax.report.fractions import above_floor, labels_saved
-from stepdistill_jax.report.predictions import Predictions
-from stepdistill_jax.report.read import read_runs
-from stepdistill_jax.report.tables import collect
+from stepdistill_jax.report.comparisons import analyze
+from stepdistill_jax.report.fractions import is_above_trivial, labels_saved
+from stepdistill_jax.report.runs import read_runs
+from stepdistill_jax.report.variants import collect
 from stepdistill_jax.spec import InputError
 
 STEP_BY_STEP = {"method": "step_by_step", "rationales": "teacher"}
 
 
-def material(folder):
-    scores, predictions = collect(read_runs([folder])), Predictions()
-    return Material(scores, predictions, compare(scores, predictions))
+def analysis(folder):
+    return analyze(read_runs([folder]))
 
 
-def test_seeds_of_one_setting_make_one_cell(tmp_path):
+def test_seeds_of_one_variant_are_grouped(tmp_path):
     for seed, accuracy in enumerate((0.5, 0.6, 0.55)):
         write_run(tmp_path / str(seed), accuracy, seed=seed, device_seconds=10.0 * seed)
-    ((setting, cell),) = collect(read_runs([tmp_path])).cells.items()
-    assert setting.recipe.is_baseline
-    assert cell.mean == pytest.approx(0.55)
+    ((key, variant),) = collect(read_runs([tmp_path])).variants.items()
+    assert key.recipe.is_baseline
+    assert variant.mean == pytest.approx(0.55)
     # Deviations 0.05, 0.05 and 0: variance 0.0025, over 3 seeds.
-    assert cell.error == pytest.approx(math.sqrt(0.0025 / 3))
-    assert cell.cost("device_seconds") == 10
-    assert cell.cost("train_flops") is None
+    assert variant.error == pytest.approx(math.sqrt(0.0025 / 3))
+    assert variant.cost("device_seconds") == 10
+    assert variant.cost("train_flops") is None
 
 
 def test_only_what_was_selected_on_validation_counts(tmp_path):
@@ -37,8 +35,8 @@ def test_only_what_was_selected_on_validation_counts(tmp_path):
     write_run(tmp_path / "a", 0.5, more=(earlier, on_validation))
     write_run(tmp_path / "b", 0.5, seed=1, selected_on="none")
     scores = collect(read_runs([tmp_path]))
-    (cell,) = scores.cells.values()
-    assert (cell.mean, len(cell.lines)) == (0.5, 1)
+    (variant,) = scores.variants.values()
+    assert (variant.mean, len(variant.lines)) == (0.5, 1)
     assert scores.unselected == ("b",)
     # The paper's protocol: the best of the steps scored on test, where there are several.
     (best,) = scores.best_on_test.values()
@@ -49,14 +47,15 @@ def test_without_a_test_split_validation_is_reported_as_such(tmp_path):
     write_run(tmp_path / "a", 0.5, split="validation", dataset="jsonl")
     scores = collect(read_runs([tmp_path]))
     assert scores.splits == {"jsonl": "validation"}
-    assert len(scores.cells) == 1
+    assert len(scores.variants) == 1
 
 
-def test_two_runs_of_one_setting_and_seed_are_refused(tmp_path):
+def test_two_runs_of_one_variant_and_seed_are_refused(tmp_path):
     write_run(tmp_path / "a", 0.5)
     write_run(tmp_path / "b", 0.6)
     with pytest.raises(
-        InputError, match=r"/a and .*/b both claim cqa, standard.*0.5000 and 0.6000"
+        InputError,
+        match=r"/a and .*/b: two runs of one variant and seed: cqa, standard.*0.5000 and 0.6000",
     ):
         collect(read_runs([tmp_path]))
 
@@ -67,7 +66,7 @@ def test_pairs_within_a_seed_and_its_world_alone(tmp_path):
         write_run(tmp_path / f"d{seed}", 0.7, seed=seed, data_seed=seed, **STEP_BY_STEP)
     # Another world than the baseline's of the same seed.
     write_run(tmp_path / "d3", 0.7, seed=1, data_seed=3, **STEP_BY_STEP)
-    (found,) = material(tmp_path).comparisons
+    (found,) = analysis(tmp_path).comparisons
     assert found.seeds == 2
     assert found.test.examples == 400
     assert found.test.difference == pytest.approx(0.2)
@@ -78,7 +77,7 @@ def test_seeds_of_one_test_set_share_its_examples(tmp_path):
     for seed in (1, 2, 3):
         write_run(tmp_path / f"s{seed}", 0.5, seed=seed)
         write_run(tmp_path / f"d{seed}", 0.6, seed=seed, **STEP_BY_STEP)
-    (found,) = material(tmp_path).comparisons
+    (found,) = analysis(tmp_path).comparisons
     assert (found.seeds, found.test.examples) == (3, 200)
     assert found.test.name == "sign-flip permutation"
     assert found.adjusted == found.test.p
@@ -89,7 +88,7 @@ def test_says_why_nothing_was_tested(tmp_path):
     write_run(tmp_path / "d", 0.6, **STEP_BY_STEP)
     write_run(tmp_path / "other", 0.6, model="small", **STEP_BY_STEP)
     write_run(tmp_path / "apart", 0.6, seed=9, method="single_task", rationales="teacher")
-    remarks = {c.cell.lines[0].run: c.remark for c in material(tmp_path).comparisons}
+    remarks = {c.variant.lines[0].run: c.remark for c in analysis(tmp_path).comparisons}
     assert remarks == {
         "d": "s: no predictions",
         "other": "baseline not run",
@@ -98,7 +97,7 @@ def test_says_why_nothing_was_tested(tmp_path):
 
 
 def saved(folder):
-    (row,) = labels_saved(material(folder)).blocks[-1].rows
+    (row,) = labels_saved(analysis(folder)).blocks[-1].body
     return [entry.text for entry in row]
 
 
@@ -126,31 +125,31 @@ def test_labels_saved_where_it_is_not_reached_or_one_seed(tmp_path):
     assert saved(tmp_path)[4:6] == ["not reached", "one seed: no interval"]
 
 
-def test_no_claim_where_the_baseline_is_on_its_floor(tmp_path):
+def test_no_claim_if_standard_is_at_the_trivial_baseline(tmp_path):
     # The commonest of three labels has more than a third of 200 rows.
     curve(tmp_path, {0.5: 0.5, 1.0: 0.7}, 0.37, seeds=3)
-    assert saved(tmp_path)[4:6] == ["standard is on its floor", "no claim"]
+    assert saved(tmp_path)[4:6] == ["standard is at the trivial baseline", "no claim"]
 
 
-def test_no_claim_where_the_floor_is_not_known(tmp_path):
+def test_no_claim_if_the_trivial_baseline_is_unknown(tmp_path):
     curve(tmp_path, {0.5: 0.5, 1.0: 0.7}, 0.6)
     (tmp_path / "s0/eval/test/100/predictions.jsonl").unlink()
-    assert saved(tmp_path)[4:6] == ["floor not known: no predictions", "no claim"]
+    assert saved(tmp_path)[4:6] == ["no predictions: trivial baseline unknown", "no claim"]
 
 
-def test_above_the_floor_takes_the_larger_of_two_errors(tmp_path):
+def test_above_trivial_takes_the_larger_of_two_errors(tmp_path):
     # 60% of 50 rows: binomial error 7 points; seeds agree exactly.
     curve(tmp_path, {0.5: 0.5, 1.0: 0.7}, 0.6, seeds=3, n=50)
-    found = material(tmp_path)
-    cell = next(c for c in found.scores.cells.values() if c.setting.recipe.is_baseline)
-    (floor,) = {f.accuracy for f in found.floors(cell)}
-    assert cell.error == 0
-    assert above_floor(found, cell) == (0.6 - floor > 2 * math.sqrt(0.24 / 50))
+    found = analysis(tmp_path)
+    baseline = next(v for v in found.scores.variants.values() if v.key.recipe.is_baseline)
+    (trivial,) = {b.accuracy for b in found.trivial_baselines(baseline)}
+    assert baseline.error == 0
+    assert is_above_trivial(found, baseline) == (0.6 - trivial > 2 * math.sqrt(0.24 / 50))
     many = dataclasses.replace(
-        cell,
+        baseline,
         lines=tuple(
             dataclasses.replace(line, result=dataclasses.replace(line.result, stderr=0.001))
-            for line in cell.lines
+            for line in baseline.lines
         ),
     )
-    assert above_floor(found, many) is True
+    assert is_above_trivial(found, many) is True
