@@ -49,8 +49,7 @@ _JSON = flags.DEFINE_string("json", "", "Also write the results to this file.")
 
 def main(arguments: Arguments) -> None:
     """Measures what the flags ask for and prints it."""
-    if arguments.positional:
-        raise InputError(f"{' '.join(arguments.positional)}: not a flag; write --gin_file=FILE")
+    arguments.refuse_positional()
     config = arguments.parse()
     if _AGAINST.value:
         require_torch()

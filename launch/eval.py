@@ -13,7 +13,7 @@ from stepdistill_jax.eval.score import refuse_other_run, score
 from stepdistill_jax.parallel import cluster, compilation, processes
 from stepdistill_jax.run import load
 from stepdistill_jax.run.config import RunConfig
-from stepdistill_jax.run.folder import refuse_strangers
+from stepdistill_jax.run.folder import check_processes
 from stepdistill_jax.spec import InputError
 
 
@@ -48,7 +48,7 @@ def main(arguments: flags.Arguments) -> None:
         "folders", str([config.model_dir for config in named]), "start the same command in all"
     )
     for config in named:
-        refuse_strangers(config)
+        check_processes(config)
         compilation.enable_compilation_cache(config.tokens.root())
         for result in score(config):
             cluster.say(

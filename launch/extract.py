@@ -62,8 +62,7 @@ def _main(arguments: Arguments) -> int:
                 "what they have in common is in their config.gin"
             )
         return merge.merge(arguments.positional, arguments.overrides)
-    if arguments.positional:
-        raise InputError(f"{' '.join(arguments.positional)}: not a flag; see --help")
+    arguments.refuse_positional()
     extraction = load.parse(arguments.gin_files, arguments.overrides, arguments.search_paths)
     share = Share(*workers.read("EXTRACT"))
     asked = extracting.prepare(extraction, share)

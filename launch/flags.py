@@ -21,9 +21,9 @@ from stepdistill_jax.spec import EXIT_INPUT_ERROR, InputError
 
 _PREFIX = "--gin."
 _HELP = frozenset({"--help", "-h", "-help", "--helpfull", "-helpfull"})
-# Not a defect of the program: a full, read-only or forbidden folder.
+# A full, read-only or forbidden folder is not a defect of the program.
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
-# absl passes Python's own words on.
+# absl repeats Python's error texts.
 _RAW = {"invalid literal for int": "a whole number", "Non-boolean argument": "true or false"}
 
 _PACKAGE = str(pathlib.Path(load.__file__).parents[1])
@@ -38,13 +38,13 @@ _SEARCH_PATHS = flags.DEFINE_list(
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """The command line, taken apart.
+    """The parsed command line.
 
     Attributes:
         gin_files: values of --gin_file.
         overrides: ``NAME=value`` of each --gin.NAME=value.
         search_paths: values of --gin_search_paths.
-        positional: what is no flag.
+        positional: arguments that are not flags.
     """
 
     gin_files: tuple[str, ...] = ()
@@ -56,25 +56,29 @@ class Arguments:
         """The run that the gin files and overrides describe.
 
         Raises:
-            InputError: none was named, or see `config.parse`.
+            InputError: no file is named; or see `load.parse`.
         """
         if not self.gin_files:
             raise InputError(
-                "--gin_file is missing: name a run file, as in --gin_file=demo.gin; "
-                "--help lists those shipped"
+                "--gin_file is missing. Name a run file, as in --gin_file=demo.gin; --help lists "
+                "those that ship."
             )
         return load.parse(self.gin_files, self.overrides, self.search_paths)
+
+    def refuse_positional(self) -> None:
+        """Raises InputError where an argument is no flag."""
+        if self.positional:
+            raise InputError(
+                f"{' '.join(self.positional)}: not a flag. Write --gin_file=FILE and "
+                "--gin.NAME=value; see --help."
+            )
 
 
 def run(main: Callable[[RunConfig], int | None], argv: Sequence[str] | None = None) -> None:
     """Runs a binary on one `RunConfig`; takes no positional arguments. Never returns."""
 
     def on_config(arguments: Arguments) -> int | None:
-        if arguments.positional:
-            raise InputError(
-                f"{' '.join(arguments.positional)}: not a flag; write --gin_file=FILE and "
-                f"--gin.NAME=value"
-            )
+        arguments.refuse_positional()
         return main(arguments.parse())
 
     run_with_arguments(on_config, argv)
@@ -87,17 +91,19 @@ def run_with_arguments(
 ) -> None:
     """Runs a binary on its `Arguments` and exits with what it returns (None = 0).
 
-    `help_text` says which gin files and macros there are.
+    `InputError`, a failing store, a disk that cannot be written and too little device memory become
+    one line on stderr and `EXIT_INPUT_ERROR`, or `EXIT_UNAVAILABLE` where a retry may succeed.
 
-    `InputError`, a store that fails, a disk that cannot be written and devices with too little
-    memory become one line on stderr and `EXIT_INPUT_ERROR`, or `EXIT_UNAVAILABLE` where the same
-    may go well later.
+    Args:
+        main: the program.
+        argv: the command line; None = `sys.argv`.
+        help_text: lists the gin files and macros for ``--help``.
     """
     argv = list(sys.argv if argv is None else argv)
     if _HELP & set(argv[1:]):
         print(_help(help_text()))
         sys.exit(0)
-    # absl knows no flags of open-ended names: gin's go their own way.
+    # absl does not support flags with arbitrary names, so --gin.NAME is parsed here.
     overrides = tuple(a.removeprefix(_PREFIX) for a in argv[1:] if a.startswith(_PREFIX))
     rest = [a for a in argv if not a.startswith(_PREFIX)]
 
@@ -116,16 +122,16 @@ def run_with_arguments(
         except InputError as error:
             _stop(str(error), error.exit_code)
         except OSError as error:
-            _stop_if_understood(error)
+            _stop_if_known(error)
             if error.errno not in _DISK_ERRORS:
                 cluster.end(error)
                 raise
             _stop(
-                f"{error.filename or 'a file'}: {error.strerror}; free or unlock the disk, or "
-                f"choose other folders with MODEL_DIR and CACHE_DIR"
+                f"{error.filename or 'a file'}: {error.strerror}. Free disk space or grant "
+                "permission, or set MODEL_DIR and CACHE_DIR to other folders."
             )
         except Exception as error:
-            _stop_if_understood(error)
+            _stop_if_known(error)
             cluster.end(error)
             raise
 
@@ -133,34 +139,34 @@ def run_with_arguments(
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """What absl's own parser leaves; a flag that there is not ends the program as wrong input."""
+    """Parses absl's flags; an unknown flag ends the program as wrong input."""
     try:
         return flags.FLAGS(list(argv))
     except flags.Error as error:
-        told = " ".join(str(error).split())
+        text = " ".join(str(error).split())
         for raw, words in _RAW.items():
-            told = re.sub(rf"^flag (.*?): .*{raw}.*", rf"\1: expected {words}", told)
-        _stop(f"{told}; --help names all")
+            text = re.sub(rf"^flag (.*?): .*{raw}.*", rf"\1: expected {words}", text)
+        _stop(f"{text}. See --help.")
 
 
 class _Plain(logging.PythonFormatter):
-    """What the run tells stands in plain words; who warns, when and where, before a warning."""
+    """Our progress lines as they are; everything else with time and place."""
 
     def format(self, record: python_logging.LogRecord) -> str:
-        told = record.levelno == python_logging.INFO and record.pathname.startswith(_PACKAGE)
-        return record.getMessage() if told else super().format(record)
+        is_ours = record.levelno == python_logging.INFO and record.pathname.startswith(_PACKAGE)
+        return record.getMessage() if is_ours else super().format(record)
 
 
 def _is_wanted(record: python_logging.LogRecord) -> bool:
-    """Whether to log: what libraries say of every checkpoint would hide what the run says."""
+    """Whether to log a record: libraries log so much that it would hide the run's own lines."""
     if record.pathname.startswith(_PACKAGE):
         return True
-    loud = python_logging.ERROR if "/orbax/" in record.pathname else python_logging.WARNING
-    return record.levelno >= loud
+    minimum = python_logging.ERROR if "/orbax/" in record.pathname else python_logging.WARNING
+    return record.levelno >= minimum
 
 
-def _stop_if_understood(error: Exception) -> None:
-    """Stops where a store failed, after its retries, or devices had too little memory."""
+def _stop_if_known(error: Exception) -> None:
+    """Stops where a store failed after its retries, or device memory was too small."""
     failure = cluster.understood(error)
     if failure:
         _stop(str(failure), failure.exit_code)
@@ -173,12 +179,12 @@ def _stop(message: str, code: int = EXIT_INPUT_ERROR) -> NoReturn:
 
 
 def _help(macros: str) -> str:
-    """What a binary does, its own flags, and every gin file and macro."""
-    own = flags.FLAGS.flags_by_module_dict()
+    """What a binary does, its flags, and every gin file and macro."""
+    defined = flags.FLAGS.flags_by_module_dict()
     about = sys.modules["__main__"].__doc__ or ""
     lines = [about.strip(), "", "flags:"]
     for module in ("__main__", sys.argv[0], "launch.workers", __name__):
-        for flag in own.get(module, []):
+        for flag in defined.get(module, []):
             lines.append(f"  --{flag.name}={flag.default!r}\n      {flag.help}")
-    lines.append("  --gin.NAME=value\n      Sets a macro; the last word over all gin files.")
+    lines.append("  --gin.NAME=value\n      Sets a macro; wins over all gin files.")
     return "\n".join([*lines, "", macros])

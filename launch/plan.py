@@ -42,8 +42,7 @@ _HLO = flags.DEFINE_string("hlo", "", "Also write the compiled programs to this 
 
 def main(arguments: Arguments) -> int:
     """Plans for every topology; prints each as it is done, then all in one table."""
-    if arguments.positional:
-        raise InputError(f"{' '.join(arguments.positional)}: not a flag; write --gin_file=FILE")
+    arguments.refuse_positional()
     if not _TOPOLOGY.value:
         raise InputError("--topology is missing: name slices, as --topology=v5e:4x4")
     if _JSON.value:

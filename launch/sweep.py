@@ -32,10 +32,7 @@ _SKIP = flags.DEFINE_bool(
 
 def main(arguments: Arguments) -> int:
     """Prints the plan and, without --dry_run, trains the runs; returns the exit code."""
-    if arguments.positional:
-        raise InputError(
-            f"{' '.join(arguments.positional)}: not a flag. Write --gin_file=FILE; see --help."
-        )
+    arguments.refuse_positional()
     planned = matrix.read(arguments.gin_files, arguments.overrides, arguments.search_paths)
     worker, count = workers.read("SWEEP")
     share = share_of_runs(planned.runs, worker, count)

@@ -1,4 +1,4 @@
-"""A run's claim on its folder: the configuration that lies there is this run's."""
+"""A run's claim on MODEL_DIR: its settings are those of the run in the folder; and its finish."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from etils import epath
 from stepdistill_jax import records, storage
 from stepdistill_jax.checkpoint import restore
 from stepdistill_jax.parallel import processes
-from stepdistill_jax.run import load as configs
+from stepdistill_jax.run import load
 from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.run.results import Result, read_results
 from stepdistill_jax.spec import CONFIG_FILE, FINISHED_FILE, InputError
 
-# Hosts may keep their copies of the data in folders of their own.
-_OF_A_HOST = frozenset({"DATA_DIR", "CACHE_DIR"})
+# Each host may have its own copy of the data.
+_HOST_MACROS = frozenset({"DATA_DIR", "CACHE_DIR"})
 
 
 def reach(config: RunConfig) -> None:
-    """Asks the stores that a run's folders lie on whether they can be used.
+    """Checks that the stores of a run's folders are usable.
 
     Raises:
-        InputError: one cannot, saying why.
+        InputError: one is not, with the reason.
     """
     storage.check("MODEL_DIR", config.model_dir, write=True)
     storage.check("CACHE_DIR", config.tokens.root(), write=True)
@@ -33,60 +33,54 @@ def reach(config: RunConfig) -> None:
 
 
 def claim(config: RunConfig) -> str:
-    """Writes ``config.gin``, or checks that the run in MODEL_DIR is this one; returns its text.
+    """Checks that MODEL_DIR holds no other run, and writes ``config.gin``; returns its text.
 
-    A run that stopped before its first checkpoint or result holds nothing to spoil. Of several
-    processes the lead claims for all.
+    Of several processes the lead does it for all.
 
     Raises:
         InputError: MODEL_DIR holds a run with other settings, or cannot be written; or see
-            `refuse_strangers`.
+            `check_processes`.
     """
     text = processes.from_lead(lambda: _claim(config))
-    refuse_strangers(config)
+    check_processes(config)
     return text
 
 
-def refuse_strangers(config: RunConfig) -> None:
-    """Checks that all processes have one run before them: the same settings, the same MODEL_DIR.
-
-    What each finds in a folder of its own would differ without a word, and a checkpoint that they
-    write together would never be whole.
+def check_processes(config: RunConfig) -> None:
+    """Checks that all processes have the same settings and share MODEL_DIR.
 
     Raises:
-        InputError: this process was started with other settings than the lead; or MODEL_DIR, as
-            all processes then say, is not shared or cannot be written.
+        InputError: this process has other settings than the lead, or MODEL_DIR is not shared or
+            cannot be written (all processes raise this).
     """
     if processes.count() == 1:
         return
-    of_lead = configs.values(processes.from_lead(lambda: config))
-    own = configs.values(config)
+    lead = load.values(processes.from_lead(lambda: config))
+    here = load.values(config)
     different = [
-        f"{name}={own[name]!r} (process 0: {value!r})"
-        for name, value in of_lead.items()
-        if own[name] != value and name not in _OF_A_HOST
+        f"{name}={here[name]!r} (process 0: {value!r})"
+        for name, value in lead.items()
+        if here[name] != value and name not in _HOST_MACROS
     ]
     if different:
         raise InputError(
-            f"process {processes.index()} was started with {', '.join(different)}; start the same "
-            "command in all processes"
+            f"process {processes.index()} was started with {', '.join(different)}. Start the same "
+            "command in all processes."
         )
-    # A name that is new each time: any other file might be a host's own copy of the lead's.
-    path = processes.from_lead(lambda: _sign(config))
-    seen = processes.gather(f"claim/{path.name}", path.exists())
+    # A new name each time: a fixed one could be a host's own copy of the lead's file.
+    path = processes.from_lead(lambda: _write_marker(config))
+    visible = processes.gather(f"claim/{path.name}", path.exists())
     if processes.is_lead():
         path.unlink()
-    without = [str(process) for process, sees in enumerate(seen) if not sees]
-    if without:
+    blind = [str(process) for process, is_visible in enumerate(visible) if not is_visible]
+    if blind:
         raise InputError(
-            f"MODEL_DIR={config.model_dir!r} is not shared: what process 0 writes there, process "
-            f"{', '.join(without)} does not find; choose a MODEL_DIR that all hosts share (gs://, "
-            "NFS)"
+            f"MODEL_DIR={config.model_dir!r} is not shared: process {', '.join(blind)} cannot see "
+            "the files of process 0. Choose a MODEL_DIR that all hosts share (gs://, NFS)."
         )
 
 
-def _sign(config: RunConfig) -> epath.Path:
-    """Writes a file in MODEL_DIR under a name that no file ever had; returns its path."""
+def _write_marker(config: RunConfig) -> epath.Path:
     path = epath.Path(config.model_dir) / f".shared-{uuid.uuid4().hex}"
     with writable(config):
         records.write_atomic(path, "")
@@ -94,8 +88,8 @@ def _sign(config: RunConfig) -> epath.Path:
 
 
 def _claim(config: RunConfig) -> str:
-    refuse_other(config)
-    text = configs.dump(config)
+    refuse_other_run(config)
+    text = load.dump(config)
     with writable(config):
         records.write_atomic(epath.Path(config.model_dir) / CONFIG_FILE, text)
     return text
@@ -103,21 +97,21 @@ def _claim(config: RunConfig) -> str:
 
 @contextlib.contextmanager
 def writable(config: RunConfig) -> Iterator[None]:
-    """Turns what a full or forbidden MODEL_DIR raises into one clear error."""
+    """Turns the errors of a full, missing or forbidden MODEL_DIR into one `InputError`."""
     try:
         yield
     except OSError as error:
         storage.raise_failure(error)
         raise InputError(
-            f"MODEL_DIR={config.model_dir!r} cannot be written: {error.strerror or error}; "
-            "choose another MODEL_DIR, or make room or give the right to write"
+            f"MODEL_DIR={config.model_dir!r} cannot be written: {error.strerror or error}. Choose "
+            "another MODEL_DIR, free disk space, or grant write permission."
         ) from error
 
 
-def refuse_other(config: RunConfig) -> None:
-    """Checks that the run in MODEL_DIR, where there is one, is this one.
+def refuse_other_run(config: RunConfig) -> None:
+    """Checks that a run in MODEL_DIR has the settings of this one (all but FREE_MACROS).
 
-    A run that stopped before its first checkpoint or result holds nothing to spoil.
+    A run that stopped before its first checkpoint or result is overwritten.
 
     Raises:
         InputError: it has other settings.
@@ -126,26 +120,24 @@ def refuse_other(config: RunConfig) -> None:
     begun = restore.available_steps(config.model_dir) or read_results(config.model_dir)
     changed = {}
     if path.exists() and begun:
-        changed = configs.difference(configs.read(config.model_dir), config)
+        changed = load.difference(load.read(config.model_dir), config)
     if not changed:
         return
-    remedy = "repeat the settings in its config.gin to continue it"
+    remedy = "or repeat the settings of its config.gin to continue it."
     before, now = changed.get("TRAIN_STEPS", (0, 0))
     if now > before and (epath.Path(config.model_dir) / FINISHED_FILE).exists():
         remedy = (
-            "repeat the settings in its config.gin to score it again; its schedule is "
-            "finished and cannot be lengthened, but "
-            f"INITIAL_CHECKPOINT={config.model_dir!r} in a new MODEL_DIR starts from its "
-            "best step"
+            "with INITIAL_CHECKPOINT set to this folder to start from its best step; the schedule "
+            "of a finished run cannot be lengthened."
         )
     listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
     raise InputError(
-        f"{config.model_dir} holds a run with {listed}; choose another MODEL_DIR, or {remedy}"
+        f"{config.model_dir} holds a run with {listed}. Choose another MODEL_DIR, {remedy}"
     )
 
 
 def mark_finished(config: RunConfig, steps: int, best: int, scored: list[Result]) -> None:
-    """Says that nothing is left to do for a run of so many steps, the best of them `best`."""
+    """Writes that a run of `steps` steps is complete, with its best step and its scores."""
     if not processes.is_lead():
         return
     accuracy = {result.split: result.accuracy for result in scored}

@@ -31,7 +31,7 @@ from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.parallel.place import place_batch
 from stepdistill_jax.run import load as configs
 from stepdistill_jax.run.config import RunConfig
-from stepdistill_jax.run.folder import reach, refuse_other, writable
+from stepdistill_jax.run.folder import reach, refuse_other_run, writable
 from stepdistill_jax.run.splits import open_split
 from stepdistill_jax.spec import FINISHED_FILE, InputError
 from stepdistill_jax.text import data_size, duration
@@ -189,7 +189,7 @@ class Checks:
 
     def run(self) -> str:
         """MODEL_DIR holds no other run."""
-        refuse_other(self.config)
+        refuse_other_run(self.config)
         steps = restore.available_steps(self.config.model_dir)
         if (epath.Path(self.config.model_dir) / FINISHED_FILE).exists():
             return "MODEL_DIR holds a finished run, which would only be scored"

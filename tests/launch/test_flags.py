@@ -75,19 +75,19 @@ def test_exit_code_of_the_binary(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "error: --gin_file is missing: name a run file, as in --gin_file=demo.gin"),
-        (["--gin_file=dmo.gin"], "the nearest is demo.gin"),
-        (["--gin_file=demo.gin", "--gin.SEEED=1"], "the nearest is SEED"),
+        ([], "error: --gin_file is missing. Name a run file, as in --gin_file=demo.gin"),
+        (["--gin_file=dmo.gin"], "Did you mean demo.gin?"),
+        (["--gin_file=demo.gin", "--gin.SEEED=1"], "Did you mean SEED?"),
         (["--gin_file=demo.gin", "SEED=1"], "error: SEED=1: not a flag"),
         (
             ["--gin_flie=demo.gin"],
             "error: Unknown command line flag 'gin_flie'. Did you mean: gin_file ?",
         ),
-        (["-v=x"], "error: --verbosity=x: expected a whole number;"),
-        (["--logtostderr=maybe"], "error: --logtostderr=maybe: expected true or false; --help"),
+        (["-v=x"], "error: --verbosity=x: expected a whole number. See --help"),
+        (["--logtostderr=maybe"], "error: --logtostderr=maybe: expected true or false. See --help"),
         (
             ["--gin_file=demo.gin", "--gin.SEED=99"],
-            "error: runs/demo/config.gin: No space left on device; free or unlock the disk",
+            "error: runs/demo/config.gin: No space left on device. Free disk space",
         ),
         (
             ["--gin_file=demo.gin", "--gin.SEED=96"],
@@ -136,7 +136,7 @@ def test_help_lists_flags_run_files_and_macros(tmp_path, flag):
         "--gin_search_paths",
         "demo_standard.gin",
         "models/t5_1_1_base.gin",
-        "--gin.BATCH_SIZE=64\n      Pairs a step over all devices;",
+        "--gin.BATCH_SIZE=64\n      Pairs per step over all devices.",
         "--gin.WATCH_PERIOD=30.0",
     ):
         assert expected in done.stdout

@@ -46,14 +46,14 @@ def test_processes_with_other_settings_than_the_lead_are_refused(parse, second):
     assert "FRACTION" in claim(parse("DATA_DIR='/host1'"))
     with pytest.raises(
         InputError,
-        match=r"LEARNING_RATE=0\.5 \(process 0: 0\.002\), MESH_TENSOR=2 \(process 0: 1\); start",
+        match=r"LEARNING_RATE=0\.5 \(process 0: 0\.002\), MESH_TENSOR=2 \(process 0: 1\)\. Start",
     ):
         claim(parse("LEARNING_RATE=0.5", "MESH_TENSOR=2"))
 
 
 def test_a_folder_that_is_not_shared_is_refused(parse, second):
     second(parse(), shared=False)
-    with pytest.raises(InputError, match=r"is not shared: what process 0 writes there, process 1"):
+    with pytest.raises(InputError, match=r"is not shared: process 1 cannot see"):
         claim(parse())
 
 

@@ -115,7 +115,7 @@ def test_every_fault_is_found_in_one_go(attempt, tmp_path):
     )
     assert code == 2
     for check, text in {
-        "MODEL_DIR": "cannot be written: Not a directory\n-> choose another MODEL_DIR",
+        "MODEL_DIR": "cannot be written: Not a directory\n-> Choose another MODEL_DIR",
         "mesh": "needs 3 devices, and there are 8\n-> Set one of the three to -1",
         "embeddings": "VOCAB_SIZE=100 rows .* has 138 ids\n-> set VOCAB_SIZE to at least 138",
         "weights": "'/no/such/run': no checkpoint in this folder",
