@@ -1,4 +1,4 @@
-"""What a run has cost: one line a saved or scored step in ``MODEL_DIR/costs.jsonl``."""
+"""The cost of a run: one line per saved or scored step in ``MODEL_DIR/costs.jsonl``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from stepdistill_jax.spec import COSTS_FILE
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What the steps behind a run's parameters took.
+    """The cost of the steps up to a checkpoint.
 
     Attributes:
         step: optimizer steps done.
         train_pairs: pairs in the training data.
         train_flops: model FLOPs of those steps, forward and backward (`model.flops`).
-        device_seconds: devices times seconds; evaluation and saving left out, the first step's
-            compilation included. Steps that were lost with a killed run and done again count once.
+        device_seconds: devices times seconds, with the first step's compilation and without
+            evaluation and saving. Steps that a killed run repeats count once.
     """
 
     step: int
@@ -29,7 +29,7 @@ class Cost:
 
 
 def read_costs(model_dir: epath.PathLike) -> dict[int, Cost]:
-    """Step -> what it took to get there, ascending; empty where nothing was noted.
+    """Step -> cost up to it, ascending.
 
     Raises:
         InputError: a line is damaged.
@@ -37,12 +37,11 @@ def read_costs(model_dir: epath.PathLike) -> dict[int, Cost]:
     path = epath.Path(model_dir) / COSTS_FILE
     if not path.exists():
         return {}
-    found = [Cost(**row) for _, row in records.read_jsonl(path)]
-    return {cost.step: cost for cost in found}
+    return {row["step"]: Cost(**row) for _, row in records.read_jsonl(path)}
 
 
 class CostMeter:
-    """Counts a run's cost from the step on that it starts or continues at."""
+    """Counts a run's cost from the step at which it starts or continues."""
 
     def __init__(
         self,
@@ -53,14 +52,14 @@ class CostMeter:
         flops_per_step: float,
         devices: int,
     ) -> None:
-        """Forgets what was noted of later steps, which are about to be done again.
+        """Drops the costs of later steps, which the run is about to repeat.
 
         Args:
-            model_dir: the run's folder.
-            step: optimizer steps done.
+            model_dir: MODEL_DIR.
+            step: optimizer steps completed.
             train_pairs: pairs in the training data.
             flops_per_step: model FLOPs of a step.
-            devices: that work on it.
+            devices: devices that the step runs on.
         """
         self._path = epath.Path(model_dir) / COSTS_FILE
         self._noted = {s: cost for s, cost in read_costs(model_dir).items() if s <= step}
@@ -70,7 +69,7 @@ class CostMeter:
         self._before = self._noted[step].device_seconds if step in self._noted else 0.0
 
     def note(self, step: int, seconds: float) -> None:
-        """Writes down what `step` steps have taken, of which `seconds` since the meter was made."""
+        """Writes the cost of `step` steps; `seconds` counts from the start of this meter."""
         spent = round(self._before + seconds * self._devices, 3)
         self._noted[step] = Cost(step, self._train_pairs, self._flops_per_step * step, spent)
         records.write_jsonl(self._path, map(dataclasses.asdict, self._noted.values()))

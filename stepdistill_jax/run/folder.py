@@ -127,8 +127,8 @@ def refuse_other_run(config: RunConfig) -> None:
     before, now = changed.get("TRAIN_STEPS", (0, 0))
     if now > before and (epath.Path(config.model_dir) / FINISHED_FILE).exists():
         remedy = (
-            "with INITIAL_CHECKPOINT set to this folder to start from its best step; the schedule "
-            "of a finished run cannot be lengthened."
+            f"with INITIAL_CHECKPOINT={config.model_dir!r} to start from its best step; the "
+            "schedule of a finished run cannot be lengthened."
         )
     listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
     raise InputError(

@@ -1,4 +1,4 @@
-"""``results.jsonl``: one line an evaluated (step, split) of a run, never half a line, never two."""
+"""``results.jsonl``: one whole line per evaluated step and split of a run."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ NOT_SELECTED = "none"
 
 @dataclasses.dataclass(frozen=True)
 class RunFacts:
-    """What a run is, as every line of its results says.
+    """The settings of a run that every line of its results repeats.
 
     Attributes:
         dataset: `data.config.DataConfig.name`.
-        labels: ``gold`` or ``teacher``; ``none`` where nothing is trained.
-        rationales: ``none`` where the method reads none.
-        model: name of the model's gin file, or its sizes; ``teacher`` where the teacher is scored.
-        data_seed: of the data's choices.
-        train_split: that the run trains on.
+        labels: ``gold`` or ``teacher``.
+        rationales: ``none`` if the method reads none.
+        model: name of the model's gin file, or its sizes; ``teacher`` if the teacher is scored.
+        data_seed: DATA_SEED.
+        train_split: the split trained on.
         triage: the rationale filters and their weight, as ``wrong+states_label:0.5``; "" = none.
         augment: added inputs; "" = none.
         initial: the checkpoint that training started from; "" = random parameters.
-        parameters: of the model; None where they are not known.
+        parameters: parameters of the model; None = unknown.
     """
 
     dataset: str
@@ -60,12 +60,12 @@ class Result(RunFacts):
         n: examples scored.
         accuracy: in [0, 1].
         stderr: binomial standard error over the examples.
-        selected_on: ``validation`` where the step was chosen as the best on it, else ``none``.
-        train_pairs: pairs in the training data; None where nothing is trained.
-        train_flops: model FLOPs of the steps behind these parameters, forward and backward.
-        device_seconds: devices times seconds of those steps, first compilation included.
-        serving_flops: model FLOPs of one answer, mean over the split.
-        All None where they are not known.
+        selected_on: ``validation`` if the step was chosen as the best on it, else ``none``.
+        train_pairs: pairs in the training data; None if nothing is trained.
+        train_flops: model FLOPs of the steps up to this one, forward and backward.
+        device_seconds: devices times seconds of those steps, with the first compilation.
+        serving_flops: model FLOPs of one prediction, mean over the split.
+        The last three are None if unknown.
     """
 
     step: int
@@ -87,7 +87,7 @@ _REQUIRED = {
 
 
 def read_results(model_dir: epath.PathLike) -> list[Result]:
-    """The results of a run so far, in the order they were found.
+    """The results of a run so far, in order of evaluation.
 
     Raises:
         InputError: a line is damaged or has other fields (naming the line).
@@ -97,17 +97,17 @@ def read_results(model_dir: epath.PathLike) -> list[Result]:
         return []
     results = []
     for where, row in records.read_jsonl(path):
-        # Lines of before a field was added lack it, and take its default.
+        # Lines of earlier versions take the defaults of newer fields.
         if not _REQUIRED <= set(row) <= set(RESULT_FIELDS):
             raise InputError(
-                f"{where}: fields {sorted(row)}, expected {sorted(RESULT_FIELDS)}; remove the line"
+                f"{where}: fields {sorted(row)}, expected {sorted(RESULT_FIELDS)}. Remove the line."
             )
         results.append(Result(**row))
     return results
 
 
 def find_result(model_dir: epath.PathLike, step: int, split: str) -> Result | None:
-    """The result of one step and split, where there is one."""
+    """The result of one step and split, or None."""
     for result in read_results(model_dir):
         if (result.step, result.split) == (step, split):
             return result
@@ -115,11 +115,11 @@ def find_result(model_dir: epath.PathLike, step: int, split: str) -> Result | No
 
 
 def append_result(model_dir: epath.PathLike, result: Result) -> bool:
-    """Adds a line, unless one of the same step and split is there.
+    """Adds a line, unless the step and split have one.
 
-    The whole file is written anew and renamed, so that a crash leaves the old one; writers on one
-    machine or one POSIX file system wait for each other. Object stores know no locks: there a run
-    must not be scored by two programs at once.
+    The whole file is rewritten and renamed, so a crash leaves the old one. Writers on one machine
+    or one POSIX file system wait for each other. Object stores have no locks: do not score a run
+    there with two programs at once.
 
     Returns:
         Whether the line was added.
@@ -134,14 +134,14 @@ def append_result(model_dir: epath.PathLike, result: Result) -> bool:
 
 
 def mark_selected(model_dir: epath.PathLike, result: Result) -> Result:
-    """Notes that a step scored before has turned out to be the best on validation.
+    """Marks a step that was scored before as the best on validation.
 
     Args:
-        model_dir: the run's folder.
-        result: as `find_result` gave it.
+        model_dir: MODEL_DIR.
+        result: as `find_result` returned it.
 
     Returns:
-        The result as it now stands in the file.
+        The updated result.
     """
     folder = epath.Path(model_dir)
     selected = dataclasses.replace(result, selected_on=VALIDATION)
@@ -152,7 +152,7 @@ def mark_selected(model_dir: epath.PathLike, result: Result) -> Result:
 
 
 def _write(folder: epath.Path, results: list[Result], new: Result) -> None:
-    """Writes all lines; a split has one selected step, so a new one takes the place of the old."""
+    """Writes all lines. A split has one selected step: a new one replaces the old."""
     rows = []
     for result in results:
         row = dataclasses.asdict(result)
@@ -164,7 +164,7 @@ def _write(folder: epath.Path, results: list[Result], new: Result) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: epath.Path) -> Iterator[None]:
-    """Holds the folder's lock, which its holder's death releases."""
+    """Holds the folder's lock; the death of its holder releases it."""
     if storage.is_remote(folder):
         yield
         return

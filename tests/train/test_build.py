@@ -50,11 +50,11 @@ def test_a_finished_run_cannot_be_lengthened_and_says_how_to_go_on_from_it(tmp_p
     (tmp_path / "checkpoints" / "200").mkdir(parents=True)
     (tmp_path / "checkpoints" / "200" / "_CHECKPOINT_METADATA").write_text("{}")
     longer = run(tmp_path, "TRAIN_STEPS=300")
-    with pytest.raises(InputError, match=r"TRAIN_STEPS=200 \(now 300\); .* to continue it$"):
+    with pytest.raises(InputError, match=r"TRAIN_STEPS=200 \(now 300\)\. .* to continue it\.$"):
         claim(longer)
     (tmp_path / "finished.json").write_text(json.dumps({"step": 200}))
     with pytest.raises(
         InputError,
-        match=rf"cannot be lengthened, but INITIAL_CHECKPOINT='{tmp_path}' in a new MODEL_DIR",
+        match=rf"with INITIAL_CHECKPOINT='{tmp_path}' to start .* cannot be lengthened\.$",
     ):
         claim(longer)
