@@ -17,7 +17,7 @@ from absl import flags
 from launch import workers
 from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.sweep import matrix, tables, train_runs
+from stepdistill_jax.sweep import config, matrix, tables, train_runs
 from stepdistill_jax.sweep.shares import share_of_runs
 
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
@@ -53,4 +53,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    run_with_arguments(main, help_text=matrix.help_text)
+    run_with_arguments(main, help_text=config.help_text)

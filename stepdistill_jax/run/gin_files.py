@@ -27,7 +27,7 @@ _OLD_PARTS = frozenset({"parts/run.gin", "parts/sweep.gin", "parts/extract.gin"}
 # these modules import this one.
 _PROGRAMS = {
     "launch.train": ("a run", "stepdistill_jax.run.load"),
-    "launch.sweep": ("a sweep", "stepdistill_jax.sweep.matrix"),
+    "launch.sweep": ("a sweep", "stepdistill_jax.sweep.config"),
     "launch.extract": ("an extraction", "stepdistill_jax.teacher.load"),
 }
 

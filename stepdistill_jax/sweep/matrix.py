@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import functools
 import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,6 @@ from typing import Any
 
 from etils import epath
 
-from stepdistill_jax import settings as declarations
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.run import load as configs
 from stepdistill_jax.run.config import RunConfig
@@ -31,8 +29,8 @@ from stepdistill_jax.run.gin_files import (
     resolve,
     typed,
 )
-from stepdistill_jax.settings import Macro, check, setting
 from stepdistill_jax.spec import InputError
+from stepdistill_jax.sweep.config import SweepConfig, macros
 
 _TEACHER = "teacher"
 # Every setting of a sweep begins with it, and no setting of a run.
@@ -47,75 +45,6 @@ _AXES = {
 }
 _DATA_SEED_AXIS = {"DATA_SEED": "set SWEEP_SEEDS, or SWEEP_DATA_SEEDS='fixed'"}
 _LABELS_AXIS = {"LABELS": "set SWEEP_LABELS"}
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepConfig:
-    """The axes of a sweep. A sweep file sets these, and any setting of a run for every run."""
-
-    HEADING = "Sweep"
-
-    dir: str = setting(
-        "",
-        "Folder of the sweep: one folder per run, and sweep.json. Runs in it are continued.",
-        macro="SWEEP_DIR",
-    )
-    run_files: tuple[str, ...] = setting(
-        (), "Run files, one per data set: ('cqa.gin', 'svamp.gin').", macro="SWEEP_RUN_FILES"
-    )
-    methods: tuple[str, ...] = setting(
-        ("standard", "step_by_step"),
-        "Methods: names of files in methods/, or paths. 'teacher' is one run per data set.",
-        macro="SWEEP_METHODS",
-    )
-    labels: tuple[str, ...] = setting(
-        (),
-        "LABELS of every method that trains: 'gold', 'teacher'; () = as the method file says.",
-        macro="SWEEP_LABELS",
-    )
-    fractions: tuple[float, ...] = setting(
-        (1.0,), "Shares of the training examples, each in (0, 1].", macro="SWEEP_FRACTIONS"
-    )
-    models: tuple[str, ...] = setting(
-        (),
-        "Models: names of files in models/, or paths; () = as the run file says.",
-        macro="SWEEP_MODELS",
-    )
-    seeds: tuple[int, ...] = setting(
-        (0,),
-        "SEED of each repetition. All runs of one seed come before those of the next.",
-        macro="SWEEP_SEEDS",
-    )
-    data_seeds: str = setting(
-        "seed",
-        "DATA_SEED of each repetition.",
-        macro="SWEEP_DATA_SEEDS",
-        choices={
-            "seed": "SEED, so that the spread over seeds includes the choice of examples.",
-            "fixed": "as the run file says.",
-        },
-    )
-    only: tuple[str, ...] = setting(
-        (),
-        "Run only the runs whose name matches one of these: ('cqa-*', '*-s0'); () = all.",
-        macro="SWEEP_ONLY",
-    )
-    exclude: tuple[str, ...] = setting(
-        (),
-        "Leave out the runs whose name matches one of these: ('*-step_by_step_shuffled-*-f0.*',).",
-        macro="SWEEP_EXCLUDE",
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
-        if not self.dir or "://" in self.dir:
-            raise InputError(
-                f"SWEEP_DIR: got {self.dir!r}, expected a folder on a disk, as in "
-                "--gin.SWEEP_DIR=sweeps/first. Machines that share a sweep mount it."
-            )
-        for macro in ("RUN_FILES", "METHODS", "FRACTIONS", "SEEDS"):
-            if not getattr(self, macro.lower()):
-                raise InputError(f"SWEEP_{macro}: got (), expected at least one.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,27 +98,6 @@ class Matrix:
     runs: tuple[PlannedRun, ...]
     impossible: tuple[ImpossibleRun, ...]
     repeated: int
-
-
-@functools.cache
-def macros() -> dict[str, Macro]:
-    """Every setting of a sweep by its macro, in the order of ``--help``."""
-    return declarations.macros((SweepConfig,))
-
-
-def help_text() -> str:
-    """The macros of a sweep and the shipped gin files, for ``--help``."""
-    return "\n".join(
-        [
-            "A sweep file sets these macros; see sweeps/demo.gin.",
-            *configs.describe(macros().values()),
-            "",
-            *configs.describe_files(),
-            "",
-            "A sweep file and --gin.NAME=value may also set any macro of a run, for all runs: "
-            "python -m launch.train --help lists them.",
-        ]
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 
 from stepdistill_jax.run import load
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.sweep import matrix, shares
+from stepdistill_jax.sweep import config, matrix, shares
 
 SWEEP = """
 include "parts/sweep.gin"
@@ -263,12 +263,12 @@ def test_the_papers_sweep():
 
 
 def test_help_lists_every_macro_with_its_comment():
-    text = matrix.help_text()
-    for macro in matrix.macros().values():
+    text = config.help_text()
+    for macro in config.macros().values():
         assert f"--gin.{macro.name}={macro.default!r}" in text
         assert macro.doc.endswith(".")
-    assert {macro.field for macro in matrix.macros().values()} == {
-        field.name for field in dataclasses.fields(matrix.SweepConfig)
+    assert {macro.field for macro in config.macros().values()} == {
+        field.name for field in dataclasses.fields(config.SweepConfig)
     }
     assert "sweeps/demo.gin" in text
     assert "python -m launch.train --help lists them" in text
