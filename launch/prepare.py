@@ -35,7 +35,7 @@ _DATASETS = flags.DEFINE_list(
 _DOWNLOAD = flags.DEFINE_bool(
     "download",
     None,
-    "Fetch what is lacking, or never; default: only data sets of which no file is there.",
+    "Download missing files, or never; default: only data sets without any file.",
 )
 _VOCABULARY = flags.DEFINE_string(
     "vocabulary",
