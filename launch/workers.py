@@ -20,12 +20,16 @@ def read(prefix: str) -> tuple[int, int]:
     """(worker, workers), from the flags, else ``<prefix>_WORKER`` and ``<prefix>_WORKERS``.
 
     Raises:
-        InputError: a variable is no whole number.
+        InputError: a variable is not a whole number, or there is no such worker.
     """
-    return (
-        _number(_WORKER.value, f"{prefix}_WORKER", 0),
-        _number(_WORKERS.value, f"{prefix}_WORKERS", 1),
-    )
+    worker = _number(_WORKER.value, f"{prefix}_WORKER", 0)
+    workers = _number(_WORKERS.value, f"{prefix}_WORKERS", 1)
+    if not 0 <= worker < workers:
+        raise InputError(
+            f"worker {worker} of {workers}: expected 0 to {workers - 1}. Set --worker and "
+            f"--workers, or {prefix}_WORKER and {prefix}_WORKERS in the environment."
+        )
+    return worker, workers
 
 
 def _number(flag: int | None, variable: str, default: int) -> int:

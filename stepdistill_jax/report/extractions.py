@@ -19,9 +19,9 @@ from etils import epath
 from stepdistill_jax import records
 from stepdistill_jax.settings import fits
 from stepdistill_jax.spec import InputError
+from stepdistill_jax.teacher.budget import paid_rows
 from stepdistill_jax.teacher.quality import Assessment
 from stepdistill_jax.teacher.store import SUMMARY_FILE
-from stepdistill_jax.teacher.summary import paid_rows
 
 # Examples to check that the report shows for each split.
 SHOWN = 10

@@ -1,12 +1,12 @@
-"""What an extraction may cost: prices, what is spent and reserved, and how long a request can be.
+"""What an extraction costs: prices, tokens spent and reserved, worst-case tokens of a request.
 
-Sums are exact decimals: a stop at MAX_COST is a stop at MAX_COST.
+Sums are exact decimals, so MAX_COST is kept to the token.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -14,13 +14,13 @@ from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.requests import Completion, Request, RequestError
 
 _MILLION = 1_000_000
-# Tokens around one message of a chat, by which its template tells who speaks: more than any
-# template in use has, and more than their default system prompts come to over a whole prompt.
+# Tokens that a chat template adds around one message: more than any template in use adds, and more
+# than their default system prompts have over a whole prompt.
 _PER_MESSAGE = 16
 
 
 class Tokens(NamedTuple):
-    """Tokens read and written."""
+    """Tokens of prompts and of completions."""
 
     prompt: int
     written: int
@@ -29,13 +29,25 @@ class Tokens(NamedTuple):
         """The sums."""
         return Tokens(self.prompt + other.prompt, self.written + other.written)
 
+    def minus(self, other: Tokens) -> Tokens:
+        """The differences."""
+        return Tokens(self.prompt - other.prompt, self.written - other.written)
 
-NOTHING = Tokens(0, 0)
+
+NO_TOKENS = Tokens(0, 0)
+
+
+def total(parts: Iterable[Tokens]) -> Tokens:
+    """The sums over all parts."""
+    result = NO_TOKENS
+    for part in parts:
+        result = result.plus(part)
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
 class Prices:
-    """Of a million tokens each; None where it is not known."""
+    """Of a million tokens each; None where unknown."""
 
     prompt: Decimal | None
     written: Decimal | None
@@ -43,80 +55,78 @@ class Prices:
     @classmethod
     def of(cls, extract: ExtractConfig) -> Prices:
         """PRICE_INPUT and PRICE_OUTPUT as they are written: 0.15 is 0.15."""
-        given = (extract.price_input, extract.price_output)
-        return cls(*(None if price is None else Decimal(str(price)) for price in given))
+        prices = (extract.price_input, extract.price_output)
+        return cls(*(None if price is None else Decimal(str(price)) for price in prices))
 
     def cost(self, tokens: Tokens) -> Decimal | None:
-        """Of some tokens; None where a price is not known."""
+        """None where a price is unknown."""
         if self.prompt is None or self.written is None:
             return None
         return (tokens.prompt * self.prompt + tokens.written * self.written) / _MILLION
 
 
 class Budget:
-    """MAX_COST, and what is left of it: spent and reserved together never exceed it.
+    """MAX_COST: spent and reserved tokens together never exceed it.
 
     Attributes:
+        maximum: this worker's part of MAX_COST; None = no limit.
         spent: tokens paid for, over all calls.
         reserved: bounds of the requests in flight.
     """
 
-    def __init__(self, prices: Prices, most: Decimal | None, spent: Tokens) -> None:
+    def __init__(self, prices: Prices, maximum: Decimal | None, spent: Tokens) -> None:
         self.prices = prices
-        self.most = most
+        self.maximum = maximum
         self.spent = spent
-        self.reserved = NOTHING
+        self.reserved = NO_TOKENS
 
     @property
     def cost(self) -> Decimal | None:
-        """Spent so far."""
+        """The cost of the tokens spent."""
         return self.prices.cost(self.spent)
 
     @property
     def left(self) -> Decimal | None:
-        """Of MAX_COST; None without one."""
-        return None if self.most is None else self.most - (self.cost or Decimal(0))
+        """What is left of `maximum`."""
+        return None if self.maximum is None else self.maximum - (self.cost or Decimal(0))
 
     def reserve(self, bound: Tokens) -> bool:
-        """Sets tokens aside for a request, or says that they do not fit."""
-        would = self.spent.plus(self.reserved).plus(bound)
-        cost = self.prices.cost(would)
-        if self.most is not None and cost is not None and cost > self.most:
+        """Reserves tokens for a request; returns False where they exceed the budget."""
+        cost = self.prices.cost(self.spent.plus(self.reserved).plus(bound))
+        if self.maximum is not None and cost is not None and cost > self.maximum:
             return False
         self.reserved = self.reserved.plus(bound)
         return True
 
-    def take_back(self, bound: Tokens) -> None:
-        """Reserves what counted as spent: a request of an earlier process, still to be answered."""
-        self.spent = Tokens(self.spent.prompt - bound.prompt, self.spent.written - bound.written)
+    def reserve_again(self, bound: Tokens) -> None:
+        """Reserves the tokens of an earlier process's request, which count as spent until now."""
+        self.spent = self.spent.minus(bound)
         self.reserved = self.reserved.plus(bound)
 
     def settle(self, bound: Tokens, charged: Tokens) -> None:
-        """Replaces what was set aside by what was charged."""
-        self.reserved = Tokens(
-            self.reserved.prompt - bound.prompt, self.reserved.written - bound.written
-        )
+        """Replaces reserved tokens by charged ones."""
+        self.reserved = self.reserved.minus(bound)
         self.spent = self.spent.plus(charged)
 
 
 class Bounds:
-    """How many tokens a request comes to at most, better known with every answer."""
+    """Worst-case tokens of a request; the bounds get tighter with every response."""
 
     def __init__(self, count: Callable[[Request], int] | None) -> None:
-        """`count` gives the exact number, where a tokenizer is known."""
+        """`count` gives the exact tokens of a prompt, where a tokenizer is known."""
         self._count = count
-        # purpose -> the shortest prompt that was counted by the endpoint: its tokens and its text.
+        # Purpose -> tokens and text of the shortest prompt that the endpoint counted.
         self._shortest: dict[str, tuple[int, str]] = {}
-        # What endpoints add to what a tokenizer knows of, and write beyond what they are asked for.
+        # Tokens that endpoints add to the tokenizer's count; the longest completion so far.
         self._excess = self._longest = 0
 
     def of(self, request: Request) -> Tokens:
-        """The bound of a request: no token is shorter than a byte.
+        """The bound of a request.
 
-        Exact with a tokenizer. Else the tokens of the shortest prompt that was answered, of which
-        the exemplars are the greater part, and a token for every byte in which this one differs;
-        before the first answer a token for every byte of the prompt. An endpoint that was seen to
-        read or write more than that is expected to do so again.
+        Exact with a tokenizer. Without one no token is shorter than a byte: the bound is the tokens
+        of the shortest counted prompt, most of which are the exemplars, plus one for every byte in
+        which this prompt differs. Before the first response it is one for every byte of the prompt.
+        If an endpoint once reads or writes more than its bound, later bounds include the excess.
         """
         written = max(request.decoding.max_new_tokens, self._longest)
         if self._count is not None:
@@ -126,31 +136,38 @@ class Bounds:
             size = len(text.encode("utf-8", "replace"))
             return Tokens(size + _PER_MESSAGE * (1 + len(request.messages)), written)
         tokens, other = self._shortest[request.purpose]
-        shared = _alike(text, other)
+        shared = _shared_start(text, other)
         return Tokens(tokens + len(text[shared:].encode("utf-8", "replace")), written)
 
     def learn(self, request: Request, prompt_tokens: int | None, written: int | None) -> None:
-        """Takes note of the endpoint's own count of a request's tokens, and of its answer's."""
+        """Takes in the endpoint's counts of a request and its completion."""
         self._longest = max(self._longest, written or 0)
         if prompt_tokens and self._count is not None:
             self._excess = max(self._excess, prompt_tokens - self._count(request))
-        known = self._shortest.get(request.purpose)
-        if prompt_tokens and (known is None or prompt_tokens < known[0]):
+        shortest = self._shortest.get(request.purpose)
+        if prompt_tokens and (shortest is None or prompt_tokens < shortest[0]):
             self._shortest[request.purpose] = (prompt_tokens, request.text)
 
 
-def _alike(one: str, other: str) -> int:
-    """Characters that two texts begin with alike."""
+def _shared_start(one: str, other: str) -> int:
+    """Number of characters with which both texts begin."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def charge(came: Completion | RequestError, bound: Tokens) -> Tokens:
-    """What counts as paid for an answer: the endpoint's own count, where it says none the bound.
-
-    A row that failed costs what the endpoint says it does.
-    """
-    prompt, written = came.prompt_tokens, came.completion_tokens
+def charge(outcome: Completion | RequestError, bound: Tokens) -> Tokens:
+    """Tokens that count as paid for: the endpoint's counts, or the bound where it reports none."""
+    prompt, written = outcome.prompt_tokens, outcome.completion_tokens
     return Tokens(
         bound.prompt if prompt is None else prompt, bound.written if written is None else written
     )
+
+
+def paid_rows(answered: int | None, requests: int | None, cached: int | None) -> float | None:
+    """Examples that the paid requests make, at as many requests an example as on average.
+
+    None where there are no such requests, or their number is unknown.
+    """
+    if not requests or not answered:
+        return None
+    return answered * requests / (requests + (cached or 0))

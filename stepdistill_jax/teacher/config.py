@@ -1,4 +1,4 @@
-"""What an extraction is: which teacher, asked how, for which rows, at what cost at most."""
+"""The settings of an extraction: teacher, prompt, examples and budget."""
 
 from __future__ import annotations
 
@@ -152,11 +152,11 @@ class ExtractConfig:
 
     @property
     def decoding(self) -> Decoding:
-        """How the teacher writes."""
+        """The settings of decoding as one value."""
         return Decoding(self.temperature, self.top_p, self.max_new_tokens, self.sampling_seed)
 
     def _refuse_secrets(self) -> None:
-        """Raises, without showing it, on a key where it would be written into ``config.gin``."""
+        """Raises on a key that would be written into ``config.gin``, without showing the key."""
         if not re.fullmatch(r"(?:[A-Z_][A-Z0-9_]*)?", self.teacher_key):
             raise InputError(
                 "TEACHER_KEY is not the name of an environment variable (capitals, digits and _). "
@@ -176,7 +176,7 @@ class ExtractConfig:
             )
 
     def _refuse_contradictions(self) -> None:
-        """Raises on settings that are legal one by one and not together."""
+        """Raises InputError on settings that are valid one by one, but not together."""
         if not self.teacher_model and self.client != "replay":
             raise InputError(
                 f"TEACHER_MODEL is empty, but CLIENT={self.client!r} needs a model. Set it to the "

@@ -1,8 +1,8 @@
-"""Reads a JSON file of exemplars: one shipped for a data set of the release, or a user's own.
+"""Reads a JSON file of exemplars: one shipped for a data set of the release, or a user's.
 
 ``{"instruction": ..., "exemplars": [...]}``, the instruction optional. An exemplar of a data set of
 the release has ``rationale``, ``label`` and ``premise`` with ``hypothesis``, ``question`` with
-``choices``, or ``input``; one of a user's own data set is a row of it.
+``choices``, or ``input``. An exemplar of a user's data set is a row of it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,13 @@ from stepdistill_jax.spec import SEPARATOR, InputError
 
 FOLDER = "exemplars"
 _KEYS = ("instruction", "exemplars", "note", "data_seed")
-# Where a user's own data has no such column, its exemplars have these all the same.
+# Keys in the exemplars of a user's data that has no such column.
 _LABEL, _RATIONALE = "label", "rationale"
 
 
 @dataclasses.dataclass(frozen=True)
 class Exemplar:
-    """A row as the teacher should answer it.
-
-    Attributes:
-        example: with a label.
-        rationale: before the label, not blank.
-    """
+    """An example with a label, and the rationale before it, which is not blank."""
 
     example: Example
     rationale: str
@@ -44,13 +39,13 @@ class Exemplar:
 
 @dataclasses.dataclass(frozen=True)
 class ExemplarFile:
-    """What a file says.
+    """The content of a file.
 
     Attributes:
         source: its name.
         format: of `parse.FORMATS`, by the data set.
-        instruction: what the teacher is told first.
-        exemplars: in their order, at least one.
+        instruction: for the teacher, before the exemplars.
+        exemplars: at least one.
     """
 
     source: str
@@ -60,7 +55,7 @@ class ExemplarFile:
 
 
 def answer_format(data: DataConfig) -> str:
-    """How a data set's teacher answers: a format of `parse.FORMATS`."""
+    """The format, of `parse.FORMATS`, in which a data set's teacher answers."""
     if data.dataset in OWN:
         return "own_equation" if data.metric == "equation" else "own"
     return SOURCES[data.dataset].teacher_format or data.dataset
@@ -70,7 +65,8 @@ def read(data: DataConfig, path: str = "") -> ExemplarFile:
     """The exemplars of PROMPT_FILE, or, where `path` is empty, those shipped for DATASET.
 
     Raises:
-        InputError: nothing is shipped, no such file, or it is malformed (naming line or exemplar).
+        InputError: nothing is shipped, the file is missing, or it is malformed; the message names
+            the line or the exemplar.
     """
     format = answer_format(data)
     name, content = _content(data, format, path)
@@ -78,8 +74,8 @@ def read(data: DataConfig, path: str = "") -> ExemplarFile:
     seed = content.get("data_seed", data.data_seed)
     if seed != data.data_seed:
         raise InputError(
-            f"{name} is true of DATA_SEED={seed} alone, but DATA_SEED is {data.data_seed}; set "
-            f"DATA_SEED={seed}, or PROMPT_FILE to one for your world"
+            f"{name}: written for DATA_SEED={seed}, but DATA_SEED={data.data_seed}. Set "
+            f"DATA_SEED={seed}, or PROMPT_FILE to a file for your seed."
         )
     rows = enumerate(content["exemplars"], start=1)
     exemplars = [_exemplar(data, row, f"{name}: exemplar {number}") for number, row in rows]
@@ -95,13 +91,13 @@ def _content(data: DataConfig, format: str, path: str) -> tuple[str, Any]:
     if path:
         file = epath.Path(path).expanduser()
         if not file.is_file():
-            raise InputError(f"PROMPT_FILE is {path!r}, which is no file; correct PROMPT_FILE")
+            raise InputError(f"PROMPT_FILE={path!r}: not a file. Correct PROMPT_FILE.")
         raw, name = file.read_bytes(), file.name
     elif data.dataset in OWN:
         raise InputError(
-            f"PROMPT_FILE is empty, but nothing is shipped for DATASET={data.dataset!r}; set it to "
-            'a JSON file {"exemplars": [...]} with about ten rows of your data, each with its '
-            "label and rationale"
+            f"PROMPT_FILE is empty, and no exemplars are shipped for DATASET={data.dataset!r}. Set "
+            'it to a JSON file {"exemplars": [...]} with about ten rows of your data, each with '
+            "label and rationale."
         )
     else:
         name = f"{format}.json"
@@ -112,8 +108,8 @@ def _content(data: DataConfig, format: str, path: str) -> tuple[str, Any]:
         content = json.loads(decoded)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{name}:{error.lineno}: not JSON ({json_fault(error)}); the whole file is one object, "
-            '{"exemplars": [...]}, and a line break within a text is written \\n'
+            f"{name}:{error.lineno}: not JSON ({json_fault(error)}). Write the file as one object, "
+            '{"exemplars": [...]}, and a line break within a text as \\n.'
         ) from error
     refuse_surrogates(content, name)
     return name, content
@@ -122,28 +118,28 @@ def _content(data: DataConfig, format: str, path: str) -> tuple[str, Any]:
 def _check_keys(name: str, content: Any) -> None:
     if not isinstance(content, dict):
         raise InputError(
-            f'{name}: expected {{"instruction": "...", "exemplars": [...]}}, found '
-            f"{type(content).__name__}"
+            f"{name}: got {type(content).__name__}, expected "
+            '{"instruction": "...", "exemplars": [...]}.'
         )
     for key in content:
         if key not in _KEYS:
             nearest = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.5)
-            hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise InputError(
-                f"{name}: no use for key {key!r}{hint}; a file of exemplars has {', '.join(_KEYS)}"
+                f"{name}: unknown key {key!r}, expected some of {', '.join(_KEYS)}.{hint}"
             )
     if "exemplars" not in content:
-        raise InputError(f"{name}: no key 'exemplars', which is the list of them; write it")
+        raise InputError(f"{name}: no key 'exemplars'. Add it, with a list of exemplars.")
     exemplars = content["exemplars"]
     if not isinstance(exemplars, list):
         raise InputError(
             f"{name}: 'exemplars' is {type(exemplars).__name__} {exemplars!r:.60}, expected a list "
-            "of rows"
+            "of rows."
         )
     if not exemplars:
-        raise InputError(f"{name}: 'exemplars' is empty; write one at least, better about ten")
+        raise InputError(f"{name}: 'exemplars' is empty. Write at least one, better about ten.")
     if not isinstance(content.get("instruction", ""), str):
-        raise InputError(f"{name}: 'instruction' is no text; write one, or take it out")
+        raise InputError(f"{name}: 'instruction' is not text. Write a text, or remove the key.")
 
 
 def _check_distinct(name: str, exemplars: list[Exemplar]) -> None:
@@ -152,46 +148,45 @@ def _check_distinct(name: str, exemplars: list[Exemplar]) -> None:
         first = seen.setdefault(exemplar.example.input, number)
         if first != number:
             raise InputError(
-                f"{name}: exemplar {number} has the input of exemplar {first}; take one out"
+                f"{name}: exemplar {number} has the input of exemplar {first}. Remove one."
             )
 
 
 def _exemplar(data: DataConfig, row: Any, where: str) -> Exemplar:
     if not isinstance(row, dict):
-        raise InputError(f"{where}: {type(row).__name__} {row!r:.60}, expected a JSON object")
+        raise InputError(f"{where}: {type(row).__name__} {row!r:.60}, expected a JSON object.")
     try:
-        return _own(data, row, where) if data.dataset in OWN else _shipped(data, row, where)
+        return _from_row(data, row, where) if data.dataset in OWN else _shipped(data, row, where)
     except InputError as error:
-        # Rows may be skipped, exemplars not.
+        # SKIP_BAD_ROWS does not apply to exemplars.
         raise InputError(str(error).replace(REMEDY, "correct it")) from error
 
 
-def _own(data: DataConfig, row: Mapping[str, Any], where: str) -> Exemplar:
-    """A row of a user's own data set, with its columns."""
+def _from_row(data: DataConfig, row: Mapping[str, Any], where: str) -> Exemplar:
+    """An exemplar that is a row of a user's data set, with its columns."""
     assert data.columns is not None
     columns = dataclasses.replace(
         data.columns,
         label_column=data.columns.label_column or _LABEL,
         rationale_column=data.columns.rationale_column or _RATIONALE,
     )
-    for macro, given, column in (
+    for macro, value, column in (
         ("LABEL_COLUMN", data.columns.label_column, columns.label_column),
         ("RATIONALE_COLUMN", data.columns.rationale_column, columns.rationale_column),
     ):
         if column not in row:
             raise InputError(
-                f"{where}: no key {column!r}, which an exemplar has where {macro} is {given!r}, "
-                f"found {', '.join(map(repr, row))}; call it {column!r}"
+                f"{where}: no key {column!r} ({macro}={value!r}): got {', '.join(map(repr, row))}. "
+                f"Add {column!r}."
             )
     example = jsonl.example(where, row, columns, row_id=where)
-    for value, macro, column in (
+    for required, macro, column in (
         (example.label, "LABEL_COLUMN", columns.label_column),
         (example.explanation, "RATIONALE_COLUMN", columns.rationale_column),
     ):
-        if value is None:
+        if required is None:
             raise InputError(
-                f"{where}: {column!r} is null, but an exemplar shows how to answer; write it "
-                f"(the key is that of {macro}, or {column!r} where there is none)"
+                f"{where}: {column!r} ({macro}) is null, but an exemplar needs it. Write it."
             )
     _check_equation(columns, example)
     assert example.explanation is not None
@@ -206,7 +201,7 @@ def _check_equation(columns: ColumnConfig, example: Example) -> None:
     except EquationError as error:
         raise InputError(
             f"{example.where}: label {example.label!r:.60} has no arithmetic value "
-            f"({error.reason}), but METRIC is 'equation'; correct it"
+            f"({error.reason}), but METRIC='equation'. Correct it."
         ) from error
 
 
@@ -226,13 +221,13 @@ def _shipped(data: DataConfig, row: Mapping[str, Any], where: str) -> Exemplar:
     unknown = set(row) - {*keys, _LABEL, _RATIONALE}
     if unknown:
         raise InputError(
-            f"{where}: no use for {', '.join(sorted(map(repr, unknown)))}; an exemplar of "
-            f"{data.dataset!r} has {', '.join((*keys, _RATIONALE, _LABEL))}"
+            f"{where}: unknown keys {', '.join(sorted(map(repr, unknown)))}, expected "
+            f"{', '.join((*keys, _RATIONALE, _LABEL))}. Remove them."
         )
     label = text(row, _LABEL, where).strip()
     if labels and label not in labels:
         raise InputError(
-            f"{where}: label {label!r:.60} is not one of {', '.join(labels)}; correct it"
+            f"{where}: label {label!r:.60} is not one of {', '.join(labels)}. Correct it."
         )
     example = Example(where, shown, label, choices=labels, where=where)
     if data.metric == "equation":
@@ -245,12 +240,12 @@ def _five(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if len(choices) != len(cqa.LETTERS) or not all(
         isinstance(choice, str) and choice.strip() for choice in choices
     ):
-        raise InputError(f"{where}: choices {choices!r:.60}, expected five texts; correct them")
+        raise InputError(f"{where}: choices {choices!r:.60}, expected five texts. Correct them.")
     return tuple(choice.strip() for choice in choices)
 
 
 def _default_instruction(data: DataConfig) -> str:
-    """For a user's own data, where the file has none."""
+    """For a user's data, where the file has none."""
     labels = data.columns.label_texts() if data.columns else ()
     if data.metric == "equation":
         kind = ", an arithmetic expression of numbers with + - * / and brackets"

@@ -29,8 +29,8 @@ from stepdistill_jax.settings import Macro
 from stepdistill_jax.spec import CONFIG_FILE, InputError
 from stepdistill_jax.teacher.config import ExtractConfig
 
-# Macros in which one folder's extractions must agree: what decides an answer, beside the prompt and
-# the row, which are compared by hash. All others may change between two calls.
+# Macros in which the extractions of one folder must agree, since they decide a response. Prompt and
+# example are compared by hash. All other macros may change between two calls.
 FIXED_MACROS = (
     "TEACHER_MODEL",
     "PROMPT_FORM",
@@ -50,12 +50,7 @@ FIXED_MACROS = (
 
 @dataclasses.dataclass(frozen=True)
 class Extraction:
-    """What a teacher is asked, and about which rows.
-
-    Attributes:
-        extract: the teacher.
-        run: of which the data and the folder of caches are read.
-    """
+    """A teacher, and the run whose data and cache folder are used."""
 
     extract: ExtractConfig
     run: RunConfig
@@ -71,13 +66,13 @@ def help_text() -> str:
     """Every macro of an extraction and the gin files, for ``--help``."""
     return "\n".join(
         [
-            "An extraction file sets these; one that ships is extract/cqa.gin.",
+            "An extraction file, as extract/cqa.gin, sets these macros.",
             *configs.describe(macros().values()),
             "",
             *configs.describe_files(),
             "",
-            "An extraction file and --gin.NAME=value may set any macro of a run too: those of its "
-            "data say which rows are asked about. python -m launch.train --help lists them.",
+            "An extraction file and --gin.NAME=value may also set macros of a run: they select the "
+            "examples. python -m launch.train --help lists them.",
         ]
     )
 
@@ -95,12 +90,12 @@ def parse(
         search_paths: more folders for `gin_files` and for what they include.
 
     Raises:
-        InputError: see `config.parse`; a key where its variable's name belongs.
+        InputError: see `run.load.parse`; a key in place of its variable's name.
     """
     if not gin_files:
         raise InputError(
-            "--gin_file is missing: name an extraction file, as in --gin_file=extract/cqa.gin; "
-            "--help lists those shipped"
+            "--gin_file is missing. Name an extraction file, as in --gin_file=extract/cqa.gin; "
+            "--help lists the shipped ones."
         )
     known = {**configs.macros(), **macros()}
     folders = (".", *search_paths)
@@ -120,7 +115,7 @@ def parse(
         raise with_places(error, resolved) from error
     of_the_run = [resolved[name] for name in configs.macros() if name in resolved]
     if "MODEL_DIR" not in resolved:
-        # Nothing is trained here, so that a run file that leaves its folder to a flag will do.
+        # Nothing is trained here, so the run needs no folder.
         of_the_run.append(Setting("MODEL_DIR", "runs/student", "the extraction"))
     return Extraction(extract, configs.from_settings(of_the_run))
 
@@ -149,17 +144,17 @@ def read(folder: epath.PathLike, overrides: Sequence[str] = ()) -> Extraction:
     path = epath.Path(folder) / CONFIG_FILE
     if not path.exists():
         raise InputError(
-            f"{path}: no such file, so {folder} holds no extraction; check the folder's name"
+            f"{path}: no such file, so {folder} holds no extraction. Check the folder's name."
         )
-    found = parse([path], overrides)
+    extraction = parse([path], overrides)
     if any(text.startswith("EXTRACT_DIR=") for text in overrides):
-        return found
-    moved = dataclasses.replace(found.extract, extract_dir=str(folder))
-    return dataclasses.replace(found, extract=moved)
+        return extraction
+    moved = dataclasses.replace(extraction.extract, extract_dir=str(folder))
+    return dataclasses.replace(extraction, extract=moved)
 
 
 def difference(old: Extraction, new: Extraction) -> dict[str, tuple[Any, Any]]:
-    """Macro -> (old, new) where they differ and answers cannot lie in one folder."""
+    """Macro -> (old, new) where they differ and the responses cannot lie in one folder."""
     before, after = values(old), values(new)
     return {
         name: (before[name], after[name]) for name in FIXED_MACROS if before[name] != after[name]

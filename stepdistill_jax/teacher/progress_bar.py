@@ -9,24 +9,31 @@ import tqdm
 from stepdistill_jax.teacher.budget import Budget
 from stepdistill_jax.teacher.extractor import Counts
 
-# Between two states of the bar where it cannot be redrawn.
+# Between two lines where the bar cannot be redrawn.
 _LINE_SECONDS = 30.0
 
 
-class ProgressBar:
-    """Rows a second, tokens, cost, yield, time left."""
+def notify(*lines: str) -> None:
+    """Prints lines on stderr, above the bar."""
+    for line in lines:
+        tqdm.tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
 
-    def __init__(self, rows: int, budget: Budget) -> None:
+
+class ProgressBar:
+    """Examples per second, tokens, cost, yield, time left."""
+
+    def __init__(self, examples: int, budget: Budget) -> None:
         self._budget = budget
         self._bar = tqdm.tqdm(
-            total=rows,
-            unit="row",
+            total=examples,
+            unit="example",
             file=sys.stderr,
             dynamic_ncols=True,
-            # The mean over all: answers come in bursts.
+            # The mean over the whole run: responses come in bursts.
             smoothing=0,
             mininterval=0.5 if sys.stderr.isatty() else _LINE_SECONDS,
-            disable=not rows,
+            disable=not examples,
         )
 
     def __enter__(self) -> ProgressBar:
@@ -36,8 +43,8 @@ class ProgressBar:
         self._bar.close()
 
     def show(self, counts: Counts) -> None:
-        """Called after every answer."""
-        # What was done before does not count in the rate.
+        """Called after every response."""
+        # Examples done by earlier calls do not count in the rate.
         self._bar.initial = counts.earlier
         spent = self._budget.spent
         parts = [f"{spent.prompt + spent.written:,} tokens"]
@@ -45,7 +52,5 @@ class ProgressBar:
             parts.append(f"cost {self._budget.cost:.4f}")
         if counts.done:
             parts.append(f"{counts.parsed / counts.done:.1%} parsed")
-        if counts.submitted:
-            parts.append(f"{counts.returned} of {counts.submitted} in batches")
         self._bar.set_postfix_str(", ".join(parts), refresh=False)
         self._bar.update(counts.done - self._bar.n)

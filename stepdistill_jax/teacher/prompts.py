@@ -1,8 +1,8 @@
-"""What a teacher is shown: a few rows with rationale and label, then the row to answer.
+"""The few-shot prompt: exemplars with rationale and label, then the example to annotate.
 
-The paper's few-shot prompt (section 3.1), in the formats of the released outputs, as one text to be
-continued or as turns of a chat. Exemplars are read from JSON: ours ship with the package, a user's
-own are rows of the user's own data set.
+The paper's prompt (section 3.1) in the formats of the released outputs, as one text to continue or
+as turns of a chat. Exemplars are read from JSON: ours ship with the package, a user's are rows of
+the user's data set.
 """
 
 from __future__ import annotations
@@ -22,23 +22,21 @@ from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.exemplar_file import Exemplar, read
 from stepdistill_jax.teacher.requests import ANSWER, HINT, Message, Request
 
-__all__ = ["Exemplar", "Prompt", "load"]
-
 _PURPOSES = (ANSWER, HINT)
-# Of the rows given with their gold label; ours too, so that the teacher sees how it is used.
+# In a hint's prompt the exemplars have hints too, which shows the teacher how to use one.
 _HINT = "Hint: the correct answer is {}."
 
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How one format of `parse.FORMATS` is asked for.
+    """How the prompt of one format of `parse.FORMATS` looks.
 
     Attributes:
-        question: of an input.
-        cue: what a plain text ends with, for the teacher to go on from.
+        question: of an example.
+        cue: the end of a plain text, which the teacher continues.
         answer: with ``{rationale}`` and ``{label}``.
-        label: (label, choices) -> how the answer gives it.
-        stop: begins a question of the teacher's own.
+        label: (label, choices) -> the label as an answer writes it.
+        stop: starts a question that the teacher writes itself.
     """
 
     question: Callable[[Example], str]
@@ -50,14 +48,14 @@ class _Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """All of a prompt but the row.
+    """A prompt without the example.
 
     Attributes:
-        format: of `parse.FORMATS`: how the answers are read.
+        format: of `parse.FORMATS`, for parsing the responses.
         form: ``chat`` or ``completion``.
-        instruction: the chat's system message, and the first lines of a completion; "" = none.
+        instruction: the chat's system message, or the first lines of a completion; "" = none.
         exemplars: at least one.
-        source: the file they are from, for messages.
+        source: name of their file, for messages.
     """
 
     format: str
@@ -69,18 +67,18 @@ class Prompt:
     def request(
         self, example: Example, extract: ExtractConfig, purpose: str = ANSWER, sample: int = 0
     ) -> Request:
-        """The question about one row.
+        """The request about one example.
 
-        A sample's seed is SAMPLING_SEED plus its number: with one seed for all of them an endpoint
-        would write the same answer each time.
+        A sample's seed is SAMPLING_SEED plus its number: with one seed for all samples an endpoint
+        would repeat its completion.
 
         Raises:
-            InputError: the row's input is not of the format's shape.
+            InputError: the input does not have the format's shape.
         """
         is_chat = self.form == "chat"
         decoding = extract.decoding
         return Request(
-            row_id=example.id,
+            example_id=example.id,
             purpose=purpose,
             sample=sample,
             model=extract.teacher_model,
@@ -92,14 +90,14 @@ class Prompt:
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Texts that end an answer."""
+        """Texts that end a completion."""
         return (f"\n{_LAYOUTS[self.format].stop}",)
 
     @functools.cached_property
     def hash(self) -> str:
-        """A sha256 of all that decides what is asked, but for the row, the model and its decoding.
+        """A sha256 of all that decides a request except the example, the model and the decoding.
 
-        Made of whole prompts about the first exemplar, so it changes with whatever they would.
+        It is computed from whole prompts about the first exemplar, so it changes when they do.
         """
         example = self.exemplars[0].example
         shown = [
@@ -112,22 +110,22 @@ class Prompt:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def prefix_text(self) -> str:
-        """What stands before every row's question, to read; a chat's turns under their roles."""
+        """The text before every example, for people; a chat's turns have their role as heading."""
         if self.form == "completion":
             return self._prefixes[ANSWER]
         return "\n\n".join(f"[{turn.role}]\n{turn.content}" for turn in self._turns[ANSWER])
 
     def messages(self, example: Example, purpose: str = ANSWER) -> tuple[Message, ...]:
-        """The chat: instruction, exemplars in turns, the row as the last turn."""
+        """The chat: instruction, exemplars as turns, the example as the last turn."""
         return (*self._turns[purpose], Message("user", self._question(example, purpose)))
 
     def text(self, example: Example, purpose: str = ANSWER) -> str:
-        """The plain text, which ends where the teacher's rationale begins."""
+        """The plain text, which ends where the teacher's rationale starts."""
         cue = _LAYOUTS[self.format].cue
         return f"{self._prefixes[purpose]}{self._question(example, purpose)}\n{cue}"
 
     def answer(self, exemplar: Exemplar) -> str:
-        """An exemplar's answer, as a teacher should write it."""
+        """An exemplar's answer, as the teacher should write it."""
         layout = _LAYOUTS[self.format]
         example = exemplar.example
         label = layout.label(example.label or "", example.choices)
@@ -135,29 +133,36 @@ class Prompt:
 
     @functools.cached_property
     def _turns(self) -> dict[str, tuple[Message, ...]]:
-        """Purpose -> the turns before the row's."""
+        """Purpose -> the turns before the example."""
         first = [Message("system", self.instruction)] if self.instruction else []
-        found = {}
-        for purpose in _PURPOSES:
-            turns = list(first)
-            for exemplar in self.exemplars:
-                turns.append(Message("user", self._question(exemplar.example, purpose)))
-                turns.append(Message("assistant", self.answer(exemplar)))
-            found[purpose] = tuple(turns)
-        return found
+        roles = ("user", "assistant")
+        return {
+            purpose: (
+                *first,
+                *(Message(*turn) for p in pairs for turn in zip(roles, p, strict=True)),
+            )
+            for purpose, pairs in self._pairs.items()
+        }
 
     @functools.cached_property
     def _prefixes(self) -> dict[str, str]:
-        """Purpose -> the plain text before the row's question."""
+        """Purpose -> the plain text before the example."""
+        first = [self.instruction] if self.instruction else []
         cue = _LAYOUTS[self.format].cue
-        found = {}
-        for purpose in _PURPOSES:
-            parts = [self.instruction] if self.instruction else []
-            for exemplar in self.exemplars:
-                question = self._question(exemplar.example, purpose)
-                parts.append(f"{question}\n{cue} {self.answer(exemplar)}")
-            found[purpose] = "".join(f"{part}\n\n" for part in parts)
-        return found
+        return {
+            purpose: "".join(
+                f"{part}\n\n" for part in (*first, *(f"{q}\n{cue} {a}" for q, a in pairs))
+            )
+            for purpose, pairs in self._pairs.items()
+        }
+
+    @property
+    def _pairs(self) -> dict[str, list[tuple[str, str]]]:
+        """Purpose -> (question, answer) of each exemplar."""
+        return {
+            purpose: [(self._question(e.example, purpose), self.answer(e)) for e in self.exemplars]
+            for purpose in _PURPOSES
+        }
 
     def _question(self, example: Example, purpose: str) -> str:
         layout = _LAYOUTS[self.format]
@@ -166,7 +171,7 @@ class Prompt:
             return question
         if example.label is None:
             raise InputError(
-                f"{example.where}: no gold label to give as a hint; set HINT_WRONG=False"
+                f"{example.where}: no gold label to give as a hint. Set HINT_WRONG=False."
             )
         return f"{question}\n{_HINT.format(layout.label(example.label, example.choices))}"
 
@@ -175,40 +180,33 @@ def load(extract: ExtractConfig, data: DataConfig) -> Prompt:
     """The prompt of PROMPT_FILE, else the one shipped for DATASET, in the form of PROMPT_FORM.
 
     Raises:
-        InputError: there is none for this data, it is malformed (naming the file and the
-            exemplar), or an exemplar's answer would not be read as its label.
+        InputError: none is shipped for this data, the file is malformed, or an exemplar's answer
+            would not be parsed as its label. The message names file and exemplar.
     """
-    found = read(data, extract.prompt_file)
-    prompt = Prompt(
-        format=found.format,
-        form=extract.prompt_form,
-        instruction=found.instruction,
-        exemplars=found.exemplars,
-        source=found.source,
-    )
+    file = read(data, extract.prompt_file)
+    prompt = Prompt(file.format, extract.prompt_form, file.instruction, file.exemplars, file.source)
     for number, exemplar in enumerate(prompt.exemplars, start=1):
-        _check(prompt, exemplar, f"{found.source}: exemplar {number}")
+        _check(prompt, exemplar, f"{file.source}: exemplar {number}")
     return prompt
 
 
 def _check(prompt: Prompt, exemplar: Exemplar, where: str) -> None:
-    """Refuses an exemplar that teaches what cannot be read, or has no shape to be shown in."""
-    _LAYOUTS[prompt.format].question(exemplar.example)
+    """Raises InputError where an exemplar's answer is not parsed as its rationale and label."""
+    layout, example = _LAYOUTS[prompt.format], exemplar.example
+    layout.question(example)
     answer = prompt.answer(exemplar)
-    found = parse(prompt.format, exemplar.example, answer, complete=True)
-    example = exemplar.example
-    # As the answer gives it, or as the row has it: ( 84.0 / 2.0 ) is shown as (84 / 2).
-    meant = (example.label, _LAYOUTS[prompt.format].label(example.label or "", example.choices))
-    if isinstance(found, ParseFailure):
-        read_as = f"a failure ({found.reason})"
-    elif found.rationale == exemplar.rationale and found.label in meant:
+    parsed = parse(prompt.format, example, answer, complete=True)
+    # As the answer writes it, or as the example has it: ( 84.0 / 2.0 ) is written as (84 / 2).
+    labels = (example.label, layout.label(example.label or "", example.choices))
+    if isinstance(parsed, ParseFailure):
+        result = f"a failure ({parsed.reason})"
+    elif parsed.rationale == exemplar.rationale and parsed.label in labels:
         return
     else:
-        read_as = f"rationale {found.rationale!r:.100} and label {found.label!r:.60}"
+        result = f"rationale {parsed.rationale!r:.100} and label {parsed.label!r:.60}"
     raise InputError(
-        f"{where}: its answer {answer!r:.200} would be read as {read_as}, not as it is meant; take "
-        "line breaks out of the label, and out of the rationale what introduces an answer or "
-        "another question"
+        f"{where}: its answer {answer!r:.200} would be parsed as {result}. Remove line breaks from "
+        "the label, and texts that start an answer or a question from the rationale."
     )
 
 
@@ -216,16 +214,16 @@ def _sentences(example: Example) -> str:
     premise, *others = example.input.split(SEPARATOR)
     if len(others) != 1:
         raise InputError(
-            f"{example.where}: {len(others) + 1} texts, where premise and hypothesis are expected; "
-            f"write {SEPARATOR} between them in the input"
+            f"{example.where}: {len(others) + 1} texts, expected premise and hypothesis. Write "
+            f"{SEPARATOR} between them in the input."
         )
     return f"Premise: {premise}\nHypothesis: {others[0]}"
 
 
 def _q(example: Example) -> str:
-    # To a teacher the separator means nothing.
-    shown = example.input.replace(SEPARATOR, "\n")
-    return f"Q: {shown}"
+    # The separator has no meaning for a teacher.
+    text = example.input.replace(SEPARATOR, "\n")
+    return f"Q: {text}"
 
 
 def _plain_label(label: str, choices: Sequence[str]) -> str:
@@ -239,7 +237,7 @@ def _lettered(label: str, choices: Sequence[str]) -> str:
 
 
 def _equation(label: str, choices: Sequence[str]) -> str:
-    """``( 84.0 / 2.0 )`` of the data set as ``(84 / 2)``, of the same value."""
+    """``( 84.0 / 2.0 )`` of the data set as ``(84 / 2)``, which has the same value."""
     del choices
     text = re.sub(r"(\d)\.0+(?![\d.])", r"\1", label.strip())
     return re.sub(r"\s+\)", ")", re.sub(r"\(\s+", "(", text))

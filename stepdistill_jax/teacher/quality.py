@@ -1,6 +1,6 @@
-"""How good a teacher's answers are, in numbers, and which rows somebody should look at.
+"""How good a teacher's annotations are, in numbers, and which examples a person should check.
 
-Everything is a pure function of the rows.
+Everything is a pure function of the annotated examples.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from stepdistill_jax.data import audit, metrics
+from stepdistill_jax.data import audit
+from stepdistill_jax.data.metrics import correct
 from stepdistill_jax.records import Annotation, ParseFailure
 from stepdistill_jax.teacher.text_measures import (
     input_overlap,
@@ -25,10 +26,10 @@ from stepdistill_jax.teacher.text_measures import (
 )
 from stepdistill_jax.teacher.vote import Annotated
 
-# Outcomes of a row beside the parser's own reasons.
+# Outcomes beside the parser's reasons for a failure.
 PARSED, REPAIRED = "parsed", "parsed after repair"
 
-# Why a row is worth a look, and how much each reason counts.
+# Why an example is worth a check, and the weight of each reason.
 NOT_READ = "not read"
 EMPTY = "no rationale"
 REPEATS = "repeats itself"
@@ -46,24 +47,24 @@ WEIGHTS: dict[str, float] = {
     IDENTICAL: 1.5, SHORT: 1.5, LONG: 1, DIVIDED: 1, BENT: 0.5,
 }  # fmt: skip
 
-# From this share of repeated trigrams on, a rationale repeats itself.
+# From this fraction of repeated trigrams on, a rationale repeats itself.
 _REPEATED = 0.3
-# A run of so many words that is at least half of the rationale is copied.
+# A common run of this many words that is at least half of the rationale is a copy.
 _COPIED_WORDS = 10
 _FEW_WORDS = 3
-# Longer than so many medians, and than so many words.
+# A long rationale has more than this many medians, and more than this many words.
 _MEDIANS, _MANY_WORDS = 4, 60
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelAccuracy:
-    """Labels against gold, of the answers without a hint.
+    """Accuracy of the labels without hints.
 
     Attributes:
-        rows: with a gold label.
-        share: in [0, 1], of them right; a failure counts as wrong.
+        rows: examples with a gold label.
+        share: fraction of them that is right; a failure counts as wrong.
         stderr: binomial, of `share`.
-        of_parsed: share that is right of those with a label; None where none has one.
+        of_parsed: fraction that is right of those with a label; None without labels.
     """
 
     rows: int
@@ -77,9 +78,9 @@ class Agreement:
     """Self-consistency of several samples.
 
     Attributes:
-        rows: with several samples and a label that they voted for.
-        mean: share of a row's samples that say the kept label, mean over rows.
-        unanimous: share of rows where all do.
+        rows: examples with several samples and a label.
+        mean: fraction of an example's samples with the kept label, mean over examples.
+        unanimous: fraction of examples where all samples have it.
     """
 
     rows: int
@@ -89,13 +90,13 @@ class Agreement:
 
 @dataclasses.dataclass(frozen=True)
 class Human:
-    """Rationales beside people's explanations of the same rows.
+    """Rationales compared with human explanations of the same examples.
 
     Attributes:
-        rows: with both.
-        f1: unigram F1 (that of ROUGE-1, without stemming), mean over rows.
-        f1_of_others: the same with the explanation of another row in its place, as a level for
-            what two texts of this kind share anyway; None of a single row.
+        rows: examples with both.
+        f1: unigram F1, mean over examples.
+        f1_of_others: the same with the explanation of another example, as a chance level; None of
+            a single example.
     """
 
     rows: int
@@ -105,19 +106,18 @@ class Human:
 
 @dataclasses.dataclass(frozen=True)
 class Rationales:
-    """What the kept rationales are like; shares are in [0, 1].
+    """Statistics of the kept rationales; fractions are in [0, 1].
 
     Attributes:
-        rows: with a rationale of at least a word, those of failures included.
-        words_least, words_median, words_95, words_most: its length, nearest rank.
-        input_overlap: share of a rationale's content words that the input has too, mean over rows.
+        rows: rationales of at least one word, those of parse failures included.
+        words_least, words_median, words_95, words_most: length quantiles, nearest rank.
+        input_overlap: fraction of content words that the input has too, mean over rationales.
         copied_median, copied_most: words of the longest run that input and rationale share.
-        states_label: share of rows with a label whose rationale states it (`audit.states`); None
-            where no row has one.
-        states_gold: the same of the gold label.
-        repetition: share of trigrams that occurred before in the same rationale, mean over rows.
-        identical: rows whose rationale another row has too, white space and case aside.
-        human: None where no row has a human explanation.
+        states_label: fraction that states its label (`audit.states`); None without labels.
+        states_gold: fraction that states the gold label; None without gold labels.
+        repetition: fraction of repeated trigrams, mean over rationales.
+        identical: rationales that occur more than once, white space and case aside.
+        human: None where no example has a human explanation.
     """
 
     rows: int
@@ -137,18 +137,18 @@ class Rationales:
 
 @dataclasses.dataclass(frozen=True)
 class Assessment:
-    """One unit's rows.
+    """All numbers of one unit.
 
     Attributes:
-        rows: assessed.
-        usable: of those, with a label and a rationale that are kept.
-        outcomes: `PARSED`, `REPAIRED` or the parser's reason -> rows, before any hint.
-        accuracy: None where no row has a gold label.
-        hints_asked, hints_kept: rows asked again with the gold label given, and those whose
-            rationale of then is kept.
-        agreement: None where no row has several samples.
-        rationales: None where there are none.
-        suspicions: of `WEIGHTS` -> rows.
+        rows: examples.
+        usable: examples with a label and a rationale.
+        outcomes: `PARSED`, `REPAIRED` or the parser's reason -> examples, before any hint.
+        accuracy: None without gold labels.
+        hints_asked, hints_kept: examples asked again with the gold label given, and those whose
+            new rationale is kept.
+        agreement: None where no example has several samples.
+        rationales: None without rationales.
+        suspicions: key of `WEIGHTS` -> examples.
     """
 
     rows: int
@@ -162,13 +162,13 @@ class Assessment:
     suspicions: Mapping[str, int]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the fields."""
+        """Plain data for JSON."""
         return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Texts:
-    """What is measured of one kept rationale."""
+class _Measures:
+    """Of one rationale."""
 
     words: int
     overlap: float
@@ -183,76 +183,76 @@ def assess(rows: Sequence[Annotated], metric: str, *, hints_asked: int = 0) -> A
     """All numbers of one unit.
 
     Args:
-        rows: with what was made of them.
-        metric: the data set's, a key of `metrics.METRICS`.
-        hints_asked: rows that were asked again with the gold label given.
+        rows: annotated examples.
+        metric: of the data set, a key of `data.metrics.METRICS`.
+        hints_asked: examples that were asked again with the gold label given.
 
     Raises:
         InputError: a gold label has no value under `metric`.
     """
-    texts = [_measure(row, metric) for row in rows]
-    found = collections.Counter(
-        reason for reasons in _suspicions(rows, texts, metric) for reason in reasons
+    measures = [_measure(row, metric) for row in rows]
+    suspicions = collections.Counter(
+        itertools.chain.from_iterable(_suspicions(rows, measures, metric))
     )
     outcomes = collections.Counter(_outcome(row.unhinted) for row in rows)
     return Assessment(
         rows=len(rows),
-        usable=sum(_is_usable(row) for row in rows),
+        usable=sum(bool(_label(row.outcome) and words(row.outcome.rationale)) for row in rows),
         outcomes=dict(sorted(outcomes.items(), key=lambda item: (-item[1], item[0]))),
         accuracy=_accuracy(rows, metric),
         hints_asked=hints_asked,
         hints_kept=sum(row.hinted for row in rows),
         agreement=_agreement(rows),
-        rationales=_rationales(rows, texts),
-        suspicions={reason: found[reason] for reason in WEIGHTS if found[reason]},
+        rationales=_rationales(rows, measures),
+        suspicions={reason: suspicions[reason] for reason in WEIGHTS if suspicions[reason]},
     )
 
 
 def worst(
-    rows: Sequence[Annotated],
-    metric: str,
-    most: int = 50,
-    *,
-    raw: Callable[[str], str | None] | None = None,
+    rows: Sequence[Annotated], metric: str, raw: Mapping[str, str | None], maximum: int = 50
 ) -> list[dict[str, Any]]:
-    """Rows to look at, the most suspicious first, for ``worst_<unit>.jsonl``.
+    """Examples to check, the most suspicious first, for ``worst_<unit>.jsonl``.
 
-    A row's score is the sum of the `WEIGHTS` of its reasons. Where there are more rows than
-    `most`, each main reason gives its worst ones in turn, lest the commonest hide all others.
+    The score of an example is the sum of the `WEIGHTS` of its reasons. Where there are more than
+    `maximum`, each main reason gives its worst ones in turn, so the most frequent hides no other.
 
     Args:
         rows: as for `assess`.
         metric: as for `assess`.
-        most: lines at most.
-        raw: `Example.id` -> what the teacher wrote; without it only failures have their text.
+        raw: `Example.id` -> text of the response.
+        maximum: of lines.
 
     Returns:
         Lines ``{"id", "reasons", "score", "input", "gold", "label", "rationale", "raw",
-        "hinted"?}``; gold, label and raw may be None. Of a hinted row, rationale and raw are what
-        was written with the gold label given, and label is the teacher's own, of before that.
+        "hinted"?}``; gold, label and raw may be None. For a hinted example, rationale and raw are
+        the response with the gold label given, and label is the teacher's own.
     """
-    texts = [_measure(row, metric) for row in rows]
+    measures = [_measure(row, metric) for row in rows]
+    suspicions = [*_suspicions(rows, measures, metric)]
     queues: dict[str, list[tuple[float, int]]] = collections.defaultdict(list)
-    suspicions = [*_suspicions(rows, texts, metric)]
     for place, reasons in enumerate(suspicions):
         if reasons:
             score = sum(WEIGHTS[reason] for reason in reasons)
             queues[max(reasons, key=WEIGHTS.__getitem__)].append((-score, place))
     in_turn = itertools.zip_longest(*(sorted(queues[name]) for name in WEIGHTS if name in queues))
-    chosen = [item for turn in in_turn for item in turn if item is not None][:most]
+    chosen = [item for turn in in_turn for item in turn if item is not None][:maximum]
     lines = []
     for score, place in sorted(chosen):
         row = rows[place]
+        failure = row.outcome.reason if isinstance(row.outcome, ParseFailure) else ""
         lines.append(
             {
                 "id": row.example.id,
-                "reasons": [_told(reason, row) for reason in suspicions[place]],
+                "reasons": [
+                    f"{reason}: {failure}" if reason == NOT_READ and failure else reason
+                    for reason in suspicions[place]
+                ],
                 "score": -score,
                 "input": row.example.input,
                 "gold": row.example.label,
                 "label": _label(row.unhinted) or None,
                 "rationale": row.outcome.rationale,
-                "raw": _raw(row, raw),
+                "raw": raw.get(row.example.id),
                 **({"hinted": True} if row.hinted else {}),
             }
         )
@@ -269,13 +269,9 @@ def _outcome(outcome: Annotation | ParseFailure) -> str:
     return REPAIRED if outcome.repaired else PARSED
 
 
-def _is_usable(row: Annotated) -> bool:
-    return bool(_label(row.outcome) and words(row.outcome.rationale))
-
-
 def _is_right(row: Annotated, metric: str) -> bool:
     label, gold = _label(row.unhinted), row.example.label
-    return bool(label) and gold is not None and metrics.correct(metric, label, gold)
+    return bool(label) and gold is not None and correct(metric, label, gold)
 
 
 def _accuracy(rows: Sequence[Annotated], metric: str) -> LabelAccuracy | None:
@@ -290,7 +286,7 @@ def _accuracy(rows: Sequence[Annotated], metric: str) -> LabelAccuracy | None:
 
 
 def _agreement(rows: Sequence[Annotated]) -> Agreement | None:
-    # Of a hinted row the kept label is not the one that was voted for.
+    # The label of a hinted example was not voted for.
     voted = [row for row in rows if row.samples > 1 and not row.hinted and _label(row.outcome)]
     if not voted:
         return None
@@ -298,96 +294,84 @@ def _agreement(rows: Sequence[Annotated]) -> Agreement | None:
     return Agreement(len(voted), float(np.mean(shares)), float(np.mean([s == 1 for s in shares])))
 
 
-def _measure(row: Annotated, metric: str) -> _Texts:
+def _measure(row: Annotated, metric: str) -> _Measures:
     example, rationale, label = row.example, row.outcome.rationale, _label(row.outcome)
-    own = audit.states(rationale, label, metric) if label else None
+    states_label = audit.states(rationale, label, metric) if label else None
+    states_gold = None
+    if example.label is not None:
+        states_gold = audit.states(rationale, example.label, metric)
     others = (choice for choice in example.choices if choice.strip() != label.strip())
-    return _Texts(
+    return _Measures(
         words=len(words(rationale)),
         overlap=input_overlap(rationale, example.input),
         copied=longest_copy(rationale, example.input),
         repeated=repetition(rationale),
-        states_label=own,
-        states_gold=None
-        if example.label is None
-        else audit.states(rationale, example.label, metric),
-        names_other=own is False and any(audit.states(rationale, c, metric) for c in others),
+        states_label=states_label,
+        states_gold=states_gold,
+        names_other=states_label is False
+        and any(audit.states(rationale, choice, metric) for choice in others),
     )
 
 
 def _suspicions(
-    rows: Sequence[Annotated], texts: Sequence[_Texts], metric: str
-) -> Iterator[tuple[str, ...]]:
-    """For each row the reasons why it is worth a look, in the order of `WEIGHTS`."""
+    rows: Sequence[Annotated], measures: Sequence[_Measures], metric: str
+) -> Iterator[list[str]]:
+    """For each example the reasons why it is worth a check, in the order of `WEIGHTS`."""
     copies = collections.Counter(audit.normalise(row.outcome.rationale) for row in rows)
-    lengths = [text.words for text in texts if text.words]
+    lengths = [each.words for each in measures if each.words]
     long = max(_MANY_WORDS, _MEDIANS * float(np.median(lengths)) if lengths else 0.0)
-    for row, text in zip(rows, texts, strict=True):
-        label = _label(row.outcome)
-        found = {
-            NOT_READ: not label,
-            EMPTY: bool(label) and not text.words,
-            REPEATS: text.repeated >= _REPEATED,
-            COPIED: text.copied >= max(_COPIED_WORDS, text.words / 2),
-            UNRELATED: text.words >= _FEW_WORDS and not text.overlap,
-            OTHER_CHOICE: text.names_other,
-            WRONG: bool(label)
-            and not row.hinted
-            and row.example.label is not None
-            and not _is_right(row, metric),
-            IDENTICAL: bool(text.words) and copies[audit.normalise(row.outcome.rationale)] > 1,
-            SHORT: 0 < text.words < _FEW_WORDS,
-            LONG: text.words > long,
-            DIVIDED: bool(label)
-            and row.samples > 1
-            and not row.hinted
-            and 2 * row.agreeing <= row.samples,
-            BENT: isinstance(row.outcome, Annotation) and row.outcome.repaired,
+    for row, each in zip(rows, measures, strict=True):
+        outcome = row.outcome
+        has_own_label = bool(_label(outcome)) and not row.hinted
+        holds = {
+            NOT_READ: not _label(outcome),
+            EMPTY: bool(_label(outcome)) and not each.words,
+            REPEATS: each.repeated >= _REPEATED,
+            COPIED: each.copied >= max(_COPIED_WORDS, each.words / 2),
+            UNRELATED: each.words >= _FEW_WORDS and not each.overlap,
+            OTHER_CHOICE: each.names_other,
+            WRONG: has_own_label and row.example.label is not None and not _is_right(row, metric),
+            IDENTICAL: bool(each.words) and copies[audit.normalise(outcome.rationale)] > 1,
+            SHORT: 0 < each.words < _FEW_WORDS,
+            LONG: each.words > long,
+            DIVIDED: has_own_label and row.samples > 1 and 2 * row.agreeing <= row.samples,
+            BENT: isinstance(outcome, Annotation) and outcome.repaired,
         }
-        yield tuple(reason for reason in WEIGHTS if found[reason])
+        yield [reason for reason in WEIGHTS if holds[reason]]
 
 
-def _told(reason: str, row: Annotated) -> str:
-    if reason == NOT_READ and isinstance(row.outcome, ParseFailure):
-        return f"{NOT_READ}: {row.outcome.reason}"
-    return reason
-
-
-def _raw(row: Annotated, raw: Callable[[str], str | None] | None) -> str | None:
-    if raw is not None:
-        return raw(row.example.id)
-    return row.outcome.raw if isinstance(row.outcome, ParseFailure) else None
-
-
-def _rationales(rows: Sequence[Annotated], texts: Sequence[_Texts]) -> Rationales | None:
-    pairs = [(row, text) for row, text in zip(rows, texts, strict=True) if text.words]
+def _rationales(rows: Sequence[Annotated], measures: Sequence[_Measures]) -> Rationales | None:
+    pairs = [(row, each) for row, each in zip(rows, measures, strict=True) if each.words]
     if not pairs:
         return None
-    measured = [text for _, text in pairs]
+    written = [each for _, each in pairs]
     copies = collections.Counter(audit.normalise(row.outcome.rationale) for row, _ in pairs)
-    lengths = np.array([text.words for text in measured])
-    median, high = np.quantile(lengths, (0.5, 0.95), method="inverted_cdf")
-    copied = np.array([text.copied for text in measured])
+    lengths = [each.words for each in written]
+    copied = [each.copied for each in written]
     return Rationales(
         rows=len(pairs),
-        words_least=int(lengths.min()),
-        words_median=int(median),
-        words_95=int(high),
-        words_most=int(lengths.max()),
-        input_overlap=float(np.mean([text.overlap for text in measured])),
-        copied_median=int(np.quantile(copied, 0.5, method="inverted_cdf")),
-        copied_most=int(copied.max()),
-        states_label=_share([text.states_label for text in measured]),
-        states_gold=_share([text.states_gold for text in measured]),
-        repetition=float(np.mean([text.repeated for text in measured])),
+        words_least=min(lengths),
+        words_median=_quantile(lengths, 0.5),
+        words_95=_quantile(lengths, 0.95),
+        words_most=max(lengths),
+        input_overlap=float(np.mean([each.overlap for each in written])),
+        copied_median=_quantile(copied, 0.5),
+        copied_most=max(copied),
+        states_label=_share([each.states_label for each in written]),
+        states_gold=_share([each.states_gold for each in written]),
+        repetition=float(np.mean([each.repeated for each in written])),
         identical=sum(count for count in copies.values() if count > 1),
         human=_human([row for row, _ in pairs]),
     )
 
 
+def _quantile(values: Sequence[int], q: float) -> int:
+    return int(np.quantile(values, q, method="inverted_cdf"))
+
+
 def _share(values: Sequence[bool | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
 
 
 def _human(rows: Sequence[Annotated]) -> Human | None:
@@ -398,13 +382,7 @@ def _human(rows: Sequence[Annotated]) -> Human | None:
     ]
     if not texts:
         return None
-    ours = [ours for ours, _ in texts]
-    theirs = [theirs for _, theirs in texts if theirs]
-    shifted = theirs[1:] + theirs[:1]
-    return Human(
-        rows=len(texts),
-        f1=float(np.mean([unigram_f1(*pair) for pair in zip(ours, theirs, strict=True)])),
-        f1_of_others=float(np.mean([unigram_f1(*p) for p in zip(ours, shifted, strict=True)]))
-        if len(texts) > 1
-        else None,
-    )
+    f1 = [unigram_f1(rationale, explanation) for rationale, explanation in texts]
+    others = zip(texts, texts[1:] + texts[:1], strict=True)
+    chance = [unigram_f1(rationale, explanation) for (rationale, _), (_, explanation) in others]
+    return Human(len(texts), float(np.mean(f1)), float(np.mean(chance)) if texts[1:] else None)

@@ -1,4 +1,4 @@
-"""What is asked of a teacher and what comes back: the plain data of an extraction."""
+"""Requests to a teacher and their completions: the plain data of an extraction."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import dataclasses
 import functools
 import hashlib
 import json
-from typing import Protocol
 
-# What a request is for: the paper's few-shot question, or the question again with the gold label
-# given, for rows that the teacher got wrong.
+# Purpose of a request: the paper's few-shot question, or the same question with the gold label
+# given as a hint, for examples that the teacher got wrong.
 ANSWER, HINT = "answer", "hint"
+# (example id, purpose, sample).
+Slot = tuple[str, str, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One turn of a chat; role is system, user or assistant."""
+    """One turn of a chat; `role` is system, user or assistant."""
 
     role: str
     content: str
@@ -23,13 +24,13 @@ class Message:
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How a teacher writes.
+    """How the teacher decodes.
 
     Attributes:
         temperature: 0 is greedy.
-        top_p: share of the probability that is sampled from, in (0, 1].
-        max_new_tokens: written at most.
-        seed: of sampling, where the endpoint takes one.
+        top_p: probability mass to sample from, in (0, 1].
+        max_new_tokens: limit on a completion.
+        seed: for sampling, where the endpoint accepts one.
     """
 
     temperature: float = 0.0
@@ -40,20 +41,18 @@ class Decoding:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One paid question: one sample for one row.
+    """One paid request: one sample for one example.
 
     Attributes:
-        row_id: the `Example.id` that it is about.
         purpose: ANSWER or HINT.
         sample: 0 to SAMPLES - 1.
         model: the teacher's name at its endpoint.
         messages: of the chat form; () for plain completion.
         prompt: of plain completion; "" for the chat form.
-        stop: texts that end the answer, where the teacher would run on into the next question.
-        decoding: how it is written.
+        stop: texts that end a completion before the teacher writes the next question itself.
     """
 
-    row_id: str
+    example_id: str
     purpose: str
     sample: int
     model: str
@@ -62,10 +61,15 @@ class Request:
     stop: tuple[str, ...]
     decoding: Decoding
 
+    @property
+    def slot(self) -> Slot:
+        """The place in the log that the response fills."""
+        return (self.example_id, self.purpose, self.sample)
+
     @functools.cached_property
     def key(self) -> str:
-        """A sha256 of all that decides the answer; equal for equal questions, whatever the row."""
-        # Not dataclasses.asdict, whose copies take longer than all the rest of a row's handling.
+        """A sha256 of all that decides the completion; equal for requests of equal content."""
+        # Not dataclasses.asdict: its copies take longer than all other work on an example.
         content = {
             "sample": self.sample,
             "model": self.model,
@@ -79,21 +83,19 @@ class Request:
 
     @property
     def text(self) -> str:
-        """All that the teacher reads, for counting."""
+        """All text that the teacher reads, for counting."""
         return self.prompt or "\n".join(message.content for message in self.messages)
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """One answer.
+    """What an endpoint returned.
 
     Attributes:
-        text: as it came.
-        finish_reason: stop, length, content_filter, or what else the endpoint calls it.
-        prompt_tokens, completion_tokens: read and written, by the endpoint's own count; None where
-            it says none.
-        model: the name by which the endpoint answered.
-        seconds: from sending to the last byte, retries left out.
+        finish_reason: stop, length, content_filter, or the endpoint's own word.
+        prompt_tokens, completion_tokens: the endpoint's counts; None where it reports none.
+        model: the name that the endpoint reports.
+        seconds: from sending to the last byte, without retries.
     """
 
     text: str
@@ -104,29 +106,40 @@ class Completion:
     seconds: float
 
 
-class Client(Protocol):
-    """Where answers come from."""
+class Client:
+    """Where completions come from.
+
+    Attributes:
+        keeps_requests: requests outlive the process, as offline batches do: the next process gets
+            their completions.
+    """
+
+    keeps_requests = False
 
     async def complete(self, request: Request) -> Completion:
-        """Asks once, with retries of its own.
+        """Sends a request, and retries it where that may help.
 
         Raises:
-            RowError: this request has no answer; others may.
-            EndpointError: no request will have one until somebody mends what it names.
+            RequestError: this request has no completion; others may have one.
+            EndpointError: no request gets a completion until the user fixes the named cause.
         """
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Call when all completions so far are on disk and nothing more is sent for now."""
 
     async def close(self) -> None:
-        """Lets go of connections and models."""
+        """Releases connections and models."""
 
 
 class RequestError(Exception):
-    """One request cannot be answered (too long, refused by a filter, malformed answer).
+    """One request fails (too long, refused by a filter, malformed response).
 
     Attributes:
         reason: short and constant, for counting.
         detail: one line, without credentials.
-        prompt_tokens, completion_tokens: paid for all the same; None where something was, or may
-            have been, and the endpoint does not say how much.
+        prompt_tokens, completion_tokens: tokens charged all the same; None where the endpoint
+            charged, or may have charged, and reports no count.
     """
 
     def __init__(
@@ -144,13 +157,12 @@ class RequestError(Exception):
 
 
 class EndpointError(Exception):
-    """The endpoint answers nothing (wrong key or model, no connection after all retries).
+    """The endpoint fails for every request (invalid key, unknown model, no connection).
 
-    The message is for the user: what, where, the remedy; without credentials. Rows already
-    answered are safe.
+    The message is for the user: where, what, remedy, without credentials.
 
     Attributes:
-        may_be_paid: the request may have been paid for all the same.
+        may_be_paid: the endpoint may have charged for the request all the same.
     """
 
     def __init__(self, message: str, may_be_paid: bool = False) -> None:

@@ -1,8 +1,7 @@
-"""Answers by content, shared by all extractions: equal questions are paid for once.
+"""Completions by request content, shared by all extractions: equal requests are paid for once.
 
-An entry is a small JSON file named by a sha256 of all that decides the answer: the endpoint's
-address (another one may have another model of the same name), and what is in `Request.key`: the
-model, the prompt with its row, the decoding, the number of the sample.
+An entry is a small JSON file, named by a sha256 of all that decides the completion: the endpoint's
+address (another one may serve another model of the same name) and `Request.key`.
 """
 
 from __future__ import annotations
@@ -23,12 +22,11 @@ DEFAULT_FOLDER = "answers"
 
 
 class ResponseCache:
-    """The cache; one that has no folder holds nothing.
+    """The cache; without a folder it is always empty.
 
     Attributes:
-        folder: None = no cache.
-        source: where answers come from: the endpoint's address.
-        damaged: entries that could not be read, and were passed over.
+        source: where completions come from: the endpoint's address.
+        damaged: number of entries that could not be read, and were ignored.
     """
 
     def __init__(self, folder: pathlib.Path | None, source: str) -> None:
@@ -37,29 +35,28 @@ class ResponseCache:
         self.damaged = 0
 
     def get(self, key: str) -> Completion | None:
-        """The answer to an equal question; an entry that is damaged is none."""
+        """The completion of an equal request; None where there is none, or its entry is damaged."""
         if self.folder is None:
             return None
-        path = self._path(key)
+        path = self._path(self.folder, key)
         try:
-            found = json.loads(path.read_bytes())
-            if found.pop("key") != key:
-                raise ValueError("it is of another question")
-            return Completion(**found)
+            entry = json.loads(path.read_bytes())
+            if entry.pop("key") != key:
+                raise ValueError("it is of another request")
+            return Completion(**entry)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             self.damaged += 1
-            logging.warning("%s: damaged (%s), so the question is asked again", path, error)
+            logging.warning("%s: damaged (%s), so the request is sent again", path, error)
             return None
 
     def put(self, key: str, completion: Completion) -> None:
-        """Keeps an answer, where there is a folder."""
+        """Writes a completion, where there is a folder."""
         if self.folder is not None:
-            row = {"key": key, **dataclasses.asdict(completion)}
-            records.write_atomic(self._path(key), json.dumps(row) + "\n")
+            entry = {"key": key, **dataclasses.asdict(completion)}
+            records.write_atomic(self._path(self.folder, key), json.dumps(entry) + "\n")
 
-    def _path(self, key: str) -> pathlib.Path:
-        assert self.folder is not None
+    def _path(self, folder: pathlib.Path, key: str) -> pathlib.Path:
         name = hashlib.sha256(f"{self.source}\n{key}".encode()).hexdigest()
-        return self.folder / name[:2] / f"{name}.json"
+        return folder / name[:2] / f"{name}.json"

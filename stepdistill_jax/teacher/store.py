@@ -1,10 +1,10 @@
-"""The folder of an extraction: an append-only log of paid answers, and what is made of it.
+"""The folder of an extraction: append-only logs of paid responses and of sent requests.
 
-``rows/<unit>.jsonl`` holds one line a request, written whole with one system call the moment its
-answer is there, so that a process killed at any moment loses no answer. ``rows/sent.jsonl`` is
-written before a request is sent: what was sent and never answered may have been paid for. Worker 1
-of 4 has files of its own, ``rows/train-1-of-4.jsonl`` and ``rows/sent-1-of-4.jsonl``; whoever reads
-a unit reads all of its files.
+``rows/<unit>.jsonl`` holds one line per request, written whole with one system call as soon as the
+response arrives, so a process killed at any moment loses none. ``rows/sent.jsonl``, the journal, is
+written before a request is sent: a request without a response may have been paid for. Worker 1 of 4
+has its own files, ``rows/train-1-of-4.jsonl`` and ``rows/sent-1-of-4.jsonl``; a reader of a unit
+reads all its files. Files of other names are ignored.
 """
 
 from __future__ import annotations
@@ -15,40 +15,35 @@ import json
 import pathlib
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stepdistill_jax import records
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher import append_log
-from stepdistill_jax.teacher.budget import NOTHING, Tokens
+from stepdistill_jax.teacher.budget import NO_TOKENS, Tokens
 from stepdistill_jax.teacher.config import SPLITS
-from stepdistill_jax.teacher.requests import Completion, Decoding, Request, RequestError
+from stepdistill_jax.teacher.requests import Completion, Decoding, Request, RequestError, Slot
 
 ROWS_FOLDER = "rows"
 PROMPT_FILE = "prompt.json"
 SUMMARY_FILE = "summary.json"
 _SENT = "sent"
 _NAME = re.compile(r"([a-z]+)(?:-(\d+)-of-(\d+))?\.jsonl")
+# In an error: characters of a text, and of those before the place where two texts differ.
+_SHOWN, _BEFORE = 60, 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """The part of the rows that one of several machines asks about."""
+    """The examples that one of several workers asks about."""
 
     worker: int = 0
     workers: int = 1
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.worker < self.workers:
-            raise InputError(
-                f"worker {self.worker} of {self.workers}: expected 0 to {self.workers - 1}; set "
-                "--worker and --workers, or EXTRACT_WORKER and EXTRACT_WORKERS in the environment"
-            )
-
-    def has(self, row_id: str) -> bool:
-        """Whether a row is this worker's: by its id alone, so that machines agree."""
-        digest = hashlib.sha256(row_id.encode()).digest()
+    def has(self, example_id: str) -> bool:
+        """Whether an example is this worker's: by its id alone, so all machines agree."""
+        digest = hashlib.sha256(example_id.encode()).digest()
         return int.from_bytes(digest[:8], "big") % self.workers == self.worker
 
     @property
@@ -57,24 +52,27 @@ class Share:
         return f"-{self.worker}-of-{self.workers}" if self.workers > 1 else ""
 
 
+ALONE = Share()
+
+
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """A line of the log: one request and what came of it.
+    """A line of the log: one request and its outcome.
 
     Attributes:
         id, purpose, sample, key: of the request.
-        prompt_hash: of the prompt that it was made with.
-        model: asked; `answered_by` where the endpoint calls it something else.
-        decoding: how it was written.
-        text, finish_reason: as they came; "" where there is an error.
-        prompt_tokens, completion_tokens: by the endpoint's count; None where it says none.
+        prompt_hash: of the prompt that the request was made with.
+        answered_by: the model's name at the endpoint, where it differs from `model`.
+        text, finish_reason: of the completion; "" where there is an error.
+        prompt_tokens, completion_tokens: the endpoint's counts; None where it reports none.
         seconds: from sending to the last byte.
-        at: when it came, in seconds since 1970.
-        cached: from the cache of answers; nothing was sent.
-        send: names the sending, in the journal too; "" where nothing was sent.
-        charged: tokens that count as paid for: the endpoint's count, else the bound.
+        at: time of arrival, in seconds since 1970.
+        cached: from the response cache; nothing was sent.
+        send: name of the sending, as in the journal; "" where nothing was sent.
+        charged: tokens that count as paid for: the endpoint's counts, else the bound.
         error, detail: of a `RequestError`.
         where: ``file:line``.
+        share: whose file the line is in.
     """
 
     id: str
@@ -92,180 +90,185 @@ class Response:
     at: float = 0.0
     cached: bool = False
     send: str = ""
-    charged: Tokens = NOTHING
+    charged: Tokens = NO_TOKENS
     answered_by: str = ""
     error: str = ""
     detail: str = ""
     where: str = dataclasses.field(default="", compare=False)
+    share: Share = dataclasses.field(default=ALONE, compare=False)
 
     @classmethod
     def of(
         cls,
         request: Request,
         prompt_hash: str,
-        came: Completion | RequestError,
+        outcome: Completion | RequestError,
         *,
-        charged: Tokens = NOTHING,
+        charged: Tokens = NO_TOKENS,
         send: str = "",
         cached: bool = False,
         at: float = 0.0,
     ) -> Response:
-        """What came of a request."""
-        answer = cls(
-            id=request.row_id,
+        """The line for the outcome of a request."""
+        response = cls(
+            id=request.example_id,
             purpose=request.purpose,
             sample=request.sample,
             key=request.key,
             prompt_hash=prompt_hash,
             model=request.model,
             decoding=request.decoding,
-            prompt_tokens=came.prompt_tokens,
-            completion_tokens=came.completion_tokens,
+            prompt_tokens=outcome.prompt_tokens,
+            completion_tokens=outcome.completion_tokens,
             send=send,
             charged=charged,
             at=round(at, 3),
         )
-        if isinstance(came, RequestError):
-            detail = _writable(came.detail)
-            return dataclasses.replace(answer, error=came.reason, detail=detail)
+        if isinstance(outcome, RequestError):
+            detail = _encodable(outcome.detail)
+            return dataclasses.replace(response, error=outcome.reason, detail=detail)
         return dataclasses.replace(
-            answer,
-            text=_writable(came.text),
-            finish_reason=_writable(came.finish_reason),
-            seconds=round(came.seconds, 4),
+            response,
+            text=_encodable(outcome.text),
+            finish_reason=_encodable(outcome.finish_reason),
+            seconds=round(outcome.seconds, 4),
             cached=cached,
-            answered_by="" if came.model == request.model else _writable(came.model),
+            answered_by="" if outcome.model == request.model else _encodable(outcome.model),
         )
 
     @property
-    def slot(self) -> tuple[str, str, int]:
-        """The question that it answers: there is one answer each."""
+    def slot(self) -> Slot:
+        """The request that it answers: there is one answer each."""
         return (self.id, self.purpose, self.sample)
 
     def row(self) -> dict[str, Any]:
-        """The line as a JSON object; fields that say nothing are left out."""
-        found = dataclasses.asdict(self)
-        del found["where"]
-        lacking = ("text", "finish_reason") if self.error else ("error", "detail")
-        optional = ("answered_by", "send")
-        gone = {*lacking, *(name for name in optional if not found[name])}
-        return {name: value for name, value in found.items() if name not in gone}
+        """The line as a JSON object; fields that do not apply are left out."""
+        row = dataclasses.asdict(self)
+        unused = ("text", "finish_reason") if self.error else ("error", "detail")
+        empty = (name for name in ("answered_by", "send") if not row[name])
+        for name in ("where", "share", *unused, *empty):
+            del row[name]
+        return row
+
+    @classmethod
+    def read(cls, where: str, share: Share, row: Mapping[str, Any]) -> Response:
+        """The response of a line.
+
+        Raises:
+            InputError: the line is of another kind.
+        """
+        try:
+            typed = {"decoding": Decoding(**row["decoding"]), "charged": Tokens(*row["charged"])}
+            return cls(**{**row, **typed, "where": where, "share": share})
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{where}: not a line of an extraction's log ({error}). Fix or remove the line."
+            ) from error
 
 
-def _writable(text: str) -> str:
-    """Half a character, which JSON can carry and UTF-8 cannot, becomes a question mark."""
+def _encodable(text: str) -> str:
+    """Replaces a lone surrogate, which JSON can carry and UTF-8 cannot, by a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _answer(where: str, row: Mapping[str, Any]) -> Response:
-    try:
-        decoding = Decoding(**row["decoding"])
-        charged = Tokens(*row["charged"])
-        return Response(**{**row, "decoding": decoding, "charged": charged, "where": where})
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{where}: no line of an extraction's log ({error}); mend or remove the line"
-        ) from error
-
-
-def _files(folder: pathlib.Path, unit: str) -> list[pathlib.Path]:
-    """The files of a unit, or of the journal; that of a lone process first."""
-    found = []
+def _files(folder: pathlib.Path) -> list[tuple[str, Share, pathlib.Path]]:
+    """(unit or "sent", worker, file) of every log; the files of a lone process come first."""
+    files = []
     for path in (folder / ROWS_FOLDER).glob("*.jsonl"):
         match = _NAME.fullmatch(path.name)
-        if match and match[1] == unit:
-            found.append((int(match[3] or 0), int(match[2] or 0), path))
-    return [path for _, _, path in sorted(found)]
+        share = Share(int(match[2] or 0), int(match[3] or 1)) if match else ALONE
+        if match and share.worker < share.workers:
+            files.append((match[1], share, path))
+    return sorted(files, key=lambda file: (file[0], file[1].workers, file[1].worker))
 
 
-def share_of(where: str) -> Share:
-    """Whose file a line is in."""
-    match = _NAME.fullmatch(where.rpartition("/")[2].partition(":")[0])
-    return Share(int(match[2]), int(match[3])) if match and match[2] else Share()
+def log_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Every file of responses."""
+    return [path for unit, _, path in _files(folder) if unit != _SENT]
 
 
 def units(folder: pathlib.Path) -> list[str]:
-    """The units of which a folder holds answers: splits in their usual order, then inputs."""
-    names = [_NAME.fullmatch(path.name) for path in (folder / ROWS_FOLDER).glob("*.jsonl")]
-    return in_order(match[1] for match in names if match and match[1] != _SENT)
+    """The units of which a folder has responses, in their order."""
+    return in_order(unit for unit, _, _ in _files(folder) if unit != _SENT)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Each unit once: train, validation, test, then what is no split."""
+    """Each unit once: train, validation, test, then inputs."""
     splits = [*SPLITS]
     return sorted({*names}, key=lambda name: (splits.index(name) if name in splits else 3, name))
 
 
-def absent(folders: Iterable[pathlib.Path]) -> list[Share]:
-    """Workers of whom no file lies in the folders, where another of as many workers has one."""
+def missing_workers(folders: Iterable[pathlib.Path]) -> list[Share]:
+    """Workers without a file in any folder, where another of as many workers has one."""
     present: dict[int, set[int]] = {}
     for folder in folders:
-        for path in (folder / ROWS_FOLDER).glob("*.jsonl"):
-            share = share_of(path.name)
+        for _, share, _ in _files(folder):
             present.setdefault(share.workers, set()).add(share.worker)
     return [
         Share(worker, workers)
-        for workers, found in sorted(present.items())
+        for workers, numbers in sorted(present.items())
         for worker in range(workers)
-        if worker not in found
+        if worker not in numbers
     ]
 
 
-def has_answers(folder: pathlib.Path) -> bool:
-    """Whether any line is there."""
-    files = (path for unit in units(folder) for path in _files(folder, unit))
-    return any(path.stat().st_size for path in files)
+def has_responses(folder: pathlib.Path) -> bool:
+    """Whether a log has a line."""
+    return any(path.stat().st_size for path in log_files(folder))
 
 
-def read_answers(folder: pathlib.Path, unit: str) -> list[Response]:
+def _lines(folder: pathlib.Path, unit: str) -> Iterator[tuple[str, Share, dict[str, Any]]]:
+    """(where, worker, object) of every line on a unit, or of the journal."""
+    for name, share, path in _files(folder):
+        if name == unit:
+            for where, row in append_log.read(path):
+                yield where, share, row
+
+
+def read_responses(folder: pathlib.Path, unit: str) -> list[Response]:
     """Every line on a unit, of all workers.
 
     Raises:
         InputError: a line in the middle of a file is damaged.
     """
-    return [_answer(*line) for path in _files(folder, unit) for line in append_log.read(path)]
+    return [Response.read(*line) for line in _lines(folder, unit)]
 
 
-def answered(answers: Iterable[Response]) -> dict[tuple[str, str, int], Response]:
-    """(id, purpose, sample) -> its answer; an answer takes the place of an error.
+def latest(responses: Iterable[Response]) -> dict[Slot, Response]:
+    """(id, purpose, sample) -> its response; a completion replaces an error.
 
     Raises:
-        InputError: two different answers to one question, naming both lines.
+        InputError: two different completions for one request, naming both lines.
     """
-    found: dict[tuple[str, str, int], Response] = {}
-    for answer in answers:
-        other = found.setdefault(answer.slot, answer)
-        if other is answer or answer.error:
+    by_slot: dict[Slot, Response] = {}
+    for response in responses:
+        other = by_slot.setdefault(response.slot, response)
+        if other is response or response.error:
             continue
         if other.error:
-            found[answer.slot] = answer
-        elif (other.key, other.text) != (answer.key, answer.text):
+            by_slot[response.slot] = response
+        elif (other.key, other.text) != (response.key, response.text):
             raise InputError(
-                f"{other.where} and {answer.where} answer one question differently: id "
-                f"{answer.id}, {answer.purpose} {answer.sample}: "
-                f"{_difference(other, answer)}; remove one of the lines"
+                f"{other.where} and {response.where}: different responses to one request: id "
+                f"{response.id}, {response.purpose} {response.sample}: "
+                f"{_difference(other, response)}. Remove one of the lines."
             )
-    return found
-
-
-# Characters of a text that are shown, and of those before the place where two part.
-_SHOWN, _BEFORE = 60, 20
+    return by_slot
 
 
 def _difference(one: Response, other: Response) -> str:
-    """The two texts about where they part."""
+    """The two texts around the place where they differ."""
     if one.text == other.text:
-        return "the same text to requests of another content (the row, the model or the prompt)"
+        return "equal texts, to requests of different content (example, model or prompt)"
     pairs = enumerate(zip(one.text, other.text, strict=False))
     ends = min(len(one.text), len(other.text))
     start = max(0, next((at for at, (a, b) in pairs if a != b), ends) - _BEFORE)
-    return " and ".join(_excerpt(answer.text, start) for answer in (one, other))
+    return " and ".join(_excerpt(response.text, start) for response in (one, other))
 
 
 def _excerpt(text: str, start: int) -> str:
     cut = text[start : start + _SHOWN]
-    before = "…" if start else ""
-    return f"{before}{cut!r}{'…' if start + _SHOWN < len(text) else ''}"
+    return f"{'…' * bool(start)}{cut!r}{'…' * (start + _SHOWN < len(text))}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,117 +277,112 @@ class Sending:
 
     Attributes:
         send: its name.
-        slot: (id, purpose, sample) of the request.
-        bound: tokens that it may come to.
-        key: of the request.
-        batch: it goes into an offline batch, whose answers outlive the process.
-        where: ``file:line``; "" of this process.
+        slot, key: of the request.
+        bound: worst-case tokens.
+        batch: it goes into an offline batch, whose completions outlive the process.
+        where: ``file:line``; "" for a sending of this process.
+        share: whose file the line is in.
     """
 
     send: str
-    slot: tuple[str, str, int]
+    slot: Slot
     bound: Tokens
     key: str = ""
     batch: bool = False
     where: str = ""
+    share: Share = ALONE
 
 
-def unanswered(folder: pathlib.Path, answers: Iterable[Response]) -> list[Sending]:
-    """What was sent and never answered, of all workers."""
+def unanswered(folder: pathlib.Path, responses: Iterable[Response]) -> list[Sending]:
+    """Requests that were sent and have no response, of all workers."""
     sent: dict[str, Sending] = {}
-    settled = {answer.send for answer in answers}
-    for path in _files(folder, _SENT):
-        for where, row in append_log.read(path):
-            try:
-                if "bound" in row:
-                    slot = (row["id"], row["purpose"], row["sample"])
-                    bound = Tokens(*row["bound"])
-                    key, batch = row.get("key", ""), row.get("batch", False)
-                    sent[row["send"]] = Sending(row["send"], slot, bound, key, batch, where)
-                else:
-                    settled.add(row["send"])
-            except (KeyError, TypeError) as error:
-                raise InputError(f"{where}: no line of a journal; remove the line") from error
+    settled = {response.send for response in responses}
+    for where, share, row in _lines(folder, _SENT):
+        try:
+            if "bound" in row:
+                slot = (row["id"], row["purpose"], row["sample"])
+                bound = Tokens(*row["bound"])
+                key, batch = row.get("key", ""), row.get("batch", False)
+                sent[row["send"]] = Sending(row["send"], slot, bound, key, batch, where, share)
+            else:
+                settled.add(row["send"])
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{where}: not a line of a journal. Remove the line.") from error
     return [sending for send, sending in sent.items() if send not in settled]
 
 
 class Store:
-    """What one worker writes into an extraction's folder.
+    """The files that one worker writes.
 
     Attributes:
-        torn: messages on torn last lines that were cut off.
+        torn: messages about torn last lines that were cut off.
     """
 
     def __init__(self, folder: pathlib.Path, names: Sequence[str], share: Share) -> None:
-        """Opens the logs of some units.
+        """Opens the journal and the logs of the units `names`.
 
         Raises:
-            InputError: another process is at them, or the folder is no local one.
+            InputError: another process has them open, or they cannot be locked.
         """
-        self.folder = folder
         rows = folder / ROWS_FOLDER
         self._journal = append_log.AppendLog(rows / f"{_SENT}{share.suffix}.jsonl")
         self._logs = {
             name: append_log.AppendLog(rows / f"{name}{share.suffix}.jsonl") for name in names
         }
         self.torn = [
-            f"{opened.path}: the last line was torn, {opened.cut} bytes are cut off; "
-            "it is asked again"
-            for opened in self._logs.values()
-            if opened.cut
+            f"{log.path}: cut off a torn last line ({log.cut} bytes); its request is sent again"
+            for log in self._logs.values()
+            if log.cut
         ]
 
     def sending(self, request: Request, bound: Tokens, batch: bool = False) -> Sending:
         """Notes that a request is about to be sent, or to be put into an offline batch."""
-        slot = (request.row_id, request.purpose, request.sample)
-        made = Sending(uuid.uuid4().hex[:16], slot, bound, request.key, batch)
-        row: dict[str, Any] = {"send": made.send, "id": request.row_id, "purpose": request.purpose}
-        row |= {"sample": request.sample, "bound": list(bound), "key": request.key}
-        self._journal.append({**row, **({"batch": True} if batch else {})})
-        return made
+        sending = Sending(uuid.uuid4().hex[:16], request.slot, bound, request.key, batch)
+        row: dict[str, Any] = {"send": sending.send}
+        row |= zip(("id", "purpose", "sample"), request.slot, strict=True)
+        row |= {"bound": list(bound), "key": request.key} | ({"batch": True} if batch else {})
+        self._journal.append(row)
+        return sending
 
     def unpaid(self, sending: Sending) -> None:
-        """Notes that the endpoint took nothing for a request."""
+        """Notes that the endpoint charged nothing for a request."""
         self._journal.append({"send": sending.send, "unpaid": True})
 
-    def append(self, unit: str, answer: Response) -> None:
-        """Adds an answer to its log."""
-        self._logs[unit].append(answer.row())
+    def append(self, unit: str, response: Response) -> None:
+        """Adds a response to its log."""
+        self._logs[unit].append(response.row())
 
     def close(self) -> None:
-        """Lets go of the files."""
-        for opened in (self._journal, *self._logs.values()):
-            opened.close()
+        """Closes the files."""
+        for log in (self._journal, *self._logs.values()):
+            log.close()
 
 
 def merge(folders: Sequence[pathlib.Path], out: pathlib.Path) -> dict[str, int]:
     """Joins the logs of several folders, or of one folder's workers, into those of a lone process.
 
-    What lies in `out` comes first, so that the same merge again changes nothing.
+    The lines of `out` come first, so the same merge again changes nothing.
 
     Returns:
-        Unit -> lines.
+        Unit -> number of lines.
 
     Raises:
-        InputError: two different answers to one question, naming both lines; nothing is written.
+        InputError: two different responses to one request, naming both lines; nothing is written.
     """
     sources = [out, *(f for f in folders if f.resolve() != out.resolve())]
     merged: dict[str, list[dict[str, Any]]] = {}
-    for unit in in_order(unit for folder in sources for unit in units(folder)):
-        found: dict[str, dict[str, Any]] = {}
-        answers = []
-        for folder in sources:
-            for path in _files(folder, unit):
-                for where, row in append_log.read(path):
-                    answers.append(_answer(f"{folder}/{where}", row))
-                    found.setdefault(json.dumps(row, sort_keys=True), row)
-        answered(answers)
-        merged[unit] = list(found.values())
-    journal: dict[str, dict[str, Any]] = {}
-    for folder in sources:
-        for path in _files(folder, _SENT):
-            for _, row in append_log.read(path):
-                journal.setdefault(json.dumps(row, sort_keys=True), row)
-    for unit, rows in {**merged, _SENT: list(journal.values())}.items():
-        records.write_jsonl(out / ROWS_FOLDER / f"{unit}.jsonl", rows)
-    return {unit: len(rows) for unit, rows in merged.items()}
+    for name in [*in_order(unit for folder in sources for unit in units(folder)), _SENT]:
+        lines = [
+            (f"{folder}/{where}", share, row)
+            for folder in sources
+            for where, share, row in _lines(folder, name)
+        ]
+        if name != _SENT:
+            latest(Response.read(*line) for line in lines)
+        distinct: dict[str, dict[str, Any]] = {}
+        for _, _, row in lines:
+            distinct.setdefault(json.dumps(row, sort_keys=True), row)
+        merged[name] = [*distinct.values()]
+    for name, rows in merged.items():
+        records.write_jsonl(out / ROWS_FOLDER / f"{name}.jsonl", rows)
+    return {unit: len(rows) for unit, rows in merged.items() if unit != _SENT}

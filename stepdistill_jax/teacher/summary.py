@@ -1,69 +1,124 @@
-"""What an extraction leaves beside its log: rationales, rows to look at, numbers of a unit."""
+"""What an extraction leaves beside its logs: rationales, examples to check, ``summary.json``."""
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from stepdistill_jax import records
+from stepdistill_jax import records, text
 from stepdistill_jax.data import inputs
-from stepdistill_jax.records import Annotation
-from stepdistill_jax.teacher import quality
-from stepdistill_jax.teacher.budget import Prices, Tokens
+from stepdistill_jax.records import Annotation, Example
+from stepdistill_jax.spec import InputError
+from stepdistill_jax.teacher import prompt_json, quality, resume, store
+from stepdistill_jax.teacher.annotator import Annotator, ExampleState
+from stepdistill_jax.teacher.budget import NO_TOKENS, Prices, Tokens, paid_rows, total
+from stepdistill_jax.teacher.prepared import Prepared
 from stepdistill_jax.teacher.requests import ANSWER, HINT
-from stepdistill_jax.teacher.resume import Annotator, ExampleState, Paid, total
+from stepdistill_jax.teacher.resume import Paid, ResumeState
 from stepdistill_jax.teacher.store import SUMMARY_FILE, Response
 from stepdistill_jax.teacher.vote import Annotated
+
+
+def write(prepared: Prepared, state: ResumeState) -> str:
+    """Writes all files of all units that any call asked about; returns the table for the user."""
+    extract, folder = prepared.extraction.extract, prepared.folder
+    paid = resume.read_paid(folder, extract)
+    prices = Prices.of(extract)
+    sums = totals(paid, prices)
+    notes = describe_totals(sums)
+    earlier = read_units(folder)
+    if prices.cost(NO_TOKENS) is None and any(unit.get("cost") for unit in earlier.values()):
+        notes.append(
+            "cost: unknown for the units of this call without PRICE_INPUT and PRICE_OUTPUT"
+        )
+    units = {}
+    for name in store.in_order([*prepared.units, *store.units(folder)]):
+        selected = [each for each in state.states if each.unit == name]
+        read = functools.partial(_examples, prepared, name)
+        states, missing = resume.all_states(folder, name, selected, prepared.annotator, read)
+        if missing and name in earlier and name not in prepared.units:
+            # A unit of an earlier call whose data is not named now: it stays as it was.
+            units[name] = earlier[name]
+            continue
+        if missing:
+            notes.append(
+                f"{name}: {missing:,} examples with responses are not in the data any more"
+            )
+        unit = write_unit(folder, name, prepared.annotator, states, paid.responses.get(name, ()))
+        if name not in prepared.units:
+            unit["rows"] = max(unit["rows"], earlier.get(name, {}).get("rows") or 0)
+        units[name] = unit
+    prompt = prepared.annotator.prompt
+    content = {
+        "dataset": prepared.extraction.run.data.name,
+        "model": extract.teacher_model or extract.replay,
+        "client": extract.client,
+        "prompt": {
+            "hash": prompt.hash,
+            "exemplars": len(prompt.exemplars),
+            "tokens": prompt_json.prefix_tokens([folder], prompt.hash),
+        },
+        "units": units,
+        **sums,
+    }
+    written = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    records.write_atomic(folder / SUMMARY_FILE, written)
+    return "\n".join(
+        [table(units), *notes, f"rationales, summary and examples to check are in {folder}"]
+    )
+
+
+def _examples(prepared: Prepared, unit: str) -> Sequence[Example]:
+    """All examples that a unit can have; none where its data is not named now."""
+    extraction = prepared.extraction
+    try:
+        return inputs.of_unit(extraction.run.data, unit, extraction.extract.extract_inputs)
+    except InputError:
+        return ()
 
 
 def write_unit(
     folder: pathlib.Path,
     unit: str,
-    teaching: Annotator,
-    rows: Sequence[ExampleState],
+    annotator: Annotator,
+    states: Sequence[ExampleState],
     paid: Sequence[Response],
 ) -> dict[str, Any]:
     """Writes ``rationales_<unit>.jsonl`` and ``worst_<unit>.jsonl``; returns the unit's numbers.
 
-    Requests, tokens and cost are of `paid`, all lines on the unit for which something was sent:
-    those of failures that were asked again, and of rows that are not asked about any more, too.
-    `seconds` is the time in which at least one of them was in flight, waits between tries left out.
+    Requests, tokens and cost are of `paid`, all lines on the unit for which a request was sent,
+    failures that were repeated and examples that are not selected any more included. `seconds` is
+    the time in which at least one of them was in flight, without the waits between retries.
     """
-    by_id = {row.example.id: row for row in rows}
-    found = [annotated for row in rows if (annotated := teaching.annotated(row)) is not None]
-    metric = teaching.metric
-    hinted = {row.example.id for row in found if row.hinted}
-
-    def raw(row_id: str) -> str | None:
-        answer = by_id[row_id].answers.get((HINT if row_id in hinted else ANSWER, 0))
-        return None if answer is None or answer.error else answer.text
-
-    lines = write_rationales(folder, unit, found)
-    suspects = quality.worst(found, metric, raw=raw)
+    annotated, raw = [], {}
+    for state in states:
+        if (each := annotator.annotated(state)) is None:
+            continue
+        annotated.append(each)
+        response = state.responses.get((HINT if each.hinted else ANSWER, 0))
+        raw[each.example.id] = response.text if response and not response.error else None
+    rationales = write_rationales(folder, unit, annotated)
+    suspects = quality.worst(annotated, annotator.metric, raw)
     records.write_jsonl(folder / f"worst_{unit}.jsonl", suspects)
-    answers = [answer for row in rows for answer in row.answers.values()]
-    spent = total(answer.charged for answer in paid)
-    cost = Prices.of(teaching.extract).cost(spent)
-    hints = sum((HINT, 0) in row.answers for row in rows)
+    responses = [response for state in states for response in state.responses.values()]
+    hints = sum((HINT, 0) in state.responses for state in states)
     return {
-        "rows": len(rows),
-        "answered": len(found),
-        "rationales": lines,
-        "requests": len(paid),
-        "cached": sum(answer.cached for answer in answers),
-        "errors": sum(bool(answer.error) for answer in answers),
-        "prompt_tokens": spent.prompt,
-        "completion_tokens": spent.written,
-        "cost": None if cost is None else float(cost),
+        "rows": len(states),
+        "answered": len(annotated),
+        "rationales": rationales,
+        "cached": sum(response.cached for response in responses),
+        "errors": sum(bool(response.error) for response in responses),
+        **_sums(len(paid), total(each.charged for each in paid), Prices.of(annotator.extract)),
         "seconds": _seconds(paid),
-        "quality": quality.assess(found, metric, hints_asked=hints).as_dict(),
+        "quality": quality.assess(annotated, annotator.metric, hints_asked=hints).as_dict(),
     }
 
 
 def read_units(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """The units of the summary that an earlier call left; none where it cannot be read."""
+    """The units in the summary of an earlier call; none where it cannot be read."""
     try:
         units = json.loads((folder / SUMMARY_FILE).read_bytes())["units"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -71,32 +126,32 @@ def read_units(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     return units if isinstance(units, dict) else {}
 
 
-def _seconds(answers: Sequence[Response]) -> float | None:
-    """Length of the union of the times in which the answers were awaited; None if not measured."""
-    spans = sorted((answer.at - answer.seconds, answer.at) for answer in answers if answer.seconds)
+def _seconds(responses: Sequence[Response]) -> float | None:
+    """Length of the union of the times in which requests were in flight; None if not measured."""
+    spans = sorted((each.at - each.seconds, each.at) for each in responses if each.seconds)
     if not spans:
         return None
-    total, end = 0.0, float("-inf")
+    length, end = 0.0, float("-inf")
     for start, stop in spans:
-        total += max(0.0, stop - max(start, end))
+        length += max(0.0, stop - max(start, end))
         end = max(end, stop)
-    return round(total, 3)
+    return round(length, 3)
 
 
 def totals(paid: Paid, prices: Prices) -> dict[str, dict[str, Any]]:
-    """What was paid for over all units, and what of it was lost in flight or waits in batches."""
-    answers = [answer for of_one in paid.answers.values() for answer in of_one]
+    """What was paid for over all units, and of that what is lost in flight or waits in batches."""
+    responses = [response for of_unit in paid.responses.values() for response in of_unit]
     lost = total(sending.bound for sending in paid.lost)
-    spent = total(answer.charged for answer in answers).plus(lost)
+    spent = total(response.charged for response in responses).plus(lost)
     waiting = total(sending.bound for sending in paid.waiting)
     return {
-        "total": _sum(len(answers) + len(paid.lost), spent, prices),
-        "lost": _sum(len(paid.lost), lost, prices),
-        "waiting": _sum(len(paid.waiting), waiting, prices),
+        "total": _sums(len(responses) + len(paid.lost), spent, prices),
+        "lost": _sums(len(paid.lost), lost, prices),
+        "waiting": _sums(len(paid.waiting), waiting, prices),
     }
 
 
-def _sum(requests: int, tokens: Tokens, prices: Prices) -> dict[str, Any]:
+def _sums(requests: int, tokens: Tokens, prices: Prices) -> dict[str, Any]:
     cost = prices.cost(tokens)
     return {
         "requests": requests,
@@ -106,40 +161,32 @@ def _sum(requests: int, tokens: Tokens, prices: Prices) -> dict[str, Any]:
     }
 
 
-def told(sums: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def describe_totals(sums: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """`totals` for a reader, below the table of the units."""
     lines = []
     for name, what in (
-        ("lost", "requests lost in flight, counted at their bound"),
-        ("waiting", "requests wait in batches and are not counted yet, at most"),
-        ("total", "requests paid for in all"),
+        ("lost", "requests lost in flight, counted at their worst case"),
+        ("waiting", "requests wait in batches, not counted yet, at most"),
+        ("total", "requests paid for in total"),
     ):
-        found = sums[name]
-        tokens = found["prompt_tokens"] + found["completion_tokens"]
-        cost = "" if found["cost"] is None else f", cost {found['cost']:.4f}"
-        if found["requests"]:
-            lines.append(f"{found['requests']:,} {what}: {tokens:,} tokens{cost}")
-    return [*lines, "rows/s: while requests were under way; waits between them are left out"]
-
-
-def paid_rows(answered: int | None, requests: int | None, cached: int | None) -> float | None:
-    """Rows that the paid requests would make, at as many a row as all answers have.
-
-    None where there are no such requests, or it is not known.
-    """
-    if not requests or not answered:
-        return None
-    return answered * requests / (requests + (cached or 0))
+        part = sums[name]
+        tokens = part["prompt_tokens"] + part["completion_tokens"]
+        cost = "" if part["cost"] is None else f", cost {part['cost']:.4f}"
+        if part["requests"]:
+            lines.append(f"{part['requests']:,} {what}: {tokens:,} tokens{cost}")
+    return [*lines, "examples/s: while requests were in flight"]
 
 
 def table(units: Mapping[str, Mapping[str, Any]]) -> str:
-    """The numbers for a reader, a line a unit."""
-    heads = ("unit", "rows", "answered", "yield", "accuracy", "requests", "cached", "tokens")
-    lines: list[Sequence[str]] = [(*heads, "rows/s", "cost")]
+    """The numbers for a reader, a line per unit."""
+    heads = (
+        *("unit", "examples", "answered", "yield", "accuracy", "requests", "cached", "tokens"),
+        *("examples/s", "cost"),
+    )
+    lines: list[Sequence[str]] = [heads]
     for name, unit in units.items():
         answered, judged = unit["answered"], unit["quality"]
         accuracy = judged["accuracy"]
-        tokens = unit["prompt_tokens"] + unit["completion_tokens"]
         paid = paid_rows(answered, unit["requests"], unit["cached"])
         lines.append(
             (
@@ -150,40 +197,36 @@ def table(units: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{accuracy['share']:.1%}" if accuracy else "-",
                 f"{unit['requests']:,}",
                 f"{unit['cached']:,}",
-                f"{tokens:,}",
+                f"{unit['prompt_tokens'] + unit['completion_tokens']:,}",
                 f"{paid / unit['seconds']:.2f}" if unit["seconds"] and paid else "-",
                 "-" if unit["cost"] is None else f"{unit['cost']:.4f}",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return text.columns(lines, right=heads[1:])
 
 
 def rationales_path(folder: pathlib.Path, unit: str) -> pathlib.Path:
-    """The file that RATIONALES, or AUGMENT for unit the added inputs, names."""
+    """The file that RATIONALES names, or AUGMENT for the unit of added inputs."""
     return folder / f"rationales_{unit}.jsonl"
 
 
-def write_rationales(folder: pathlib.Path, unit: str, rows: Iterable[Annotated]) -> int:
+def write_rationales(folder: pathlib.Path, unit: str, annotated: Iterable[Annotated]) -> int:
     """Writes what training reads; returns the number of lines.
 
-    A line is ``{"id", "input", "choices"?, "rationale", "label"?, "hinted"?}``. A failure that has
-    a rationale has a line without a label; a row without a rationale has none, unless it is one of
-    the added inputs, which may have a label alone.
+    A line is ``{"id", "input", "choices"?, "rationale", "label"?, "hinted"?}``. A parse failure
+    with a rationale has a line without a label. An example without a rationale has no line, unless
+    it is an added input with a label.
     """
     lines = []
-    for row in rows:
-        line: dict[str, Any] = {"id": row.example.id, "input": row.example.input}
-        if row.example.choices:
-            line["choices"] = list(row.example.choices)
-        if row.outcome.rationale.strip():
-            line["rationale"] = row.outcome.rationale.strip()
-        if isinstance(row.outcome, Annotation) and row.outcome.label.strip():
-            line["label"] = row.outcome.label.strip()
-        if row.hinted:
+    for each in annotated:
+        line: dict[str, Any] = {"id": each.example.id, "input": each.example.input}
+        if each.example.choices:
+            line["choices"] = list(each.example.choices)
+        if each.outcome.rationale.strip():
+            line["rationale"] = each.outcome.rationale.strip()
+        if isinstance(each.outcome, Annotation) and each.outcome.label.strip():
+            line["label"] = each.outcome.label.strip()
+        if each.hinted:
             line["hinted"] = True
         if "rationale" in line or (unit == inputs.ADDED and "label" in line):
             lines.append(line)

@@ -1,7 +1,7 @@
-"""Self-consistency (Wang et al. 2023, arXiv 2203.11171): one answer out of several samples.
+"""Self-consistency (Wang et al. 2023, arXiv 2203.11171): one annotation from several samples.
 
-The label with most votes is kept, and of the samples that agree on it the rationale that shares
-most words with the others' (a medoid), where the method itself keeps labels alone.
+The method keeps the label with the most votes. We also keep a rationale: of the samples with that
+label, the one that shares the most words with the others (a medoid).
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ Outcome = Annotation | ParseFailure
 
 @dataclasses.dataclass(frozen=True)
 class Annotated:
-    """One row with its teacher's answer, after voting and hints.
+    """One example with its annotation, after voting and hints.
 
     Attributes:
-        example: the row.
-        outcome: the rationale and label that are kept, or why there are none.
-        samples: answers that were read, those that failed included; hints not.
-        agreeing: of those, the ones whose label is the kept one.
+        outcome: the annotation, or why there is none.
+        samples: responses without a hint, failures included.
+        agreeing: of those, the ones with the kept label.
         hinted: the rationale was written with the gold label given.
-        unhinted: what was made of the row before the hint; the same as `outcome` without one.
+        unhinted: the outcome before the hint; equal to `outcome` without one.
     """
 
     example: Example
@@ -45,14 +44,14 @@ def annotate(
     hint: Outcome | None,
     metric: str,
 ) -> Annotated:
-    """What is kept of one row.
+    """The annotation of one example.
 
     Args:
-        example: the row.
-        samples: its answers as parsed, at least one, in the order of their numbers.
-        hint: the answer that was written with the gold label given; kept only where it comes to
-            that label, and with that label.
-        metric: what makes two labels the same.
+        example: to annotate.
+        samples: its parsed responses, at least one, in the order of their numbers.
+        hint: the parsed response with the gold label given; used only where it arrives at that
+            label, and with the gold label as the data writes it.
+        metric: decides which labels are equal.
     """
     outcome, agreeing = vote(samples, metric)
     kept = outcome
@@ -65,7 +64,7 @@ def annotate(
 
 
 def is_right(example: Example, outcome: Outcome, metric: str) -> bool:
-    """Whether an answer comes to the gold label; never where there is none."""
+    """Whether an outcome has the gold label; never where there is none."""
     if example.label is None or not isinstance(outcome, Annotation):
         return False
     try:
@@ -75,14 +74,14 @@ def is_right(example: Example, outcome: Outcome, metric: str) -> bool:
 
 
 def vote(samples: Sequence[Outcome], metric: str) -> tuple[Outcome, int]:
-    """The sample that is kept, and how many agree with it on the label.
+    """The chosen sample, and the number of samples with its label.
 
-    Ties go to the label that was met first, and among rationales to the first. Where no sample has
-    a label, the first failure is kept, and none agree.
+    Ties go to the first label, and among rationales to the first. Where no sample has a label, the
+    first failure is chosen, and the number is 0.
 
     Args:
         samples: at least one, in the order of their numbers.
-        metric: ``equation`` lets labels of equal value agree, (3 + 4) with 7.
+        metric: with ``equation`` labels of equal value agree: (3 + 4) and 7.
     """
     same = _VALUE_OF[metric]
     groups: dict[object, list[Annotation]] = {}
@@ -91,7 +90,7 @@ def vote(samples: Sequence[Outcome], metric: str) -> tuple[Outcome, int]:
             groups.setdefault(same(sample.label), []).append(sample)
     if not groups:
         return samples[0], 0
-    # max keeps the first of equals, and groups are in the order of meeting.
+    # max returns the first of equals, and groups are in the order of their first samples.
     agreeing = max(groups.values(), key=len)
     return agreeing[_medoid([sample.rationale for sample in agreeing])], len(agreeing)
 
@@ -107,15 +106,15 @@ _VALUE_OF: dict[str, Callable[[str], object]] = {"exact": str.strip, "equation":
 
 
 def _medoid(texts: Sequence[str]) -> int:
-    """The text whose words overlap most with those of the others (mean Jaccard index)."""
+    """Index of the text whose words overlap most with the others' (mean Jaccard index)."""
     words = [frozenset(re.findall(r"\w+", text.casefold())) for text in texts]
 
-    def likeness(place: int) -> float:
+    def similarity(place: int) -> float:
         shares = (_jaccard(words[place], other) for i, other in enumerate(words) if i != place)
-        # Rounded: of two equal sums in another order neither is larger.
+        # Rounded, so that equal sums in another order stay equal.
         return round(sum(shares), 12)
 
-    return max(range(len(texts)), key=likeness)
+    return max(range(len(texts)), key=similarity)
 
 
 def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:

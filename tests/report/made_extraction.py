@@ -54,4 +54,8 @@ def write_extraction(
         "units": {unit: facts},
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))
-    records.write_jsonl(folder / f"worst_{unit}.jsonl", quality.worst(rows, "exact", raw=raw))
+    texts = {
+        row.example.id: raw(row.example.id) if raw else getattr(row.outcome, "raw", None)
+        for row in rows
+    }
+    records.write_jsonl(folder / f"worst_{unit}.jsonl", quality.worst(rows, "exact", texts))

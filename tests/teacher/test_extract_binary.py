@@ -48,8 +48,8 @@ def test_the_cap_stops_at_exactly_the_last_row_with_16_in_flight(run, server, pl
     assert code == 4
     assert server.received == len(logged(place / "out")) == 37
     assert server.most_in_flight == 16
-    assert "MAX_COST=0.000407 leaves no room for another request: 0.000407 is spent" in stdout
-    assert "163 rows are left" in stdout
+    assert "MAX_COST=0.000407 has no room for another request: 0.000407 is spent" in stdout
+    assert "163 examples are left" in stdout
     assert run(*cap)[0] == 4
     assert server.received == 37
 
@@ -68,16 +68,16 @@ def test_the_real_bound_is_never_exceeded(run, server, place):
 def test_a_cap_below_one_request_sends_none_and_says_what_would_help(run, server):
     code, stdout, _ = run("PRICE_INPUT=1.0", "PRICE_OUTPUT=1.0", "MAX_COST=0.001")
     assert (code, server.received) == (4, 0)
-    assert "0.000000 is spent, 200 rows are left; raise it" in stdout
-    assert "or set TEACHER_TOKENIZER: without it a prompt counts as a token a byte" in stdout
+    assert "0.000000 is spent, 200 examples are left; raise it" in stdout
+    assert "or set TEACHER_TOKENIZER: without it a prompt first counts one token per byte" in stdout
 
 
 def test_max_rows_is_exact(run, server, place):
     server.latency = 0.02
     code, stdout, stderr = run("MAX_ROWS=50")
     assert (code, server.received) == (4, 50)
-    assert re.search(r"50/50 .*row/s, [\d,]+ tokens, 100\.0% parsed", stderr)
-    assert "MAX_ROWS=50 is reached: 150 rows are left" in stdout
+    assert re.search(r"50/50 .*example/s, [\d,]+ tokens, 100\.0% parsed", stderr)
+    assert "MAX_ROWS=50 is reached: 150 examples are left" in stdout
     assert run("MAX_ROWS=50")[0] == 4
     assert server.received == 50
     assert run("MAX_ROWS=200")[0] == 0
@@ -89,7 +89,7 @@ def test_workers_share_the_rows_and_merging_makes_what_training_reads(run, serve
         folder = f"machine{worker}"
         code, stdout, _ = run(folder=folder, worker=worker, workers=3)
         assert code == 0
-        assert "when all are: python -m launch.extract --merge" in stdout
+        assert "when all are done: python -m launch.extract --merge" in stdout
         assert not (place / folder / "rationales_train.jsonl").exists()
     assert server.received == len(server.by_key) == 200
     folders = tuple(str(place / f"machine{worker}") for worker in range(3))
@@ -120,7 +120,7 @@ def test_workers_share_the_rows_and_merging_makes_what_training_reads(run, serve
     text = path.read_text()
     path.write_text(text.replace("turned on", "turned off", 1))
     code, _, _ = run(into, positional=folders, files=(), merge=True)
-    assert re.search(r"all/rows/train\.jsonl:\d+ and .*machine1/rows/train-1-of-3\.jsonl:1 ", code)
+    assert re.search(r"all/rows/train\.jsonl:\d+ and .*machine1/rows/train-1-of-3\.jsonl:1: ", code)
     # As is another prompt, with what was merged before left as it is.
     hashes = {row["prompt_hash"] for row in logged(place / "all")}
     path.write_text(text.replace(hashes.pop(), "0" * 64, 1))
@@ -133,7 +133,7 @@ def test_workers_share_the_rows_and_merging_makes_what_training_reads(run, serve
     other.write_text(other.read_text().replace("MAX_NEW_TOKENS = 256", "MAX_NEW_TOKENS = 9"))
     code, _, _ = run(into, positional=folders, files=(), merge=True)
     assert re.search(r"machine2 holds another .*machine0, with MAX_NEW_TOKENS=9 .*256", code)
-    assert "leave the folder out" in code
+    assert "Leave the folder out" in code
     assert "to continue it" not in code
 
 
@@ -168,7 +168,7 @@ def test_a_later_call_keeps_the_units_of_earlier_ones(run, server, place):
     }
     assert after["test"]["rows"] == before["test"]["rows"]
     assert held == {name: (place / "out" / name).read_bytes() for name in names}
-    assert re.search(r"cost: not known .* PRICE_INPUT and PRICE_OUTPUT lack", stdout)
+    assert re.search(r"cost: unknown .* PRICE_INPUT and PRICE_OUTPUT", stdout)
     # Inputs whose file is not named any more are left as they were; fewer rows drop none.
     inputs = (place / "out" / "rationales_inputs.jsonl").read_bytes()
     assert run("FRACTION=0.025")[0] == 0
@@ -204,8 +204,8 @@ def test_merging_says_which_rows_and_workers_lack(run, server, place):
     answered = server.received
     code, stdout, _ = run(positional=(str(place / "out"),), files=(), merge=True)
     assert code == 4
-    assert f"{200 - answered} of 200 rows are not done" in stdout
-    assert "of these workers no answers are in the folders named: 1 of 2" in stdout
+    assert f"{200 - answered} of 200 examples are not done" in stdout
+    assert "no folder has responses of worker 1 of 2" in stdout
     assert run(worker=1, workers=2)[0] == 0
     code, stdout, _ = run(positional=(str(place / "out"),), files=(), merge=True)
     assert (code, "not done" in stdout) == (0, False)
@@ -241,6 +241,7 @@ def test_workers_of_one_folder_are_merged_in_it(run, server, place, monkeypatch)
     assert server.received == 200
     monkeypatch.setenv("EXTRACT_WORKERS", "two")
     assert "EXTRACT_WORKERS: got 'two', expected a whole number" in run()[0]
+    assert "worker 3 of 3: expected 0 to 2. Set --worker" in run(worker=3, workers=3)[0]
 
 
 def test_another_folder_is_served_by_the_cache(run, server, place):
@@ -261,29 +262,29 @@ def test_a_plan_sends_nothing_and_counts_what_is_left(run, server, place):
     code, stdout, _ = run(*prices, plan=True)
     assert code == 0
     assert server.received == 0
-    assert "to ask: 200 of 200 rows, 200 requests (exact)" in stdout
-    assert "a guess at 4 bytes a token" in stdout
+    assert "to ask: 200 of 200 examples, 200 requests (exact)" in stdout
+    assert "assuming 4 bytes per token" in stdout
     assert not (place / "out").exists()
     run(*prices, "MAX_ROWS=40")
     _, stdout, _ = run(*prices, "MAX_COST=0.01", plan=True)
-    assert "to ask: 160 of 200 rows, 160 requests (exact)" in stdout
-    assert "(the mean of 40 answers so far)" in stdout
+    assert "to ask: 160 of 200 examples, 160 requests (exact)" in stdout
+    assert "(the mean of 40 responses so far)" in stdout
     summary = json.loads((place / "out" / "summary.json").read_text())["units"]["train"]
     (cost,) = re.findall(r"cost: about ([\d.]+)", stdout)
     assert float(cost) == pytest.approx(4 * summary["cost"], abs=1e-4)
-    assert "may be reached before all of it" in stdout
+    assert "left of MAX_COST may not suffice" in stdout
     # What was spent does not count twice: the rest fits MAX_COST, and not what is left of it.
     (most,) = re.findall(r"cost: about [\d.]+, at most ([\d.]+)", stdout)
-    for cap, fits in ((float(most) + summary["cost"] / 2, "may be reached"), (1.0, "holds all")):
+    for cap, fits in ((float(most) + summary["cost"] / 2, "may not suffice"), (1.0, "suffices")):
         _, stdout, _ = run(*prices, f"MAX_COST={cap}", plan=True)
         left = f"{cap - summary['cost']:.4f}"
-        assert f"what is left of MAX_COST, {left}, {fits}" in stdout
+        assert f"the {left} left of MAX_COST {fits}" in stdout
     _, stdout, _ = run(*prices, "HINT_WRONG=True", plan=True)
     # A hint for the rows that are known to be wrong, and for all that are not answered yet.
     accuracy = json.loads((place / "out" / "summary.json").read_text())["units"]["train"]
     wrong = round(40 * (1 - accuracy["quality"]["accuracy"]["share"]))
     assert 0 < wrong < 40
-    said = f"a hint for each row that is wrong: {wrong} known so far, at most {160 + wrong}\n"
+    said = f"a hint for each wrong example: {wrong} known so far, at most {160 + wrong}\n"
     assert said in stdout
     assert server.received == 40
 
@@ -296,8 +297,10 @@ def test_a_plan_holds_what_the_hints_will_cost(counts, run, server, place):
     spent = json.loads((place / "out" / "summary.json").read_text())["total"]
     _, stdout, stderr = run(*asked, plan=True)
     assert ("counting the tokens of up to 60 prompts at the endpoint" in stderr) == counts
-    assert "to ask: 0 of 40 rows" in stdout
-    wrong, most = map(int, re.search(r"wrong: (\d+) known so far, at most (\d+)", stdout).groups())
+    assert "to ask: 0 of 40 examples" in stdout
+    wrong, most = map(
+        int, re.search(r"wrong example: (\d+) known so far, at most (\d+)", stdout).groups()
+    )
     assert wrong == most > 0
     about, at_most = map(
         float, re.search(r"about ([\d.]+), at most ([\d.]+)$", stdout, re.M).groups()
@@ -318,13 +321,13 @@ def test_a_plan_says_that_nothing_listens(run, server):
     code, stdout, stderr = run("TEACHER_URL=http://127.0.0.1:9/v1", plan=True)
     assert code == 0
     assert re.search(r"^warning: nothing answers at http://127\.0\.0\.1:9/v1 \(.*\)$", stderr, re.M)
-    assert "a guess at 4 bytes a token" in stdout
+    assert "assuming 4 bytes per token" in stdout
 
 
 def test_a_name_that_is_not_listed_is_doubted_and_not_refused(run, server):
     server.models = ("teacher", "another")
     _, _, stderr = run("TEACHER_MODEL=teecher", plan=True)
-    assert "lists no model 'teecher'; did you mean 'teacher'? It has another, teacher" in stderr
+    assert "has no model 'teecher'; did you mean 'teacher'? It has another, teacher" in stderr
     _, _, stderr = run(plan=True)
     assert stderr == ""
 
@@ -334,15 +337,17 @@ def test_the_prompt_is_shown_with_its_length(run, server):
     assert code == 0
     assert "So the answer is" in stdout
     assert re.search(
-        r"[\d,]+ bytes before the row \(nothing counts tokens: TEACHER_TOKENIZER is empty and no "
-        r"endpoint offers it\); \d+ exemplars, from demo\.json",
+        r"[\d,]+ bytes before the example \(no token count: TEACHER_TOKENIZER is empty and "
+        r"the endpoint counts none\); \d+ exemplars from demo\.json",
         stdout,
     )
     server.tokenizes = True
     _, stdout, _ = run(show_prompt=True)
     # The server counts words; a line says what is not the prompt's own.
     counted = len(stdout.split("\n\n" + stdout.splitlines()[-1])[0].split())
-    assert re.search(rf"\n{counted:,} tokens, [\d,]+ bytes before the row; \d+ exemplars", stdout)
+    assert re.search(
+        rf"\n{counted:,} tokens, [\d,]+ bytes before the example; \d+ exemplars", stdout
+    )
     assert server.received == 0
 
 
@@ -410,7 +415,7 @@ def test_a_wrong_model_ends_it_and_says_which_there_are(run, server, place):
     assert code == 4
     assert "error: " in stderr
     assert re.search(r"has no model 'teecher'; did you mean 'teacher'\?.*TEACHER_MODEL", stderr)
-    assert "200 rows are left" in stderr
+    assert "200 examples are left" in stderr
     assert logged(place / "out") == []
     assert run()[0] == 0
 
@@ -420,7 +425,7 @@ def test_a_key_that_expires_ends_it_with_all_answers_saved(run, server, place, m
     server.faults = lambda asked: expired if len(server.answered) >= 60 else None
     code, _, stderr = run()
     assert code == 4
-    assert "refuses the key" in stderr
+    assert "rejects the key" in stderr
     assert "'OPENAI_API_KEY'" in stderr
     saved = len(logged(place / "out"))
     assert saved == len(server.answered) >= 60
@@ -429,7 +434,8 @@ def test_a_key_that_expires_ends_it_with_all_answers_saved(run, server, place, m
     code, stdout, _ = run()
     assert code == 0
     # Nothing is owed for what was refused.
-    assert "in flight" not in stdout
+    assert "in flight when" not in stdout
+    assert "lost in flight" not in stdout
     assert max(server.answered_by_key.values()) == 1
     assert len(server.answered) == 200
 
@@ -458,7 +464,7 @@ def test_a_folder_of_another_teacher_is_refused(run, server, place):
     code, _, _ = run("MAX_ROWS=10", "TEACHER_MODEL=other", "TEMPERATURE=0.5")
     assert re.search(
         r"out holds an extraction with TEACHER_MODEL='teacher' \(now 'other'\), "
-        r"TEMPERATURE=0\.0 \(now 0\.5\); repeat the settings in its config\.gin",
+        r"TEMPERATURE=0\.0 \(now 0\.5\)\. Repeat the settings in its config\.gin",
         code,
     )
     assert server.received == 5
@@ -472,7 +478,7 @@ def test_prompts_that_are_too_long_are_refused_before_anything_is_sent(run, serv
     server.tokenizes = True
     code, _, _ = run()
     assert re.search(
-        r"the prompt has [\d,]+ tokens .*\d+ more than the 900 that teacher holds", code
+        r"prompt of [\d,]+ tokens .* exceed the context of teacher, 900 tokens \(.*\), by \d+", code
     )
     assert server.received == 0
 
@@ -503,9 +509,9 @@ def test_offline_batches_go_the_same_way(run, server, place):
     server.batch_ends = "completed"
     code, stdout, _ = run(*batch)
     assert code == 0
-    assert "10 requests failed in a way that may pass: asked again" in stdout
+    assert "10 requests failed for now: they are sent again" in stdout
     assert len(server.answered) == 200
-    assert len(store.answered(store.read_answers(place / "out", "train"))) == 200
+    assert len(store.latest(store.read_responses(place / "out", "train"))) == 200
     assert run()[0] == 0
     assert len(server.answered) == 200
 
@@ -560,7 +566,7 @@ def test_inputs_of_no_split_become_added_training_data(run, server, place):
     (place / "more.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     code, stdout, _ = run("EXTRACT_SPLITS=()", f"EXTRACT_INPUTS=file:{place / 'more.jsonl'}")
     assert code == 0
-    assert "5 rows of demo (inputs)" in stdout
+    assert "5 examples of demo (inputs)" in stdout
     assert len(logged(place / "out", "inputs")) == 5
     augment = f"AUGMENT=file:{place / 'out' / 'rationales_inputs.jsonl'}"
     student = load.parse(["demo.gin"], [augment])

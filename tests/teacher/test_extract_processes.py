@@ -43,7 +43,7 @@ def test_killed_three_times_it_asks_nothing_twice_and_loses_no_row(place, server
     match = re.search(r"up to (\d+) requests were in flight when earlier calls were", last.stdout)
     assert match is not None
     # Those of earlier kills that were answered since are not said again.
-    lost = re.search(r"(\d+) requests lost in flight, counted at their bound", last.stdout)
+    lost = re.search(r"(\d+) requests lost in flight, counted at their worst case", last.stdout)
     assert lost is not None
     assert 0 < int(match[1]) <= 16
     assert again <= int(lost[1]) <= 3 * 16
@@ -52,7 +52,7 @@ def test_killed_three_times_it_asks_nothing_twice_and_loses_no_row(place, server
     summary = json.loads((out / "summary.json").read_text())
     tokens = summary["total"]["prompt_tokens"] + summary["total"]["completion_tokens"]
     assert f", {tokens:,} tokens" in last.stderr
-    assert f"{200 + int(lost[1]):,} requests paid for in all: {tokens:,} tokens" in last.stdout
+    assert f"{200 + int(lost[1]):,} requests paid for in total: {tokens:,} tokens" in last.stdout
     units = summary["units"]["train"]
     assert (
         units["prompt_tokens"] + summary["lost"]["prompt_tokens"]
@@ -72,7 +72,7 @@ def test_sigterm_waits_for_what_is_in_flight_and_the_same_command_continues(plac
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 75
-    assert "waiting up to 60 s for what is in flight" in stderr
+    assert "waiting up to 60 s for requests in flight" in stderr
     assert "run the same command again to continue" in stderr
     assert server.received == len(server.answered) == len(logged(place / "out"))
     summary = json.loads((place / "out" / "summary.json").read_text())
@@ -108,7 +108,7 @@ def test_the_key_is_written_and_printed_nowhere(place, server):
     )
     assert (good.returncode, wrong.returncode) == (4, 4), good.stderr + wrong.stderr
     said = good.stdout + good.stderr + wrong.stdout + wrong.stderr
-    assert "refuses the key" in said
+    assert "rejects the key" in said
     files = [path for path in place.rglob("*") if path.is_file()]
     assert len(files) > 40
     for text in [said, *(path.read_bytes().decode() for path in files)]:
@@ -130,7 +130,7 @@ def test_a_batch_that_waits_is_taken_up_by_the_next_process(place, server):
     server.batch_looks = 1
     done = subprocess.run(command(given), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 4, done.stderr
-    assert "30 requests are in batches that were submitted" in done.stdout
+    assert "30 requests are in submitted batches" in done.stdout
     assert len(server.batches) == 1
     assert len(server.answered) == len(logged(place / "out")) == 30
 

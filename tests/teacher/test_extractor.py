@@ -8,15 +8,15 @@ import pytest
 
 from stepdistill_jax.records import Annotation, Example, ParseFailure
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.teacher import resume as planned
-from stepdistill_jax.teacher import store, summary
+from stepdistill_jax.teacher import resume, store, summary
+from stepdistill_jax.teacher.annotator import Annotator
 from stepdistill_jax.teacher.budget import Bounds, Prices, Tokens
-from stepdistill_jax.teacher.clients import batch as batches
 from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.extractor import Ending, Extractor
 from stepdistill_jax.teacher.requests import (
     ANSWER,
     HINT,
+    Client,
     Completion,
     EndpointError,
     Message,
@@ -24,10 +24,8 @@ from stepdistill_jax.teacher.requests import (
     RequestError,
 )
 from stepdistill_jax.teacher.response_cache import ResponseCache
-from stepdistill_jax.teacher.resume import Annotator
-from stepdistill_jax.teacher.store import Share, Store
+from stepdistill_jax.teacher.store import ALONE, Share, Store
 
-ALONE = Share()
 LABELS = ("yes", "no", "maybe")
 
 
@@ -52,7 +50,7 @@ class Ask:
         )
 
 
-class Teacher:
+class Teacher(Client):
     """A client in this process: 30 tokens read and 10 written for every answer."""
 
     def __init__(self, answer=lambda request: "It is so. So the answer is yes.", seconds=0.0):
@@ -101,28 +99,30 @@ class Call:
     ):
         fields = {"concurrency": 16, "timeout": 5.0, "max_new_tokens": 10} | fields
         extract = ExtractConfig(extract_dir=str(folder), teacher_model="m", **fields)
-        self.teaching = Annotator(extract, Ask(), "exact", evaluated or {})
+        self.annotator = Annotator(extract, Ask(), "exact", evaluated or {})
         self.teacher = teacher
         units = rows if isinstance(rows, dict) else {"train": rows}
         self.store = Store(folder, [*units], share)
         try:
-            self.progress = planned.load(folder, units, self.teaching, share)
+            self.progress = resume.load(folder, units, self.annotator, share)
         except InputError:
             self.store.close()
             raise
         self.extractor = Extractor(
-            self.teaching,
-            self.progress.rows,
+            self.annotator,
+            self.progress.states,
             self.store,
             ResponseCache(cache, "there"),
-            planned.make_budget(extract, self.progress, share),
+            self.progress.budget(extract, share),
             Bounds(lambda request: 30),
+            teacher,
+            self.progress.unanswered,
             watch or (lambda counts: None),
         )
 
     async def run_async(self):
         try:
-            return await self.extractor.run(self.teacher)
+            return await self.extractor.run()
         finally:
             self.store.close()
 
@@ -130,23 +130,23 @@ class Call:
         return asyncio.run(self.run_async())
 
     def kept(self):
-        found = [self.teaching.annotated(row) for row in self.progress.rows]
+        found = [self.annotator.annotated(row) for row in self.progress.states]
         return {row.example.id: row for row in found if row is not None}
 
 
 def logged(folder):
-    return store.read_answers(folder, "train")
+    return store.read_responses(folder, "train")
 
 
 def test_every_row_is_asked_once_with_so_many_in_flight(tmp_path):
     teacher = Teacher(seconds=0.005)
     call = Call(tmp_path, examples(40), teacher, concurrency=7)
     assert call.run() == Ending.DONE
-    assert sorted(int(request.row_id) for request in teacher.asked) == [*range(40)]
+    assert sorted(int(request.example_id) for request in teacher.asked) == [*range(40)]
     assert (teacher.most_in_flight, teacher.closed) == (7, True)
     assert len(logged(tmp_path)) == 40
     counts = call.extractor.counts
-    assert (counts.done, counts.parsed, counts.asked, counts.cached) == (40, 40, 40, 0)
+    assert (counts.done, counts.parsed, counts.received, counts.cached) == (40, 40, 40, 0)
     again = Call(tmp_path, examples(40), Teacher())
     assert again.run() == Ending.DONE
     assert again.teacher.asked == []
@@ -191,7 +191,7 @@ def test_short_answers_leave_room_for_more_rows(tmp_path):
 def test_max_rows_is_exact_over_all_calls(tmp_path):
     teacher = Teacher()
     assert Call(tmp_path, examples(50), teacher, max_rows=13).run() == Ending.DONE
-    assert {request.row_id for request in teacher.asked} == {str(i) for i in range(13)}
+    assert {request.example_id for request in teacher.asked} == {str(i) for i in range(13)}
     again = Call(tmp_path, examples(50), Teacher(), max_rows=13)
     again.run()
     assert again.teacher.asked == []
@@ -202,7 +202,9 @@ def test_max_rows_is_exact_over_all_calls(tmp_path):
     others = examples(50)[30:]
     moved = Call(tmp_path, others, Teacher(), max_rows=25)
     moved.run()
-    assert {request.row_id for request in moved.teacher.asked} == {str(i) for i in range(30, 35)}
+    assert {request.example_id for request in moved.teacher.asked} == {
+        str(i) for i in range(30, 35)
+    }
     assert moved.progress.beyond == 15
 
 
@@ -211,7 +213,7 @@ def test_workers_are_disjoint_and_together_ask_about_max_rows(tmp_path):
     for number, teacher in enumerate(teachers):
         # Each sees what the others wrote, as on a shared disk.
         Call(tmp_path, examples(60), teacher, Share(number, 3), max_rows=41).run()
-    asked = [{request.row_id for request in teacher.asked} for teacher in teachers]
+    asked = [{request.example_id for request in teacher.asked} for teacher in teachers]
     assert sum(map(len, asked)) == 41
     assert set.union(*asked) == {str(i) for i in range(41)}
     assert all(asked)
@@ -238,7 +240,7 @@ def test_samples_are_voted_on_and_hints_asked_where_the_vote_is_wrong(tmp_path):
     def answer(request):
         if request.purpose == HINT:
             return "Told so. So the answer is yes."
-        wrong = request.row_id == "2" or request.sample == 0
+        wrong = request.example_id == "2" or request.sample == 0
         return f"Thought {request.sample}. So the answer is {'no' if wrong else 'yes'}."
 
     teacher = Teacher(answer, seconds=0.001)
@@ -246,7 +248,7 @@ def test_samples_are_voted_on_and_hints_asked_where_the_vote_is_wrong(tmp_path):
         tmp_path, examples(4), teacher, samples=3, temperature=0.7, hint_wrong=True, concurrency=3
     )
     assert call.run() == Ending.DONE
-    assert [r.row_id for r in teacher.asked if r.purpose == HINT] == ["2"]
+    assert [r.example_id for r in teacher.asked if r.purpose == HINT] == ["2"]
     assert len(teacher.asked) == 4 * 3 + 1
     kept = call.kept()
     assert (kept["1"].outcome.label, kept["1"].samples, kept["1"].agreeing) == ("yes", 3, 2)
@@ -256,7 +258,7 @@ def test_samples_are_voted_on_and_hints_asked_where_the_vote_is_wrong(tmp_path):
     # More samples later: only those that lack are asked for.
     later = Call(tmp_path, examples(4), Teacher(answer), samples=5, temperature=0.7)
     later.run()
-    assert sorted((r.row_id, r.sample) for r in later.teacher.asked) == [
+    assert sorted((r.example_id, r.sample) for r in later.teacher.asked) == [
         (str(i), s) for i in range(4) for s in (3, 4)
     ]
 
@@ -269,11 +271,11 @@ def test_rows_that_are_scored_are_never_told_their_label(tmp_path):
     fields = {"hint_wrong": True, "evaluated": {"train": {"1", "3"}}}
     call = Call(tmp_path, examples(4), Teacher(answer), **fields)
     assert call.run() == Ending.DONE
-    assert {r.row_id for r in call.teacher.asked if r.purpose == HINT} == {"0", "2"}
+    assert {r.example_id for r in call.teacher.asked if r.purpose == HINT} == {"0", "2"}
     # A hint of before that was known is not kept either.
     later = Call(tmp_path, examples(4), Teacher(answer), hint_wrong=True, evaluated={"train": "2"})
     kept = later.kept()
-    assert [kept[row_id].hinted for row_id in "0123"] == [True, False, False, False]
+    assert [kept[example_id].hinted for example_id in "0123"] == [True, False, False, False]
     assert kept["2"].outcome == Annotation("2", "Thought.", "no")
 
 
@@ -286,7 +288,7 @@ def test_hints_that_were_paid_for_are_kept_when_no_more_are_asked(tmp_path):
     later.run()
     assert [r.purpose for r in later.teacher.asked] == [ANSWER]
     kept = later.kept()
-    assert [kept[row_id].hinted for row_id in "0123"] == [True, True, True, False]
+    assert [kept[example_id].hinted for example_id in "0123"] == [True, True, True, False]
 
 
 def test_no_hint_without_a_gold_label(tmp_path):
@@ -308,7 +310,7 @@ def test_equal_questions_are_paid_for_once(tmp_path):
     # In another folder, by another row's id.
     other = Call(tmp_path / "b", examples(21)[20:] + rows[:1], Teacher(), cache=tmp_path / "cache")
     other.run()
-    assert [request.row_id for request in other.teacher.asked] == ["20"]
+    assert [request.example_id for request in other.teacher.asked] == ["20"]
     unshared = Call(tmp_path / "c", rows, Teacher())
     unshared.run()
     assert len(unshared.teacher.asked) == 20
@@ -337,7 +339,7 @@ def test_samples_of_one_row_are_not_one_question(tmp_path):
 
 def test_a_failed_endpoint_ends_it_with_all_answers_saved_and_nothing_charged(tmp_path):
     def answer(request):
-        if int(request.row_id) >= 20:
+        if int(request.example_id) >= 20:
             return EndpointError("the key has expired")
         return "x. So the answer is no."
 
@@ -347,16 +349,16 @@ def test_a_failed_endpoint_ends_it_with_all_answers_saved_and_nothing_charged(tm
     assert {answer.id for answer in logged(tmp_path)} == {str(i) for i in range(20)}
     assert call.extractor.budget.spent == (600, 200)
     again = Call(tmp_path, examples(100), Teacher(), **PRICES)
-    assert again.progress.in_flight == []
+    assert again.progress.unanswered == []
     assert again.run() == Ending.DONE
     assert len(again.teacher.asked) == 80
 
 
 def test_what_may_have_been_paid_for_is_charged_at_its_bound(tmp_path):
     def answer(request):
-        if request.row_id == "0":
+        if request.example_id == "0":
             return RequestError("no answer", "no answer within TIMEOUT=1 s", None, None)
-        return EndpointError("gone", may_be_paid=request.row_id == "1")
+        return EndpointError("gone", may_be_paid=request.example_id == "1")
 
     call = Call(tmp_path, examples(3), Teacher(answer), **PRICES)
     assert call.run() == Ending.FAILED
@@ -373,7 +375,7 @@ def test_an_answer_is_on_disk_before_the_cache_has_answered_all_others(tmp_path)
     seen = []
 
     def watch(counts):
-        seen.append(counts.asked)
+        seen.append(counts.received)
 
     class Quick(Teacher):
         async def complete(self, request):
@@ -391,7 +393,7 @@ def test_rows_that_fail_are_counted_and_those_that_may_pass_are_asked_again(tmp_
         return {
             "1": RequestError("content filter", "flagged", 30, 0),
             "2": RequestError("no answer", "HTTP 500"),
-        }.get(request.row_id, "x. So the answer is no.")
+        }.get(request.example_id, "x. So the answer is no.")
 
     call = Call(tmp_path, examples(4), Teacher(answer), **PRICES)
     assert call.run() == Ending.DONE
@@ -399,9 +401,9 @@ def test_rows_that_fail_are_counted_and_those_that_may_pass_are_asked_again(tmp_
     assert call.extractor.budget.spent == (90, 20)
     assert call.kept()["1"].outcome == ParseFailure("1", "content filter", "", "")
     again = Call(tmp_path, examples(4), Teacher(), **PRICES)
-    assert again.progress.passing == 1
+    assert again.progress.transient == 1
     again.run()
-    assert [request.row_id for request in again.teacher.asked] == ["2"]
+    assert [request.example_id for request in again.teacher.asked] == ["2"]
     assert again.kept()["2"].outcome == Annotation("2", "It is so.", "yes")
 
 
@@ -428,7 +430,7 @@ def test_what_does_not_come_in_time_is_given_up_and_counted(tmp_path, timeout, s
     assert call.extractor.counts.lost == 16
     again = Call(tmp_path, examples(100), Teacher(), **PRICES)
     # They may have been paid for, up to 30 + 10 tokens each.
-    assert len(again.progress.in_flight) == 16
+    assert len(again.progress.unanswered) == 16
     assert again.extractor.budget.spent == (480, 160)
     assert again.run() == Ending.DONE
     assert len(again.teacher.asked) == 100
@@ -437,7 +439,11 @@ def test_what_does_not_come_in_time_is_given_up_and_counted(tmp_path, timeout, s
 
 def test_what_was_lost_in_flight_counts_everywhere_and_is_said_until_it_is_answered(tmp_path):
     def answer(request):
-        return RequestError("no answer", "gone", None, None) if request.row_id == "0" else "no idea"
+        return (
+            RequestError("no answer", "gone", None, None)
+            if request.example_id == "0"
+            else "no idea"
+        )
 
     first = Call(tmp_path, examples(5), Teacher(answer), **PRICES)
     assert first.run() == Ending.DONE
@@ -452,13 +458,13 @@ def test_what_was_lost_in_flight_counts_everywhere_and_is_said_until_it_is_answe
     # Row 0 again, and rows 5 to 7: what the bar shows is what the next start counts.
     assert second.extractor.budget.spent == (9 * 30, 9 * 10)
     third = Call(tmp_path, examples(8), Teacher(), **PRICES)
-    assert third.progress.asked_again == 4
+    assert third.progress.repeated == 4
     assert third.run() == Ending.DONE
     last = Call(tmp_path, examples(8), Teacher(), **PRICES)
     last.store.close()
-    assert (last.progress.asked_again, len(last.progress.in_flight)) == (0, 4)
-    extract = last.teaching.extract
-    paid = planned.read_paid(tmp_path, extract)
+    assert (last.progress.repeated, len(last.progress.unanswered)) == (0, 4)
+    extract = last.annotator.extract
+    paid = resume.read_paid(tmp_path, extract)
     sums = summary.totals(paid, Prices.of(extract))
     spent = third.extractor.budget.spent
     assert spent == last.extractor.budget.spent == (13 * 30, 13 * 10)
@@ -468,18 +474,18 @@ def test_what_was_lost_in_flight_counts_everywhere_and_is_said_until_it_is_answe
         "completion_tokens": spent.written,
         "cost": float(third.extractor.budget.cost),
     }
-    rows = last.progress.rows
-    unit = summary.write_unit(tmp_path, "train", last.teaching, rows, paid.answers["train"])
+    rows = last.progress.states
+    unit = summary.write_unit(tmp_path, "train", last.annotator, rows, paid.responses["train"])
     # The failure of the first call was paid for, though it was asked again.
     assert (unit["requests"], unit["prompt_tokens"]) == (9, 270)
-    assert summary.told(sums)[0] == (
-        "4 requests lost in flight, counted at their bound: 160 tokens, cost 0.0003"
+    assert summary.describe_totals(sums)[0] == (
+        "4 requests lost in flight, counted at their worst case: 160 tokens, cost 0.0003"
     )
 
 
 def test_a_defect_of_the_client_is_raised_when_the_answers_are_safe(tmp_path):
     def answer(request):
-        return KeyError("defect") if request.row_id == "3" else "x. So the answer is no."
+        return KeyError("defect") if request.example_id == "3" else "x. So the answer is no."
 
     call = Call(tmp_path, examples(10), Teacher(answer), concurrency=10)
     with pytest.raises(KeyError, match="defect"):
@@ -491,7 +497,7 @@ def test_a_defect_of_the_client_is_raised_when_the_answers_are_safe(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"teacher_model": "n"}, r"rows/train\.jsonl:1: .*TEACHER_MODEL 'm', now 'n'; repeat"),
+        ({"teacher_model": "n"}, r"rows/train\.jsonl:1: .*TEACHER_MODEL 'm', now 'n'\. Repeat"),
         ({"temperature": 0.5}, r"decoding .*temperature=0\.0.*now .*temperature=0\.5"),
         ({"max_new_tokens": 11}, r"decoding .*max_new_tokens=10.*now .*max_new_tokens=11"),
     ],
@@ -502,57 +508,41 @@ def test_a_folder_of_another_extraction_is_refused(tmp_path, change, message):
         **{"extract_dir": str(tmp_path), "teacher_model": "m", "max_new_tokens": 10, **change}
     )
     with pytest.raises(InputError, match=message):
-        planned.load(tmp_path, {"train": examples(2)}, Annotator(extract, Ask(), "exact"), ALONE)
+        resume.load(tmp_path, {"train": examples(2)}, Annotator(extract, Ask(), "exact"), ALONE)
 
 
 def test_a_row_that_has_changed_is_refused(tmp_path):
     Call(tmp_path, examples(2), Teacher()).run()
     changed = [examples(1)[0], dataclasses.replace(examples(2)[1], input="another")]
-    with pytest.raises(InputError, match=r"row 1 of train was asked about with another text .*f:1"):
+    with pytest.raises(InputError, match=r"example 1 of train had another text .*f:1"):
         Call(tmp_path, changed, Teacher())
     other = Annotator(
         ExtractConfig("x", teacher_model="m", max_new_tokens=10), Ask(hash="e"), "exact"
     )
     with pytest.raises(InputError, match=r"prompt 'ffffffffffff', now 'e'"):
-        planned.load(tmp_path, {"train": examples(2)}, other, ALONE)
+        resume.load(tmp_path, {"train": examples(2)}, other, ALONE)
 
 
-class Finished:
-    """An offline batch whose answers are there."""
+class Batch(Teacher):
+    """Offline batches whose completions are there when the loop waits."""
 
-    def submit(self, requests):
-        self.requests = requests
-
-    def poll(self):
-        count = len(self.requests)
-        return batches.BatchStatus(1, count, count, 0, over=True)
-
-    def collect(self):
-        for request in self.requests:
-            yield request.key, Completion("x. So the answer is no.", "stop", 30, 10, "m", 0.0)
-
-    def close(self):
-        pass
+    keeps_requests = True
 
 
 def test_what_waits_in_a_batch_is_collected_though_nothing_else_fits(tmp_path):
     other = [dataclasses.replace(e, input=f"another {e.input}") for e in examples(4)]
     units = {"train": examples(4), "test": other}
     # Ids are unique within a unit alone.
-    first = Call(tmp_path, units, None, **PRICES)
-    for row in first.progress.rows:
+    first = Call(tmp_path, units, Batch(), **PRICES)
+    for row in first.progress.states:
         if row.example.id != "0":
-            request = first.teaching.request(row, ANSWER, 0)
+            request = first.annotator.request(row, ANSWER, 0)
             first.store.sending(request, Tokens(30, 10), batch=True)
     first.store.close()
-    call = Call(tmp_path, units, None, **PRICES, max_cost=round(6 * 0.00007, 6))
-    assert call.extractor.budget.spent == (180, 60)
-    try:
-        work = call.extractor.run_batch(Finished(), call.progress.in_flight)
-        assert asyncio.run(work) == Ending.COST
-    finally:
-        call.store.close()
-    answers = [answer for unit in units for answer in store.read_answers(tmp_path, unit)]
+    # All that is paid for fits, and not one more.
+    call = Call(tmp_path, units, Batch(), **PRICES, max_cost=round(6 * 0.00007, 6))
+    assert call.run() == Ending.COST
+    answers = [answer for unit in units for answer in store.read_responses(tmp_path, unit)]
     assert [answer.id for answer in answers] == ["1", "2", "3"] * 2
     assert store.unanswered(tmp_path, answers) == []
     assert call.extractor.budget.spent == (180, 60)
@@ -560,22 +550,18 @@ def test_what_waits_in_a_batch_is_collected_though_nothing_else_fits(tmp_path):
 
 
 def test_what_was_lost_on_the_way_to_an_endpoint_stays_paid_when_batches_go_on(tmp_path):
-    first = Call(tmp_path, examples(2), None, **PRICES)
-    for row, batch in zip(first.progress.rows, (False, True), strict=True):
-        first.store.sending(first.teaching.request(row, ANSWER, 0), Tokens(30, 10), batch)
+    first = Call(tmp_path, examples(2), Batch(), **PRICES)
+    for row, batch in zip(first.progress.states, (False, True), strict=True):
+        first.store.sending(first.annotator.request(row, ANSWER, 0), Tokens(30, 10), batch)
     first.store.close()
-    call = Call(tmp_path, examples(2), None, **PRICES, client="batch")
-    assert call.progress.asked_again == 1
+    call = Call(tmp_path, examples(2), Batch(), **PRICES, client="batch")
+    assert call.progress.repeated == 1
     # What waits in a batch is paid for when it is answered; without batches it is lost.
-    extract = call.teaching.extract
-    held = summary.totals(planned.read_paid(tmp_path, extract), Prices.of(extract))
+    extract = call.annotator.extract
+    held = summary.totals(resume.read_paid(tmp_path, extract), Prices.of(extract))
     assert [held[name]["requests"] for name in ("total", "lost", "waiting")] == [1, 1, 1]
-    assert len(planned.read_paid(tmp_path, first.teaching.extract).lost) == 2
-    try:
-        work = call.extractor.run_batch(Finished(), call.progress.in_flight)
-        assert asyncio.run(work) == Ending.DONE
-    finally:
-        call.store.close()
+    assert len(resume.read_paid(tmp_path, first.annotator.extract).lost) == 2
+    assert call.run() == Ending.DONE
     # Both answers, and the one that was lost.
     assert call.extractor.budget.spent == (90, 30)
 
@@ -585,7 +571,7 @@ def test_the_journal_is_written_before_the_request_is_sent(tmp_path):
 
     def answer(request):
         lines = (tmp_path / "rows" / "sent.jsonl").read_text().splitlines()
-        seen.append(request.row_id in {json.loads(line)["id"] for line in lines})
+        seen.append(request.example_id in {json.loads(line)["id"] for line in lines})
         return "x. So the answer is no."
 
     Call(tmp_path, examples(5), Teacher(answer)).run()

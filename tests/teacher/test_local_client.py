@@ -210,7 +210,7 @@ def test_too_long_says_by_how_much(model_dir):
     assert isinstance(fits, Completion)
     assert isinstance(over, RequestError)
     assert over.reason == failures.CONTEXT
-    assert "are 4 more than the 128 that the model holds" in over.detail
+    assert "exceed the model's context of 128 by 4" in over.detail
 
 
 def test_closing_ends_what_is_being_written(model_dir):
@@ -240,14 +240,14 @@ def test_without_a_chat_template(model_dir, tmp_path):
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_bytes((model_dir / "config.json").read_bytes())
-    with pytest.raises(InputError, match=r"no chat template; set PROMPT_FORM='completion'"):
+    with pytest.raises(InputError, match=r"no chat template\. Set PROMPT_FORM='completion'"):
         opened(tmp_path, prompt_form="chat")
 
 
 def test_what_is_no_model(tmp_path):
-    with pytest.raises(InputError, match=r"no folder with a config\.json.*'hf:OWNER/NAME'"):
+    with pytest.raises(InputError, match=r"not a folder with a config\.json.*'hf:OWNER/NAME'"):
         opened(tmp_path)
-    with pytest.raises(InputError, match=r"TEACHER_MODEL 'hf:no-one/nothing' cannot be loaded"):
+    with pytest.raises(InputError, match=r"TEACHER_MODEL='hf:no-one/nothing': cannot be loaded"):
         opened("hf:no-one/nothing")
 
 

@@ -73,7 +73,7 @@ def test_a_completion_ends_where_the_rationale_begins(tmp_path):
         "Premise: A bird sings.\nHypothesis: It is a wren.\nReasonings:"
     )
     assert request.prompt.startswith(prompt.prefix_text())
-    assert (request.row_id, request.model, request.messages) == ("7", "m", ())
+    assert (request.example_id, request.model, request.messages) == ("7", "m", ())
     assert request.stop == ("\nPremise:",)
     # Samples of one seed would be the same answer over and over.
     assert request.decoding == Decoding(0.5, 1.0, 9, seed=5)
@@ -192,8 +192,8 @@ def test_own_unlabelled_data_has_labels_in_its_exemplars_alone(tmp_path):
 @pytest.mark.parametrize(
     ("column", "key", "message"),
     [
-        ("", "reason", "no key 'rationale', which .* RATIONALE_COLUMN is '', .*; call it 'rationa"),
-        ("why", "rationale", "no key 'why', which an .* RATIONALE_COLUMN is 'why', .* it 'why'$"),
+        ("", "reason", r"no key 'rationale' \(RATIONALE_COLUMN=''\): got 'q', .*Add 'rationale'"),
+        ("why", "rationale", r"no key 'why' \(RATIONALE_COLUMN='why'\): .*\. Add 'why'\.$"),
     ],
 )
 def test_an_exemplar_without_its_rationale_is_told_what_to_call_it(tmp_path, column, key, message):
@@ -217,21 +217,24 @@ def test_own_equations_are_read_as_such(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"exemplars": [\n{"a" 1}]}', r"mine.json:2: not JSON \(.* at column 6\); the whole file"),
+        (
+            '{"exemplars": [\n{"a" 1}]}',
+            r"mine.json:2: not JSON \(.* at column 6\)\. Write the file",
+        ),
         (
             '{"exemplars": ["a\nb"]}',
-            r"mine.json:1: not JSON \(Invalid control character at column 18\); .* is written \\n$",
+            r"mine.json:1: not JSON \(Invalid control character at column 18\)\. .* as \\n\.$",
         ),
-        ([], r"mine.json: expected \{.*found list"),
+        ([], r"mine.json: got list, expected \{"),
         ({}, r"mine.json: no key 'exemplars'"),
-        ({"exemplars": []}, r"mine.json: 'exemplars' is empty; write one at least"),
+        ({"exemplars": []}, r"mine.json: 'exemplars' is empty. Write at least one"),
         ({"exemplars": {"a": 1}}, r"'exemplars' is dict \{'a': 1\}, expected a list of rows"),
-        ({**ESNLI, "examples": []}, r"no use for key 'examples'; the nearest is 'exemplars'; a fi"),
+        ({**ESNLI, "examples": []}, r"unknown key 'examples', expected .*Did you mean 'exemplars'"),
         (
             {"exemplars": ESNLI["exemplars"], "instructions": "Say."},
-            r"no use for key 'instructions'; the nearest is 'instruction'; a file of exemplars has",
+            r"unknown key 'instructions', expected some of instruction, .*mean 'instruction'",
         ),
-        ({**ESNLI, "instruction": 3}, r"mine.json: 'instruction' is no text"),
+        ({**ESNLI, "instruction": 3}, r"mine.json: 'instruction' is not text"),
         ({"exemplars": ["x"]}, r"mine.json: exemplar 1: str 'x', expected a JSON object"),
         ('{"exemplars": ["\\ud800"]}', r"mine.json: a text holds \\ud800 alone"),
     ],
@@ -247,16 +250,16 @@ def test_a_malformed_file_is_named_with_its_line(tmp_path, content, message):
         ({"label": "maybe"}, r"exemplar 2: label 'maybe' is not one of entailment, neutral"),
         ({"label": 2}, r"exemplar 2: 'label' is int 2, expected str"),
         ({"rationale": " "}, r"exemplar 2: 'rationale' is empty; correct it$"),
-        ({"why": "R"}, r"exemplar 2: no use for 'why'; an exemplar of 'esnli' has premise, hyp"),
-        ({"premise": "A</s>B"}, r"exemplar 2: 3 texts, where premise and hypothesis are expected"),
+        ({"why": "R"}, r"exemplar 2: unknown keys 'why', expected premise, hyp"),
+        ({"premise": "A</s>B"}, r"exemplar 2: 3 texts, expected premise and hypothesis"),
         ({"premise": "A cat naps.", "hypothesis": "It rests."}, r"exemplar 2 has the input of ex"),
         (
             {"rationale": "R.\nAnswer: neutral"},
-            r"mine.json: exemplar 2: its answer .* would be read as a failure \(several answers\)",
+            r"mine.json: exemplar 2: .* would be parsed as a failure \(several answers\)",
         ),
         (
             {"rationale": "R.\nPremise: x"},
-            r"exemplar 2: .* would be read as a failure \(no answer marker\), not as it is meant",
+            r"exemplar 2: .* would be parsed as a failure \(no answer marker\)\. Remove",
         ),
     ],
 )
@@ -270,10 +273,13 @@ def test_an_exemplar_that_cannot_teach_is_named_by_its_number(tmp_path, change, 
     ("change", "message"),
     [
         ({"gold": 2}, r"mine.json: exemplar 1: label 2 is not one of 0, 1; .*LABEL_SET"),
-        ({"gold": None}, r"exemplar 1: 'gold' is null, but an exemplar shows how to answer"),
-        ({"why": None}, r"exemplar 1: 'why' is null, .*that of RATIONALE_COLUMN"),
+        ({"gold": None}, r"exemplar 1: 'gold' \(LABEL_COLUMN\) is null, but an exemplar needs it"),
+        ({"why": None}, r"exemplar 1: 'why' \(RATIONALE_COLUMN\) is null"),
         ({"ask": 3}, r"exemplar 1: column 'ask' is int 3, expected str"),
-        ({"why": "Q: what? A: so"}, r"exemplar 1: .* would be read as a failure \(no answer mark"),
+        (
+            {"why": "Q: what? A: so"},
+            r"exemplar 1: .* would be parsed as a failure \(no answer mark",
+        ),
     ],
 )
 def test_an_own_exemplar_that_does_not_fit_the_columns_is_named(tmp_path, change, message):
@@ -282,10 +288,10 @@ def test_an_own_exemplar_that_does_not_fit_the_columns_is_named(tmp_path, change
 
 
 def test_what_is_missing_is_said(tmp_path):
-    with pytest.raises(InputError, match="PROMPT_FILE is '/no', which is no file"):
+    with pytest.raises(InputError, match="PROMPT_FILE='/no': not a file"):
         prompts.load(config(prompt_file="/no"), DataConfig("esnli"))
     own = DataConfig("jsonl", columns=OWN)
-    with pytest.raises(InputError, match="nothing is shipped for DATASET='jsonl'; set it to"):
+    with pytest.raises(InputError, match=r"no exemplars .* for DATASET='jsonl'. Set it to"):
         prompts.load(config(), own)
     row = {key: value for key, value in OWN_ROWS[0].items() if key != "ask"}
     with pytest.raises(InputError, match=r"exemplar 1: no column 'ask', found .*INPUT_TEMPLATE"):
@@ -294,11 +300,11 @@ def test_what_is_missing_is_said(tmp_path):
 
 def test_the_shipped_demo_belongs_to_one_world():
     prompts.load(config(), DataConfig("demo", data_seed=0))
-    with pytest.raises(InputError, match=r"demo.json is true of DATA_SEED=0 alone, but DATA_SEED"):
+    with pytest.raises(InputError, match=r"demo.json: written for DATA_SEED=0, but DATA_SEED=1"):
         prompts.load(config(), DataConfig("demo", data_seed=1))
 
 
 def test_an_nli_input_without_two_sentences_is_named():
     prompt = prompts.load(config(), DataConfig("anli"))
-    with pytest.raises(InputError, match=r"in.jsonl:3: 1 texts, where premise and hypothesis"):
+    with pytest.raises(InputError, match=r"in.jsonl:3: 1 texts, expected premise and hypothesis"):
         prompt.request(Example("a", "One.", None, where="in.jsonl:3"), config())

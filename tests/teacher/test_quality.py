@@ -72,7 +72,7 @@ def test_without_gold_there_is_no_accuracy():
 def test_nothing_at_all():
     found = quality.assess([], "exact")
     assert (found.rows, found.accuracy, found.rationales, found.agreement) == (0, None, None, None)
-    assert quality.worst([], "exact") == []
+    assert quality.worst([], "exact", {}) == []
 
 
 def test_accuracy_is_that_of_before_the_hint():
@@ -131,7 +131,7 @@ def test_each_reason_is_found(rationale, label, reason):
     text = "where does a cook cook where does a cook cook?"
     fine = answered(9, "kitchen", "Every cook has a kitchen.")
     odd = answered(1, label, rationale, text=text)
-    lines = quality.worst([fine, odd], "exact")
+    lines = quality.worst([fine, odd], "exact", {})
     assert [line["id"] for line in lines] == ["1"]
     assert reason in lines[0]["reasons"]
 
@@ -156,7 +156,7 @@ def test_worst_first_with_all_that_is_needed_to_judge():
         ),
         answered(4, "garden", "the cook the cook the cook the cook"),
     ]
-    lines = quality.worst(rows, "exact", raw=lambda row: f"raw of {row}")
+    lines = quality.worst(rows, "exact", {str(n): f"raw of {n}" for n in range(1, 5)})
     # 4: repeats, wrong; 3: not read; 2: wrong.
     assert [line["id"] for line in lines] == ["4", "3", "2"]
     assert [line["score"] for line in lines] == sorted(line["score"] for line in lines)[::-1]
@@ -165,12 +165,11 @@ def test_worst_first_with_all_that_is_needed_to_judge():
         "input": "where does a cook cook?", "gold": "kitchen", "label": None,
         "rationale": "Perhaps a cook", "raw": "raw of 3",
     }  # fmt: skip
-    assert quality.worst(rows, "exact")[1]["raw"] == "Perhaps a cook. Answer: pan"
 
 
 def test_the_commonest_reason_does_not_hide_the_others():
     rows = [failed(n) for n in range(100)] + [answered(200, "garden", "A cook in the garden.")]
-    lines = quality.worst(rows, "exact", most=10)
+    lines = quality.worst(rows, "exact", {}, maximum=10)
     assert len(lines) == 10
     assert lines[-1]["reasons"] == [quality.WRONG]
 

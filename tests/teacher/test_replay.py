@@ -30,9 +30,11 @@ def opened(replay: str, data: DataConfig | None = None, **fields):
     return clients.open(extract, data or DataConfig(dataset="demo"))
 
 
-def request(row_id: str, question: str = "Why?", purpose: str = ANSWER, sample: int = 0) -> Request:
+def request(
+    example_id: str, question: str = "Why?", purpose: str = ANSWER, sample: int = 0
+) -> Request:
     messages = (Message("user", "An exemplar."), Message("user", question))
-    return Request(row_id, purpose, sample, "", messages, "", (), Decoding())
+    return Request(example_id, purpose, sample, "", messages, "", (), Decoding())
 
 
 def ask(client, *requests: Request) -> list[Completion | BaseException]:
@@ -86,8 +88,14 @@ def test_data_without_released_outputs():
         opened("release")
 
 
-def line(row_id: str, text: str, **fields) -> dict:
-    shared = {"id": row_id, "purpose": ANSWER, "sample": 0, "key": row_id * 3, "model": "small"}
+def line(example_id: str, text: str, **fields) -> dict:
+    shared = {
+        "id": example_id,
+        "purpose": ANSWER,
+        "sample": 0,
+        "key": example_id * 3,
+        "model": "small",
+    }
     return {**shared, "text": text, "finish_reason": "stop", **fields}
 
 
@@ -133,15 +141,15 @@ def test_an_id_of_two_logs_needs_an_equal_request(tmp_path):
     equal, other = ask(opened(f"file:{tmp_path}"), asked, request("0", "Who?"))
     assert equal.text == "of test"
     assert other.reason == NOT_RECORDED
-    assert "no recorded answers" in other.detail
+    assert "no recorded responses" in other.detail
 
 
 @pytest.mark.parametrize(
     ("row", "match"),
     [
-        ({"id": "a"}, r"rows\.jsonl:1: no line of an extraction's rows \(KeyError: 'purpose'\)"),
-        (line("a", "x", sample="one"), r"rows\.jsonl:1: no line.*ValueError"),
-        (line("a", 5), r"rows\.jsonl:1: .*no text"),
+        ({"id": "a"}, r"rows\.jsonl:1: not a line of an extraction's rows \(KeyError: 'purpose'\)"),
+        (line("a", "x", sample="one"), r"rows\.jsonl:1: not a line.*ValueError"),
+        (line("a", 5), r"rows\.jsonl:1: .*not text"),
     ],
 )
 def test_a_line_that_is_none(tmp_path, row, match):
@@ -163,5 +171,5 @@ def test_what_cannot_be_replayed(replay, match):
 
 
 def test_an_empty_folder_holds_no_answer(tmp_path):
-    with pytest.raises(InputError, match="holds no answer"):
+    with pytest.raises(InputError, match="no responses there"):
         opened(f"file:{tmp_path}")

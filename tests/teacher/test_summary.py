@@ -10,6 +10,7 @@ from stepdistill_jax.data.rationale_file import read_rationales
 from stepdistill_jax.records import Annotation, Example, ParseFailure
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher import summary
+from stepdistill_jax.teacher.annotator import Annotator, ExampleState
 from stepdistill_jax.teacher.budget import Tokens
 from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.requests import (
@@ -20,13 +21,12 @@ from stepdistill_jax.teacher.requests import (
     Request,
     RequestError,
 )
-from stepdistill_jax.teacher.resume import Annotator, ExampleState
 from stepdistill_jax.teacher.store import Response
 from stepdistill_jax.teacher.vote import Annotated
 
 
-def kept(row_id, outcome, hinted=False, choices=("yes", "no")):
-    example = Example(row_id, f"input {row_id}", "yes", choices=choices)
+def kept(example_id, outcome, hinted=False, choices=("yes", "no")):
+    example = Example(example_id, f"input {example_id}", "yes", choices=choices)
     return Annotated(example, outcome, 1, 1, hinted, outcome)
 
 
@@ -70,16 +70,18 @@ class Prompt:
     hash = "h"
 
 
-def row(row_id, gold, *came):
+def row(example_id, gold, *came):
     """A row whose answers came one after another, each a second long."""
-    found = ExampleState("train", Example(row_id, f"input {row_id}", gold, choices=("yes", "no")))
+    found = ExampleState(
+        "train", Example(example_id, f"input {example_id}", gold, choices=("yes", "no"))
+    )
     for purpose, what, at, send in came:
-        request = Request(row_id, purpose, 0, "m", (), "Q", (), Decoding())
+        request = Request(example_id, purpose, 0, "m", (), "Q", (), Decoding())
         charged = Tokens(100, 10) if send else Tokens(0, 0)
         if isinstance(what, str):
             what = Completion(what, "stop", 100, 10, "m", 1.0)
         answer = Response.of(request, "h", what, charged=charged, send=send, at=at, cached=not send)
-        found.answers[purpose, 0] = answer
+        found.responses[purpose, 0] = answer
     return found
 
 
@@ -88,7 +90,7 @@ def test_a_hinted_row_to_look_at_says_so_and_shows_the_answer_it_is_from(tmp_pat
     hint = "yes yes yes yes yes yes yes yes. So the answer is yes."
     rows = [row("1", "yes", (ANSWER, "No. So the answer is no.", 1.0, "a"), (HINT, hint, 2, "b"))]
     teaching = Annotator(extract, Prompt(), "exact")
-    paid = list(rows[0].answers.values())
+    paid = list(rows[0].responses.values())
     assert summary.write_unit(tmp_path, "train", teaching, rows, paid)["quality"]["hints_kept"] == 1
     (line,) = [json.loads(line) for line in (tmp_path / "worst_train.jsonl").open()]
     assert line["hinted"] is True
@@ -112,7 +114,7 @@ def test_numbers_of_a_unit(tmp_path):
         row("4", "no", (ANSWER, RequestError("content filter", "flagged", 100, 0), 31.0, "d")),
         row("5", "no"),
     ]
-    paid = [answer for each in rows for answer in each.answers.values() if answer.send]
+    paid = [answer for each in rows for answer in each.responses.values() if answer.send]
     teaching = Annotator(extract, Prompt(), "exact")
     found = summary.write_unit(tmp_path, "train", teaching, rows, paid)
     quality = found.pop("quality")

@@ -1,4 +1,4 @@
-"""Where a teacher's answers come from, by CLIENT; each is opened only when it is wanted."""
+"""Where completions come from, by CLIENT; a client's libraries are imported when it is opened."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from stepdistill_jax.teacher.requests import Client
 
 
 def open(
-    extract: ExtractConfig, data: DataConfig, tell: Callable[[str], None] = lambda line: None
+    extract: ExtractConfig, data: DataConfig, notify: Callable[[str], None] = lambda line: None
 ) -> Client:
-    """The client of CLIENT ("batch" is no `Client`: see `batch.Batch`).
-
-    `tell` is called with a line for the user when the endpoint makes it wait.
+    """The client of CLIENT; `notify` gets lines for the user about waits.
 
     Raises:
-        InputError: no key, no such model or folder, a library is missing, no answers to replay.
+        InputError: no key, no such model or folder, a missing library, nothing to replay.
     """
     if extract.client == "openai":
         from stepdistill_jax.teacher.clients.openai_client import OpenAIClient
 
-        return OpenAIClient(extract, tell)
+        return OpenAIClient(extract, notify)
+    if extract.client == "batch":
+        from stepdistill_jax.teacher.clients.batch_client import BatchClient
+
+        return BatchClient(extract, notify)
     if extract.client == "local":
         from stepdistill_jax.teacher.clients.local import LocalClient
 
         return LocalClient(extract)
-    if extract.client == "replay":
-        from stepdistill_jax.teacher.clients.replay import Replay
+    from stepdistill_jax.teacher.clients.replay import Replay
 
-        return Replay(extract, data)
-    raise ValueError(f"CLIENT {extract.client!r} has no open client")
+    return Replay(extract, data)
 
 
 def source(extract: ExtractConfig) -> str:
-    """Where the teacher is, TEACHER_MODEL being its name there: equal questions have equal answers.
+    """Names where TEACHER_MODEL is served: equal requests there have equal completions.
 
-    The endpoint's address, without credentials; for a model on this machine "local".
+    The endpoint's address without credentials, or "local" for a model on this machine.
     """
     if extract.client == "local":
         return extract.client
@@ -47,29 +47,29 @@ def source(extract: ExtractConfig) -> str:
     return endpoint.address(extract)
 
 
-def doubts(extract: ExtractConfig) -> list[str]:
-    """What speaks against asking, a line each: nothing listens, or no model of that name is there.
+def warnings(extract: ExtractConfig) -> list[str]:
+    """Warnings before anything is sent: nothing listens, or the model is not listed.
 
-    An endpoint that does not list its models, or refuses to, gives no reason to doubt; one request.
+    One request. An endpoint that does not list its models gives no warning.
     """
     if extract.client in ("replay", "local"):
         return []
-    from stepdistill_jax.teacher.clients.models import EndpointInfo
+    from stepdistill_jax.teacher.clients.endpoint_info import EndpointInfo
 
     try:
-        return EndpointInfo(extract).doubts()
+        return EndpointInfo(extract).warnings()
     except InputError:
-        # Without a key there is nothing to ask; the client says so when it is opened.
+        # The client reports a missing key when it is opened.
         return []
 
 
 def context_length(extract: ExtractConfig) -> int | None:
-    """Tokens that the teacher holds, prompt and answer, by its own word; None = it does not say.
+    """Tokens that the teacher's context holds, prompt and completion; None = unknown.
 
-    Asks the endpoint (two small requests), and is None where it does not answer.
+    Asks the endpoint, in two small requests.
 
     Raises:
-        InputError: the endpoint's address or key is missing; a local model is not there.
+        InputError: the endpoint's address or key is missing, or the local model.
     """
     if extract.client == "replay":
         return None
@@ -77,13 +77,13 @@ def context_length(extract: ExtractConfig) -> int | None:
         from stepdistill_jax.teacher.clients import local
 
         return local.context_length(extract.teacher_model)
-    from stepdistill_jax.teacher.clients.models import EndpointInfo
+    from stepdistill_jax.teacher.clients.endpoint_info import EndpointInfo
 
     return EndpointInfo(extract).context_length()
 
 
 def token_counter(extract: ExtractConfig) -> Callable[[str], int] | None:
-    """Counts a text's tokens as the teacher does, one request a text; None = it offers no count.
+    """Counts a text's tokens as the teacher does, one request per text; None = not offered.
 
     Raises:
         InputError: as `context_length`.
@@ -94,6 +94,6 @@ def token_counter(extract: ExtractConfig) -> Callable[[str], int] | None:
         from stepdistill_jax.teacher.clients import local
 
         return local.token_counter(extract.teacher_model)
-    from stepdistill_jax.teacher.clients.models import EndpointInfo
+    from stepdistill_jax.teacher.clients.endpoint_info import EndpointInfo
 
     return EndpointInfo(extract).token_counter()

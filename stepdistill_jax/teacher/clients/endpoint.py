@@ -1,4 +1,4 @@
-"""Where an endpoint is and with which key: the one place that reads a key."""
+"""An endpoint's address and key; no other module reads a key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stepdistill_jax.teacher.config import ExtractConfig
 
 URL_VARIABLE = "OPENAI_BASE_URL"
 OPENAI_URL = "https://api.openai.com/v1"
-# What an endpoint gets that wants no key; the library sends none without one.
+# Sent to an endpoint that needs no key; the library refuses to send without one.
 _PLACEHOLDER = "none"
 
 
@@ -24,7 +24,7 @@ class Endpoint:
     Attributes:
         url: with the version, as in ``http://127.0.0.1:8000/v1``.
         key: never shown, not by repr either.
-        key_variable: the environment variable that the key is from, or would be.
+        key_variable: the environment variable for the key.
     """
 
     url: str
@@ -38,11 +38,11 @@ class Endpoint:
 
     @property
     def is_openai(self) -> bool:
-        """Whether it is OpenAI's own."""
+        """Whether it is OpenAI's."""
         return _is_openai(self.url)
 
     def options(self, timeout: float, retries: int) -> dict[str, Any]:
-        """Of `openai.OpenAI` and `openai.AsyncOpenAI`; seconds and tries after the first."""
+        """Arguments of `openai.OpenAI` and `openai.AsyncOpenAI`; `timeout` is in seconds."""
         redact.quiet_loggers()
         return {
             "api_key": self.key or _PLACEHOLDER,
@@ -52,23 +52,23 @@ class Endpoint:
         }
 
     def beside(self, path: str) -> str:
-        """An address of the same server outside of the protocol's version."""
+        """An address of the same server outside of ``/v1``."""
         parts = urllib.parse.urlsplit(self.url)
         root = parts.path.rstrip("/").removesuffix("/v1")
         return parts._replace(path=root + path, query="", fragment="").geturl()
 
 
 def address(extract: ExtractConfig) -> str:
-    """The address of TEACHER_URL, else of the environment, else OpenAI's own; no credentials."""
+    """The address of TEACHER_URL, else OPENAI_BASE_URL, else OpenAI's; no credentials."""
     url = extract.teacher_url or os.environ.get(URL_VARIABLE, "") or OPENAI_URL
     return redact.address(url).rstrip("/")
 
 
 def find(extract: ExtractConfig) -> Endpoint:
-    """The endpoint of TEACHER_URL, else of the environment, else OpenAI's own.
+    """The endpoint of TEACHER_URL, else OPENAI_BASE_URL, else OpenAI's.
 
     Raises:
-        InputError: the address is none, or it is OpenAI's own and there is no key.
+        InputError: the address is invalid, or it is OpenAI's and there is no key.
     """
     url, origin = extract.teacher_url, "TEACHER_URL"
     if not url:
@@ -76,22 +76,22 @@ def find(extract: ExtractConfig) -> Endpoint:
     url = url or OPENAI_URL
     if not _is_address(url):
         raise InputError(
-            f"{origin} is {redact.address(url)!r}, which is no address; write it with its scheme "
-            "and version, as in 'http://127.0.0.1:8000/v1'"
+            f"{origin}={redact.address(url)!r}: not a URL. Write it with scheme and version, "
+            "as in 'http://127.0.0.1:8000/v1'."
         )
     variable = extract.teacher_key
     key = os.environ.get(variable, "").strip() if variable else ""
     redact.remember(key)
     if not key and _is_openai(url):
         raise InputError(
-            f"no key for {redact.address(url)}: the environment variable {variable!r} "
-            "(TEACHER_KEY) is empty; set it, or name another variable in TEACHER_KEY, or another "
-            "endpoint in TEACHER_URL"
+            f"{redact.address(url)} needs a key, but the environment variable {variable!r} "
+            "(TEACHER_KEY) is empty. Set it, or name another variable in TEACHER_KEY or another "
+            "endpoint in TEACHER_URL."
         )
     if not key.isascii() or not key.isprintable():
         raise InputError(
-            f"the environment variable {variable!r} (TEACHER_KEY) holds characters that no key "
-            "has; set it again"
+            f"the environment variable {variable!r} (TEACHER_KEY) has characters that are not "
+            "allowed in a key. Set it again."
         )
     return Endpoint(url, key, variable)
 

@@ -1,4 +1,4 @@
-"""What a failure at an endpoint means: for one row, for all of them, or for this moment alone."""
+"""What an endpoint's error means: one request fails, all fail, or it is worth a retry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stepdistill_jax.teacher.clients import redact
 from stepdistill_jax.teacher.clients.endpoint import Endpoint
 from stepdistill_jax.teacher.requests import EndpointError, RequestError
 
-# Reasons of a `RequestError`.
+# Reasons of a `RequestError`; they are in logs and summaries.
 CONTEXT = "context too long"
 FILTERED = "content filter"
 EMPTY = "empty completion"
@@ -22,11 +22,11 @@ REFUSED = "request refused"
 UNAVAILABLE = "no answer"
 EXPIRED = "batch expired"
 CANCELLED = "batch cancelled"
-# Those that may be different at another time, and which no endpoint is known to charge for; under
-# MAX_COST they count in full where it may.
-PASSING = frozenset({MALFORMED, REFUSED, UNAVAILABLE, EXPIRED, CANCELLED})
+# Failures that may not occur again, and that no known endpoint charges for. With MAX_COST set they
+# are charged in full where the endpoint may have.
+TRANSIENT = frozenset({MALFORMED, REFUSED, UNAVAILABLE, EXPIRED, CANCELLED})
 
-# Longer requests of an endpoint to wait are for the user to decide on.
+# The user decides about longer waits that an endpoint asks for.
 LONGEST_WAIT = 600.0
 
 _TOO_LONG = re.compile(
@@ -36,7 +36,7 @@ _TOO_LONG = re.compile(
 )
 _FILTER = re.compile(r"content[ _-]?(?:filter|policy|management)|safety system", re.IGNORECASE)
 _QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
-# Fields that are the same in every request: an endpoint that refuses one refuses all.
+# Fields that are the same in every request: an endpoint that rejects one rejects all.
 _SHARED_FIELDS = {
     "model": "TEACHER_MODEL",
     "temperature": "TEMPERATURE",
@@ -51,14 +51,14 @@ _LONGEST_DETAIL = 300
 
 @dataclasses.dataclass(frozen=True)
 class Again:
-    """A try that failed in a way that may pass.
+    """A try that failed and is worth a retry.
 
     Attributes:
-        reason, detail: of the `RequestError` that it becomes when there are no tries left.
+        reason, detail: of the `RequestError` that it becomes after the last try.
         wait: seconds that the endpoint asked for.
-        busy: the endpoint said so; it is then never the row's fault.
-        connected: something answered.
-        may_be_paid: the endpoint may have written an answer, and charge for it.
+        busy: the endpoint reports that it is; the cause is then never the request.
+        connected: something accepted the connection.
+        may_be_paid: the endpoint may have written a completion, and charge for it.
     """
 
     reason: str
@@ -70,57 +70,57 @@ class Again:
 
 
 def one_line(text: object) -> str:
-    """Somebody else's text for a message: on one line, not long, without keys."""
+    """A text of the endpoint for a message: on one line, shortened, without keys."""
     line = " ".join(redact.redact(str(text)).split())
     return line if len(line) <= _LONGEST_DETAIL else line[: _LONGEST_DETAIL - 3] + "..."
 
 
-def judge(
+def classify(
     status: int, body: Any, headers: Mapping[str, str], endpoint: Endpoint
 ) -> Again | RequestError | EndpointError:
-    """What an answer of 4xx or 5xx means."""
+    """What a response of status 4xx or 5xx means."""
     code, kind, field, message = _fields(body)
-    said = f"HTTP {status}" + (f": {one_line(message)}" if message else "")
+    detail = f"HTTP {status}" + (f": {one_line(message)}" if message else "")
     if status in (401, 403):
         return EndpointError(
-            f"{endpoint.shown} refuses the key ({said}); correct the environment variable "
-            f"{endpoint.key_variable!r}, or name another in TEACHER_KEY"
+            f"{endpoint.shown} rejects the key ({detail}). Correct the environment variable "
+            f"{endpoint.key_variable!r}, or name another one in TEACHER_KEY."
         )
     if status == 404:
         return EndpointError(
-            f"{endpoint.shown} does not know the address of the request, or the model ({said}); "
-            "TEACHER_URL ends in the protocol's version, as in 'http://127.0.0.1:8000/v1'; correct "
-            "it, TEACHER_MODEL, or PROMPT_FORM"
+            f"{endpoint.shown}: unknown address or model ({detail}). Check that TEACHER_URL ends "
+            "in the protocol's version, as in 'http://127.0.0.1:8000/v1', and check TEACHER_MODEL "
+            "and PROMPT_FORM."
         )
     if status == 402 or code in _QUOTA_CODES or kind in _QUOTA_CODES:
         return EndpointError(
-            f"{endpoint.shown}: the account behind the environment variable "
-            f"{endpoint.key_variable!r} has no quota left ({said}); add to it, or name another "
-            "key's variable in TEACHER_KEY, and start again"
+            f"{endpoint.shown}: the account of the key in {endpoint.key_variable!r} has no quota "
+            f"left ({detail}). Add quota, or name another key's variable in TEACHER_KEY, and start "
+            "again."
         )
     if status in (408, 409, 425, 429) or status >= 500:
         wait = retry_after(headers)
         if wait is not None and wait > LONGEST_WAIT:
             return EndpointError(
-                f"{endpoint.shown} asks to wait for {wait:.0f} s ({said}); start again then"
+                f"{endpoint.shown} asks for a wait of {wait:.0f} s ({detail}). Start again then."
             )
-        return Again(UNAVAILABLE, said, wait, busy=status == 429)
+        return Again(UNAVAILABLE, detail, wait, busy=status == 429)
     if status == 413 or code == "context_length_exceeded" or _TOO_LONG.search(message):
-        return RequestError(CONTEXT, said)
+        return RequestError(CONTEXT, detail)
     if code == "content_filter" or _FILTER.search(f"{code} {message}"):
-        return RequestError(FILTERED, said)
+        return RequestError(FILTERED, detail)
     if field in _SHARED_FIELDS:
         return EndpointError(
-            f"{endpoint.shown} refuses {field!r} of every request ({said}); correct "
-            f"{_SHARED_FIELDS[field]}"
+            f"{endpoint.shown} rejects {field!r}, which every request has ({detail}). Change "
+            f"{_SHARED_FIELDS[field]}."
         )
-    return RequestError(REFUSED, said)
+    return RequestError(REFUSED, detail)
 
 
 def _fields(body: Any) -> tuple[str, str, str, str]:
-    """(code, type, param, message) of an error's body; "" where it does not say."""
+    """(code, type, param, message) of an error's body; "" for those that it lacks."""
     if isinstance(body, str):
-        # A page of a proxy says nothing to the user.
+        # An HTML page of a proxy does not help the user.
         return "", "", "", "" if body.lstrip().startswith("<") else body
     if not isinstance(body, dict):
         return "", "", "", ""

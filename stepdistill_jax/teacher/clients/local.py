@@ -1,4 +1,4 @@
-"""A causal language model of Hugging Face on this machine, as a teacher."""
+"""A Hugging Face causal language model on this machine, as the teacher."""
 
 from __future__ import annotations
 
@@ -17,15 +17,21 @@ from stepdistill_jax import hub
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher.clients import failures
 from stepdistill_jax.teacher.config import ExtractConfig
-from stepdistill_jax.teacher.requests import Completion, EndpointError, Request, RequestError
+from stepdistill_jax.teacher.requests import (
+    Client,
+    Completion,
+    EndpointError,
+    Request,
+    RequestError,
+)
 
-# Tokens that are looked at for a stop text besides one for each of its bytes.
+# Tokens that are searched for a stop text, beside one for each of its bytes.
 _TAIL_MARGIN = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class _Waiting:
-    """A request in the queue: as tokens, and who waits for its answer."""
+    """A request in the queue, with its prompt's tokens and the future of its completion."""
 
     request: Request
     tokens: list[int]
@@ -33,32 +39,30 @@ class _Waiting:
 
     @property
     def settings(self) -> tuple[Any, ...]:
-        """Requests of equal settings can share a batch; the seed is each one's own."""
+        """Requests of equal settings can share a batch; each has its own seed."""
         return (dataclasses.replace(self.request.decoding, seed=0), self.request.stop)
 
 
-class LocalClient:
-    """Generates in a thread of its own, up to CONCURRENCY waiting requests a batch.
+class LocalClient(Client):
+    """Generates in a thread, up to CONCURRENCY waiting requests per batch.
 
-    A request's answer does not depend on the batch that it happens to be in (but for rounding): a
-    sampled one draws from a generator of its own, seeded by the request's content.
-
-    TIMEOUT and RETRIES do not apply: nothing here is lost on the way.
+    A completion does not depend on the rest of its batch (except for rounding): sampling uses one
+    generator per request, seeded by the request's content. TIMEOUT and RETRIES do not apply.
     """
 
     def __init__(self, extract: ExtractConfig) -> None:
-        """Loads the model, onto an accelerator where PyTorch sees one.
+        """Loads the model, onto an accelerator if PyTorch finds one.
 
         Raises:
-            InputError: PyTorch is missing, TEACHER_MODEL is no model, or it has no chat template
-                while PROMPT_FORM is "chat".
+            InputError: PyTorch is missing, TEACHER_MODEL cannot be loaded, or it has no chat
+                template and PROMPT_FORM is "chat".
         """
-        self._most = extract.concurrency
+        self._batch_size = extract.concurrency
         self._tokenizer = _from_pretrained("AutoTokenizer", extract.teacher_model)
         if extract.prompt_form == "chat" and not self._tokenizer.chat_template:
             raise InputError(
-                f"TEACHER_MODEL {extract.teacher_model!r} has no chat template; set "
-                "PROMPT_FORM='completion'"
+                f"TEACHER_MODEL={extract.teacher_model!r} has no chat template. Set "
+                "PROMPT_FORM='completion'."
             )
         self._model = _load_model(extract.teacher_model, self._tokenizer)
         self._longest = _longest(self._model.config)
@@ -68,14 +72,14 @@ class LocalClient:
         self._closing = threading.Event()
 
     async def complete(self, request: Request) -> Completion:
-        """See `requests.Client`; `Completion.seconds` is that of its batch."""
+        """See `Client`; `Completion.seconds` is that of its batch."""
         tokens = self._encode(request)
-        wanted = len(tokens) + request.decoding.max_new_tokens
-        if self._longest is not None and wanted > self._longest:
+        length = len(tokens) + request.decoding.max_new_tokens
+        if self._longest is not None and length > self._longest:
             raise RequestError(
                 failures.CONTEXT,
-                f"{len(tokens)} tokens and MAX_NEW_TOKENS={request.decoding.max_new_tokens} are "
-                f"{wanted - self._longest} more than the {self._longest} that the model holds",
+                f"{len(tokens)} tokens and MAX_NEW_TOKENS={request.decoding.max_new_tokens} exceed "
+                f"the model's context of {self._longest} by {length - self._longest}",
             )
         answer: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(request, tokens, answer))
@@ -90,7 +94,7 @@ class LocalClient:
         return completion
 
     async def close(self) -> None:
-        """Stops at the next token, and lets go of the model."""
+        """Stops at the next token, and releases the model."""
         self._closing.set()
         if self._serving is not None:
             await asyncio.gather(self._serving, return_exceptions=True)
@@ -109,29 +113,29 @@ class LocalClient:
             )
         except TemplateError as error:
             raise EndpointError(
-                f"the chat template of TEACHER_MODEL {request.model!r} refuses the prompt "
-                f"({failures.one_line(error)}); set PROMPT_FORM='completion'"
+                f"TEACHER_MODEL={request.model!r}: its chat template rejects the prompt "
+                f"({failures.one_line(error)}). Set PROMPT_FORM='completion'."
             ) from None
-        # The template has written the special tokens.
+        # The template wrote the special tokens.
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     async def _serve(self) -> None:
-        """Batch after batch, until nothing waits."""
+        """Generates batch after batch until the queue is empty."""
         loop = asyncio.get_running_loop()
-        # All that are about to ask in this turn of the loop come into the first batch.
+        # Let all requests of this turn of the loop into the first batch.
         await asyncio.sleep(0)
         while self._queue:
             settings = self._queue[0].settings
             batch = [waiting for waiting in self._queue if waiting.settings == settings]
-            batch = batch[: self._most]
+            batch = batch[: self._batch_size]
             self._queue = [waiting for waiting in self._queue if waiting not in batch]
             batch = [waiting for waiting in batch if not waiting.answer.done()]
             if not batch:
                 continue
-            given = [(waiting.request, waiting.tokens) for waiting in batch]
+            prompts = [(waiting.request, waiting.tokens) for waiting in batch]
             try:
-                answers = await loop.run_in_executor(self._thread, self._generate, given)
-            except Exception as error:  # handed on to everyone who waits
+                answers = await loop.run_in_executor(self._thread, self._generate, prompts)
+            except Exception as error:  # every waiting request gets it
                 failure = _failure(error, len(batch))
                 for waiting in batch:
                     if not waiting.answer.done():
@@ -140,11 +144,11 @@ class LocalClient:
             for waiting, answer in zip(batch, answers, strict=True):
                 if not waiting.answer.done():
                     waiting.answer.set_result(answer)
-            # Those who were answered may ask again, before the next batch is made up.
+            # Let requests that follow from these into the next batch.
             await asyncio.sleep(0)
 
     def _generate(self, batch: Sequence[tuple[Request, list[int]]]) -> list[Completion]:
-        """Answers to requests of equal settings."""
+        """Completions of requests of equal settings."""
         import torch
 
         start = time.monotonic()
@@ -168,7 +172,7 @@ class LocalClient:
         ]
 
     def _stops(self, stop: tuple[str, ...], start: int, tokens: Any, scores: Any) -> Any:
-        """Which rows `[B]` end with a stop text; all of them when the client is closed."""
+        """Which rows `[B]` are finished: those with a stop text, or all when the client closes."""
         import torch
 
         if self._closing.is_set() or not stop:
@@ -181,7 +185,7 @@ class LocalClient:
         return torch.tensor(ended, device=tokens.device)
 
     def _completion(
-        self, request: Request, read: int, written: list[int], seconds: float
+        self, request: Request, prompt_tokens: int, written: list[int], seconds: float
     ) -> Completion:
         config = self._model.generation_config
         ends = {config.pad_token_id, *config.eos_token_id}
@@ -192,7 +196,7 @@ class LocalClient:
         return Completion(
             text=text[:cut],
             finish_reason="stop" if is_whole else "length",
-            prompt_tokens=read,
+            prompt_tokens=prompt_tokens,
             completion_tokens=length,
             model=request.model,
             seconds=seconds,
@@ -200,10 +204,10 @@ class LocalClient:
 
 
 def _sampler(requests: Sequence[Request]) -> list[Callable[[Any, Any], Any]]:
-    """What is done to the logits before the largest is taken: nothing for greedy.
+    """Processors of the logits before the argmax; none for greedy decoding.
 
-    The largest of logits with Gumbel noise is a sample of their softmax, and the noise of a row can
-    come from a generator of its own, which a batch's draw cannot.
+    The argmax of logits with Gumbel noise is a sample of their softmax. So each row can have its
+    own generator, which sampling a whole batch does not allow.
     """
     import torch
     from transformers import TemperatureLogitsWarper, TopPLogitsWarper
@@ -215,7 +219,7 @@ def _sampler(requests: Sequence[Request]) -> list[Callable[[Any, Any], Any]]:
 
     def add_noise(tokens: Any, scores: Any) -> Any:
         draws = [torch.empty(scores.shape[1]).exponential_(generator=g) for g in generators]
-        # Of an exponential draw, minus the logarithm is Gumbel's distribution.
+        # Minus the logarithm of an exponential draw has the Gumbel distribution.
         return scores - torch.stack(draws).log().to(scores.device)
 
     nucleus = [TopPLogitsWarper(decoding.top_p)] if decoding.top_p < 1 else []
@@ -227,18 +231,18 @@ def _failure(error: Exception, rows: int) -> Exception:
 
     if isinstance(error, torch.OutOfMemoryError):
         return EndpointError(
-            f"the memory does not hold {rows} rows at once; lower CONCURRENCY, or MAX_NEW_TOKENS"
+            f"out of memory with {rows} requests in a batch. Lower CONCURRENCY or MAX_NEW_TOKENS."
         )
     return error
 
 
 def _load_model(name: str, tokenizer: Any) -> Any:
-    """The model, which decodes as it is told and not as its makers prefer."""
+    """The model, with our decoding settings in place of the checkpoint's defaults."""
     import torch
     from transformers import GenerationConfig
 
     has_accelerator = torch.accelerator.is_available()
-    # Half precision is slow on a CPU where it is there at all.
+    # Half precision is slow on a CPU.
     dtype = "auto" if has_accelerator else torch.float32
     model = _from_pretrained("AutoModelForCausalLM", name, dtype=dtype).eval()
     if has_accelerator:
@@ -269,25 +273,25 @@ def _from_pretrained(kind: str, name: str, **options: Any) -> Any:
             import torch  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"CLIENT='local' needs {error.name}, which is not installed; install it (pip install "
-            "torch), or ask an endpoint with CLIENT='openai'"
+            f"CLIENT='local' needs {error.name}, which is not installed. Install it (pip install "
+            "torch), or use an endpoint with CLIENT='openai'."
         ) from error
     place = name.removeprefix(hub.PREFIX)
     if place == name:
         folder = epath.Path(name).expanduser()
         if not (folder / "config.json").is_file():
             raise InputError(
-                f"TEACHER_MODEL {name!r} is no folder with a config.json; correct it, or write "
-                "'hf:OWNER/NAME' for a model of the hub"
+                f"TEACHER_MODEL={name!r}: not a folder with a config.json. Correct it, or write "
+                "'hf:OWNER/NAME' for a model on the Hub."
             )
         place = str(folder)
     try:
         return getattr(transformers, kind).from_pretrained(place, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        said = failures.one_line(error)
+        detail = failures.one_line(error)
         raise InputError(
-            f"TEACHER_MODEL {name!r} cannot be loaded as {kind} ({type(error).__name__}: {said}); "
-            "name a causal language model, or save it on this machine where there is no network"
+            f"TEACHER_MODEL={name!r}: cannot be loaded as {kind} ({type(error).__name__}: "
+            f"{detail}). Name a causal language model; without a network name its folder."
         ) from error
 
 
@@ -297,19 +301,11 @@ def _longest(config: Any) -> int | None:
 
 
 def context_length(name: str) -> int | None:
-    """Tokens that a model holds, prompt and answer; None = it does not say.
-
-    Raises:
-        InputError: there is no such model.
-    """
+    """Tokens that a model's context holds; None = unknown. Raises InputError without the model."""
     return _longest(_from_pretrained("AutoConfig", name))
 
 
 def token_counter(name: str) -> Callable[[str], int]:
-    """Counts a text's tokens with a model's tokenizer.
-
-    Raises:
-        InputError: there is no such model.
-    """
+    """Counts a text's tokens with a model's tokenizer. Raises InputError without the model."""
     tokenizer = _from_pretrained("AutoTokenizer", name)
     return lambda text: len(tokenizer(text)["input_ids"])

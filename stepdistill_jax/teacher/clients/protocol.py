@@ -1,4 +1,4 @@
-"""OpenAI's protocol: the body of a request, and what an answer's body says."""
+"""OpenAI's protocol: the bodies of requests and responses."""
 
 from __future__ import annotations
 
@@ -12,79 +12,79 @@ CHAT_PATH, COMPLETION_PATH = "/chat/completions", "/completions"
 
 
 def path(request: Request) -> str:
-    """Where a request goes, after the endpoint's address."""
+    """The path of a request, after the endpoint's address."""
     return CHAT_PATH if request.messages else COMPLETION_PATH
 
 
 def body(request: Request, is_openai: bool) -> dict[str, Any]:
-    """What is sent; `is_openai`: OpenAI's own endpoint, which renamed a field of the chat form."""
+    """The body of a request; OpenAI's own endpoint renamed a field of the chat form."""
     decoding = request.decoding
     renamed = is_openai and bool(request.messages)
-    sent: dict[str, Any] = {
+    content: dict[str, Any] = {
         "model": request.model,
         "temperature": decoding.temperature,
         "max_completion_tokens" if renamed else "max_tokens": decoding.max_new_tokens,
     }
     if request.messages:
-        sent["messages"] = [
+        content["messages"] = [
             {"role": turn.role, "content": turn.content} for turn in request.messages
         ]
     else:
-        sent["prompt"] = request.prompt
+        content["prompt"] = request.prompt
     if request.stop:
-        sent["stop"] = list(request.stop)
+        content["stop"] = list(request.stop)
     if decoding.top_p < 1:
-        sent["top_p"] = decoding.top_p
+        content["top_p"] = decoding.top_p
     if decoding.temperature > 0:
-        sent["seed"] = decoding.seed
-    return sent
+        content["seed"] = decoding.seed
+    return content
 
 
 class MalformedError(Exception):
-    """A body that lacks what an answer has; the message says what."""
+    """A body that is not a response of the protocol; the message says why."""
 
 
-def read(answer: Any, asked_model: str, seconds: float) -> Completion:
-    """The answer in a body.
+def read(response: Any, model: str, seconds: float) -> Completion:
+    """The completion in a response's body.
 
     Args:
-        answer: the body, from JSON.
-        asked_model: stands in where the body names no model.
-        seconds: of `Completion`.
+        response: the body, decoded from JSON.
+        model: used where the body names none.
+        seconds: of the `Completion`.
 
     Raises:
-        MalformedError: there is none in it.
-        RowError: it is empty, or the endpoint's filter kept it back.
+        MalformedError: the body has no completion.
+        RequestError: the completion is empty, or the endpoint's filter withholds it.
     """
-    choice = _first_choice(answer)
+    choice = _first_choice(response)
     text, refusal = _text(choice)
     reason = choice.get("finish_reason")
     reason = reason if isinstance(reason, str) and reason else "unknown"
-    usage = answer.get("usage")
-    read, written = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
+    usage = response.get("usage")
+    prompt, written = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
     if refusal or reason == "content_filter":
-        said = failures.one_line(refusal or "finish_reason is content_filter")
-        raise RequestError(failures.FILTERED, said, read, written)
+        detail = failures.one_line(refusal or "finish_reason is content_filter")
+        raise RequestError(failures.FILTERED, detail, prompt, written)
     if not text.strip():
-        said = f"finish_reason is {failures.one_line(reason)}"
-        raise RequestError(failures.EMPTY, said, read, written)
-    model = answer.get("model")
+        detail = f"finish_reason is {failures.one_line(reason)}"
+        raise RequestError(failures.EMPTY, detail, prompt, written)
+    reported = response.get("model")
     return Completion(
         text=_whole_characters(text),
         finish_reason=reason,
-        prompt_tokens=read,
+        prompt_tokens=prompt,
         completion_tokens=written,
-        model=model if isinstance(model, str) and model else asked_model,
+        model=reported if isinstance(reported, str) and reported else model,
         seconds=seconds,
     )
 
 
-def _first_choice(answer: Any) -> Mapping[str, Any]:
-    if not isinstance(answer, dict):
-        raise MalformedError(f"expected a JSON object, found {type(answer).__name__}")
-    choices = answer.get("choices")
+def _first_choice(response: Any) -> Mapping[str, Any]:
+    if not isinstance(response, dict):
+        raise MalformedError(f"the response is {type(response).__name__}, expected a JSON object")
+    choices = response.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise MalformedError("the answer has no choices")
+        raise MalformedError("the response has no choices")
     return choices[0]
 
 
@@ -92,13 +92,13 @@ def _text(choice: Mapping[str, Any]) -> tuple[str, str]:
     """(text, refusal) of a choice; None and a missing text are ""."""
     message = choice.get("message", choice)
     if not isinstance(message, dict) or not {"content", "text"} & set(message):
-        raise MalformedError("the answer's first choice has no text")
+        raise MalformedError("the first choice has no text")
     content = message.get("content", message.get("text"))
     if isinstance(content, list):
         parts = (part.get("text") for part in content if isinstance(part, dict))
         content = "".join(part for part in parts if isinstance(part, str))
     if content is not None and not isinstance(content, str):
-        raise MalformedError(f"the answer's text is {type(content).__name__}")
+        raise MalformedError(f"the text is {type(content).__name__}, expected str")
     refusal = message.get("refusal")
     return content or "", refusal if isinstance(refusal, str) else ""
 
@@ -109,5 +109,5 @@ def _count(usage: Any, name: str) -> int | None:
 
 
 def _whole_characters(text: str) -> str:
-    """`text` with half characters replaced: an answer cut within one could not be written down."""
+    """`text` without lone surrogates, which a completion cut within a character has."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

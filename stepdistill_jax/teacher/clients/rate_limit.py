@@ -1,4 +1,8 @@
-"""Keeps requests and tokens a minute under the endpoint's limits."""
+"""Limits requests and tokens per minute.
+
+Our own, since limiter libraries take no later correction of a request's tokens, and no wait that
+the endpoint asks for.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,18 @@ SECONDS = 60.0
 
 @dataclasses.dataclass
 class Ticket:
-    """One request that was let through: when, and for how many tokens."""
+    """A request that was let through: when, and with how many tokens."""
 
     at: float
     tokens: int
 
 
 class RateLimiter:
-    """Lets requests through, first come first served, under limits on every minute.
+    """Lets requests through, first come first served, under limits per minute.
 
-    In no 60 seconds are more than `requests` let through, nor more than `tokens` tokens of
-    requests. The minute slides, so there is no burst at the turn of one. A request that
-    alone has more tokens than a minute allows waits for an empty minute.
+    Any 60 seconds have at most `requests` requests and at most `tokens` tokens. The minute slides,
+    so there is no burst when a new one starts. A request with more tokens than a minute allows
+    waits for an empty minute.
     """
 
     def __init__(
@@ -34,7 +38,7 @@ class RateLimiter:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Limits of 0 are none; `clock` and `sleep` are in seconds."""
+        """A limit of 0 is no limit; `clock` and `sleep` are in seconds."""
         self._requests = requests
         self._tokens = tokens
         self._clock = clock
@@ -44,7 +48,7 @@ class RateLimiter:
         self._turn = asyncio.Lock()
 
     async def enter(self, tokens: int) -> Ticket:
-        """Waits until a request of `tokens` tokens, an estimate, may be sent."""
+        """Waits until a request may be sent; `tokens` is an estimate."""
         async with self._turn:
             while (wait := self._wait(tokens)) > 0:
                 await self._sleep(wait)
@@ -54,15 +58,15 @@ class RateLimiter:
             return ticket
 
     def settle(self, ticket: Ticket, tokens: int) -> None:
-        """Puts the tokens that a request had in place of the estimate."""
+        """Replaces the estimate of a request by its tokens."""
         ticket.tokens = tokens
 
     def hold(self, seconds: float) -> None:
-        """Lets nothing through for so long: the endpoint asked for it."""
+        """Lets no request through for so long, as the endpoint asked."""
         self._held_until = max(self._held_until, self._clock() + seconds)
 
     def _wait(self, tokens: int) -> float:
-        """Seconds to wait before it is worth looking again; 0 or less = go."""
+        """Seconds until the next check; 0 or less = go."""
         now = self._clock()
         while self._recent and self._recent[0].at + SECONDS <= now:
             self._recent.popleft()

@@ -1,4 +1,4 @@
-"""No key leaves the process in a text: not in a message, a log record or a file."""
+"""Hides keys in all texts that leave the process: messages, log records, files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import urllib.parse
 
 HIDDEN = "[key]"
 
-# Keys that this process has read, so that they are known in whatever form an endpoint repeats them.
+# Keys that this process has read: an endpoint may repeat them in any form.
 _keys: set[str] = set()
-# Shorter values are words like "none" or "test", which a local endpoint is given for a key.
+# Shorter values are words like "none" or "test", which local endpoints accept as a key.
 _SHORTEST = 8
 
 _LOOKS_LIKE_A_KEY = re.compile(
@@ -25,13 +25,13 @@ _CREDENTIALS = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s/@]+@", re.IGN
 
 
 def remember(key: str) -> None:
-    """Hides `key` in all later texts, whatever it looks like."""
+    """Hides `key` in all later texts, whatever its form."""
     if len(key) >= _SHORTEST:
         _keys.add(key)
 
 
 def redact(text: str) -> str:
-    """`text` without keys: those remembered, all that look like one, and those in addresses."""
+    """`text` without remembered keys, texts that look like a key, and credentials in addresses."""
     for key in sorted(_keys, key=len, reverse=True):
         for form in {key, urllib.parse.quote(key, safe="")}:
             text = text.replace(form, HIDDEN)
@@ -40,7 +40,7 @@ def redact(text: str) -> str:
 
 
 def address(url: str) -> str:
-    """A URL as it may be shown: without user, password and query."""
+    """A URL for messages: without user, password and query."""
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError:
@@ -50,7 +50,7 @@ def address(url: str) -> str:
 
 
 def quiet_loggers() -> None:
-    """Keeps the libraries below from logging requests: at their lower levels they print headers."""
+    """Keeps the HTTP libraries from logging requests: at lower levels they print headers."""
     for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
         logger = logging.getLogger(name)
         if logger.level < logging.WARNING:

@@ -1,8 +1,8 @@
-"""The offline batch interface: half the price, an answer within a day.
+"""Offline batches: half the price, completions within a day.
 
-State is ``batches.json`` in a folder, written before and after every step that costs something, so
-that a process killed at any moment submits nothing twice. A batch carries its part's name as
-metadata: one submitted right before a kill is found again by listing the account's batches.
+Their state is ``batches.json`` in EXTRACT_DIR, written before and after every step that costs
+something, so a process killed at any moment submits nothing twice. A batch carries the name of its
+part as metadata: one submitted right before a kill is found by listing the account's batches.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.requests import Completion, EndpointError, Request, RequestError
 
 STATE_FILE = "batches.json"
-# The interface's limits on one file.
-MOST_REQUESTS = 50_000
-MOST_BYTES = 200_000_000
+# The API's limits on one file.
+MAX_REQUESTS = 50_000
+MAX_BYTES = 200_000_000
 # Metadata of a batch that names its part.
 _TAG = "stepdistill_part"
 
 COMPLETED, FAILED = "completed", "failed"
-# Statuses after which a batch no longer changes -> the reason of rows without an answer.
-_OVER = {
+# Final statuses of a batch -> the failure of requests without a completion.
+_FINAL = {
     COMPLETED: failures.UNAVAILABLE,
     FAILED: failures.REFUSED,
     "expired": failures.EXPIRED,
@@ -44,17 +44,17 @@ _Result = TypeVar("_Result")
 
 @dataclasses.dataclass
 class Part:
-    """One batch: a file of requests and what became of it.
+    """One batch: a file of requests and its state at the endpoint.
 
     Attributes:
         name: of the part and its file; unique over all extractions.
-        requests: in the file.
-        batch_id: "" until the endpoint has taken it.
-        status: as the endpoint calls it; "written" before that.
-        completed, failed: requests, by the endpoint's count.
-        output_files: ids of the files of answers and errors.
-        errors: what was wrong with the batch as a whole, "" for nothing.
-        collected: all answers were handed over.
+        requests: how many are in the file.
+        batch_id: "" until the endpoint has accepted the batch.
+        status: the endpoint's word; "written" before that.
+        completed, failed: requests, counted by the endpoint.
+        output_files: ids of the files of completions and errors.
+        errors: why the endpoint refused the batch as a whole; "" if it did not.
+        collected: all responses are on disk.
     """
 
     name: str
@@ -67,44 +67,37 @@ class Part:
     errors: str = ""
     collected: bool = False
 
-    @property
-    def is_over(self) -> bool:
-        """Nothing of it will change."""
-        return self.status in _OVER
-
 
 @dataclasses.dataclass(frozen=True)
 class BatchStatus:
-    """Requests of all batches that are not collected yet; `over`: there is nothing to wait for."""
+    """Requests of all batches that are not collected; `finished` ones succeeded or failed."""
 
-    batches: int
     requests: int
-    completed: int
-    failed: int
-    over: bool
+    finished: int
+    is_over: bool
 
 
-class Batch:
-    """Submits requests, looks how far they are, and collects answers; in any process, any time."""
+class Batches:
+    """Submits requests, polls, and collects completions; any process can continue any step."""
 
-    def __init__(self, extract: ExtractConfig, folder: epath.PathLike) -> None:
-        """Continues what lies in `folder`.
+    def __init__(self, extract: ExtractConfig) -> None:
+        """Continues the state in EXTRACT_DIR.
 
         Raises:
             InputError: the endpoint's key is missing, or the state is damaged.
         """
-        self._folder = epath.Path(folder)
+        self._folder = epath.Path(extract.extract_dir)
         self._endpoint = endpoints.find(extract)
         self._client = openai.OpenAI(**self._endpoint.options(extract.timeout, extract.retries))
         self._parts = self._read_state()
 
     def submit(self, requests: Iterable[Request]) -> int:
-        """Submits all that is not waiting already; returns how many requests are new.
+        """Submits requests that are in no batch yet; returns how many.
 
-        Equal requests (by key) are submitted once. What a kill left unsent goes out first.
+        Equal requests (by key) are submitted once. Parts that a kill left unsent go out first.
 
         Raises:
-            EndpointError: with all that was submitted on record.
+            EndpointError: everything submitted before it is on record.
         """
         waiting = self.waiting()
         for part in self._open_parts():
@@ -120,54 +113,55 @@ class Batch:
         return len(new)
 
     def waiting(self) -> frozenset[str]:
-        """Keys of all requests whose outcome was not collected."""
+        """Keys of all requests in batches that are not collected."""
         return frozenset(key for part in self._open_parts() for key in self._keys(part))
 
     def poll(self) -> BatchStatus:
-        """Asks the endpoint how far the batches are.
+        """Asks the endpoint for the state of all batches.
 
         Raises:
-            EndpointError: it does not answer, or does not know a batch of ours.
+            EndpointError: it does not respond, or does not know one of our batches.
         """
         for part in self._open_parts():
             if not part.batch_id:
                 self._send(part, is_new=False)
-            elif not part.is_over:
+            elif part.status not in _FINAL:
                 retrieve = functools.partial(self._client.batches.retrieve, part.batch_id)
-                self._note(part, self._call(retrieve))
+                self._update(part, self._call(retrieve))
         self._write_state()
         parts = self._open_parts()
         return BatchStatus(
-            batches=len(parts),
             requests=sum(part.requests for part in parts),
-            completed=sum(part.completed for part in parts),
-            failed=sum(part.failed for part in parts),
-            over=all(part.is_over for part in parts),
+            finished=sum(part.completed + part.failed for part in parts),
+            is_over=all(part.status in _FINAL for part in parts),
         )
 
-    def collect(self) -> Iterator[tuple[str, Completion | RequestError]]:
-        """Yields ``(Request.key, what came)`` for every request of the batches that are over.
+    def collect(self) -> Iterator[tuple[Part, dict[str, Completion | RequestError]]]:
+        """Yields each ended batch with ``Request.key -> outcome`` for every request in it.
 
-        A batch counts as collected when the next one, or the end, is asked for: killed before, its
-        answers are yielded again. `Completion.seconds` is 0.
+        Call `mark_collected` when the outcomes are on disk; until then they are yielded again.
 
         Raises:
             EndpointError: a file cannot be fetched, or, after all others were yielded, a batch was
-                refused as a whole. It is then forgotten: what it asked can be submitted again.
+                refused as a whole. That one is forgotten, so its requests can be submitted again.
         """
         refused = ""
         for part in self._open_parts():
-            if not part.is_over:
-                continue
             if part.status == FAILED:
                 refused = refused or f"batch {part.batch_id} was refused: {part.errors}"
-            else:
-                yield from self._answers(part)
-            part.collected = True
-            self._write_state()
-            self._input_file(part).unlink(missing_ok=True)
+                self.mark_collected(part)
+            elif part.status in _FINAL:
+                yield part, dict(self._outcomes(part))
         if refused:
-            raise EndpointError(f"{self._endpoint.shown}: {refused}; correct this and start again")
+            raise EndpointError(
+                f"{self._endpoint.shown}: {refused}. Fix the cause and start again."
+            )
+
+    def mark_collected(self, part: Part) -> None:
+        """Notes that nothing more is needed from a batch."""
+        part.collected = True
+        self._write_state()
+        self._input_file(part).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Closes the connections."""
@@ -176,8 +170,8 @@ class Batch:
     # -- one part
 
     def _send(self, part: Part, is_new: bool) -> None:
-        """Uploads and submits; first looks whether a killed process did."""
-        batch = None if is_new else self._find(part)
+        """Uploads and submits a part, unless a killed process has done so."""
+        batch = None if is_new else self._call(functools.partial(self._find, part))
         if batch is None:
             with self._input_file(part).open("rb") as file:
                 first = json.loads(file.readline())
@@ -193,27 +187,17 @@ class Batch:
                     extra_headers={"Idempotency-Key": part.name},
                 )
             )
-        self._note(part, batch)
+        self._update(part, batch)
         self._write_state()
 
     def _find(self, part: Part) -> Any:
-        """The batch that carries the part's name, None where there is none."""
-
-        def look() -> Any:
-            return next(
-                (
-                    batch
-                    for batch in self._client.batches.list(limit=100)
-                    if (batch.metadata or {}).get(_TAG) == part.name
-                ),
-                None,
-            )
-
-        return self._call(look)
+        """The batch that carries the part's name; None if there is none."""
+        listed = self._client.batches.list(limit=100)
+        return next((b for b in listed if (b.metadata or {}).get(_TAG) == part.name), None)
 
     @staticmethod
-    def _note(part: Part, batch: Any) -> None:
-        """Takes over what the endpoint says of a batch."""
+    def _update(part: Part, batch: Any) -> None:
+        """Copies the endpoint's state of a batch."""
         counts = batch.request_counts
         files = (batch.output_file_id, batch.error_file_id)
         errors = batch.errors.data if batch.errors and batch.errors.data else []
@@ -224,31 +208,35 @@ class Batch:
         part.output_files = tuple(file for file in files if file)
         part.errors = "; ".join(failures.one_line(f"{e.code}: {e.message}") for e in errors[:3])
 
-    def _answers(self, part: Part) -> Iterator[tuple[str, Completion | RequestError]]:
-        left = dict.fromkeys(self._keys(part))
+    def _outcomes(self, part: Part) -> Iterator[tuple[str, Completion | RequestError]]:
+        missing = dict.fromkeys(self._keys(part))
         for file in part.output_files:
             content = self._call(functools.partial(self._client.files.content, file)).read()
             for line in content.splitlines():
-                key, came = self._read_line(line)
-                # One that is not ours, or that came before, is nobody's answer.
-                if key in left:
-                    del left[key]
-                    yield key, came
-        for key in left:
-            yield key, RequestError(_OVER[part.status], f"batch {part.batch_id} has no line for it")
+                key, outcome = self._read_line(line)
+                # Lines of other requests, and repeated lines, are ignored.
+                if key in missing:
+                    del missing[key]
+                    yield key, outcome
+        for key in missing:
+            yield (
+                key,
+                RequestError(_FINAL[part.status], f"batch {part.batch_id} has no line for it"),
+            )
 
     def _read_line(self, line: bytes) -> tuple[str, Completion | RequestError]:
         try:
             row = json.loads(line)
             key, error, response = row["custom_id"], row.get("error"), row.get("response")
             if error:
-                reason = failures.EXPIRED if error.get("code") == "batch_expired" else None
-                said = failures.one_line(error.get("message") or error)
-                return key, RequestError(reason or failures.UNAVAILABLE, said)
+                is_expired = error.get("code") == "batch_expired"
+                message = failures.one_line(error.get("message") or error)
+                reason = failures.EXPIRED if is_expired else failures.UNAVAILABLE
+                return key, RequestError(reason, message)
             status, body = response["status_code"], response["body"]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise EndpointError(
-                f"{self._endpoint.shown}: a line of a batch's answers is not of the protocol: "
+                f"{self._endpoint.shown}: a line of a batch's output does not follow the protocol: "
                 f"{failures.one_line(line.decode('utf-8', 'replace'))}"
             ) from None
         try:
@@ -259,12 +247,12 @@ class Batch:
         except RequestError as error:
             return key, error
         body = body.get("error", body) if isinstance(body, dict) else body
-        judged = failures.judge(status, body, {}, self._endpoint)
-        if isinstance(judged, failures.Again):
-            return key, RequestError(judged.reason, judged.detail)
-        if isinstance(judged, EndpointError):
-            return key, RequestError(failures.REFUSED, str(judged))
-        return key, judged
+        failure = failures.classify(status, body, {}, self._endpoint)
+        if isinstance(failure, failures.Again):
+            return key, RequestError(failure.reason, failure.detail)
+        if isinstance(failure, EndpointError):
+            return key, RequestError(failures.REFUSED, str(failure))
+        return key, failure
 
     # -- files
 
@@ -278,7 +266,7 @@ class Batch:
             size = 0
             for request in group:
                 line = self._line(request)
-                if lines and (len(lines) == MOST_REQUESTS or size + len(line) > MOST_BYTES):
+                if lines and (len(lines) == MAX_REQUESTS or size + len(line) > MAX_BYTES):
                     yield lines
                     lines, size = [], 0
                 lines.append(line)
@@ -309,8 +297,8 @@ class Batch:
             return [Part(**{**row, "output_files": tuple(row["output_files"])}) for row in rows]
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
-                f"{path}: not the state of this program's batches ({type(error).__name__}); "
-                "restore the file, or move it away and look at the account for batches that run"
+                f"{path}: damaged state of offline batches ({type(error).__name__}). Restore the "
+                "file, or move it away and look for running batches in your account."
             ) from error
 
     def _write_state(self) -> None:
@@ -319,29 +307,29 @@ class Batch:
 
     # -- the endpoint
 
-    def _call(self, ask: Callable[[], _Result]) -> _Result:
-        """What `ask` returns; the library has its own retries.
+    def _call(self, function: Callable[[], _Result]) -> _Result:
+        """Calls `function`; the library retries its requests, since none of them is paid for.
 
         Raises:
             EndpointError: in place of the library's errors, which hold requests and their headers.
         """
         shown = self._endpoint.shown
         try:
-            return ask()
+            return function()
         except openai.APIStatusError as error:
-            judged = failures.judge(
+            judged = failures.classify(
                 error.status_code, error.body, error.response.headers, self._endpoint
             )
             if isinstance(judged, EndpointError):
                 failure = judged
             else:
-                failure = EndpointError(f"{shown} does not take the batch ({judged.detail})")
+                failure = EndpointError(f"{shown} rejects the batch ({judged.detail}).")
         except openai.APIConnectionError as error:
             cause = failures.one_line(error.__cause__ or error)
             failure = EndpointError(
-                f"{shown}: no connection ({cause}); start again when there is one, and the batches "
-                "go on from where they are"
+                f"{shown}: no connection ({cause}). Start again when it is back: submitted batches "
+                "continue."
             )
         except json.JSONDecodeError:
-            failure = EndpointError(f"{shown}: the answer about a batch is not JSON")
+            failure = EndpointError(f"{shown}: the response about a batch is not JSON.")
         raise failure

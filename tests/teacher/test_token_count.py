@@ -7,7 +7,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.teacher import tokens
+from stepdistill_jax.teacher import token_count
 from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.requests import Decoding, Message, Request
 
@@ -48,12 +48,12 @@ def configure(folder, template):
     content = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
     content |= {"chat_template": template} if template else {}
     (folder / "tokenizer_config.json").write_text(json.dumps(content))
-    return tokens.counter(config(teacher_tokenizer=str(folder)))
+    return token_count.tokenizer_counter(config(teacher_tokenizer=str(folder)))
 
 
 def test_a_text_and_a_completion_are_counted_as_they_are_sent(folder):
     count = configure(folder, "")
-    assert count("a b c b") == 4
+    assert count.text("a b c b") == 4
     assert count.request(request("a b c b")) == 5  # the model reads <s> before it
 
 
@@ -67,51 +67,49 @@ def test_a_chat_is_counted_with_its_template(folder):
 def test_without_a_template_every_turn_takes_a_share(folder):
     count = configure(folder, "")
     assert not count.is_exact_chat
-    assert count.request(CHAT) == 2 + 3 + 3 * tokens.TURN
+    assert count.request(CHAT) == 2 + 3 + 3 * token_count.TURN
 
 
 def test_a_template_that_refuses_the_prompt_is_said_before_anything_is_sent(folder):
     count = configure(folder, TEMPLATE.replace("no_system", "true"))
     with pytest.raises(
-        InputError, match=r"refuses the prompt \(no system role\).*PROMPT_FORM='com"
+        InputError, match=r"rejects the prompt \(no system role\).*PROMPT_FORM='com"
     ):
         count.request(CHAT)
 
 
 def test_a_tokenizer_that_is_not_there_or_damaged_is_said(folder, tmp_path_factory):
-    assert tokens.counter(config()) is None
+    assert token_count.tokenizer_counter(config()) is None
     empty = tmp_path_factory.mktemp("empty")
-    with pytest.raises(InputError, match=r"TEACHER_TOKENIZER '.*empty.*': no tokenizer.json or"):
-        tokens.counter(config(teacher_tokenizer=str(empty)))
     with pytest.raises(
-        InputError, match=r"TEACHER_TOKENIZER 'hf:no/such': tokenizer.json or .*not"
+        InputError, match=r"TEACHER_TOKENIZER='.*empty.*': has no tokenizer.json or"
     ):
-        tokens.counter(config(teacher_tokenizer="hf:no/such"))
+        token_count.tokenizer_counter(config(teacher_tokenizer=str(empty)))
+    with pytest.raises(
+        InputError, match=r"TEACHER_TOKENIZER='hf:no/such': tokenizer.json or .*not"
+    ):
+        token_count.tokenizer_counter(config(teacher_tokenizer="hf:no/such"))
     (folder / "tokenizer.json").write_text('{"model": 3')
-    with pytest.raises(
-        InputError, match=r"TEACHER_TOKENIZER .* could not be loaded: .*; set it to"
-    ):
+    with pytest.raises(InputError, match=r"TEACHER_TOKENIZER=.* cannot be loaded .*\. Set it to"):
         configure(folder, "")
 
 
 def test_a_prompt_that_is_too_long_is_refused_by_how_much():
-    at_most = config(context_length=1000, max_new_tokens=200)
-    tokens.check_context(800, at_most)
+    limited = config(context_length=1000, max_new_tokens=200)
+    token_count.check_context(800, limited, 1000, "d.json:3")
     with pytest.raises(
         InputError,
-        match=r"^d.json:3: the prompt has 805 tokens and the answer may have 200 "
-        r"\(MAX_NEW_TOKENS\): 5 more than the 1,000 that m holds \(CONTEXT_LENGTH\); "
-        r"set MAX_NEW_TOKENS=195 or less, take exemplars out \(PROMPT_FILE\) or ask a model",
+        match=r"^d.json:3: prompt of 805 tokens and MAX_NEW_TOKENS=200 exceed the context of m, "
+        r"1,000 tokens \(CONTEXT_LENGTH\), by 5\. "
+        r"Set MAX_NEW_TOKENS=195 or less, remove exemplars \(PROMPT_FILE\) or use a model",
     ):
-        tokens.check_context(805, at_most, where="d.json:3")
-    with pytest.raises(InputError, match=r"1,200 more than the 1,000 .*\); take exemplars out"):
-        tokens.check_context(2000, at_most)
+        token_count.check_context(805, limited, 1000, "d.json:3")
+    with pytest.raises(InputError, match=r"1,000 tokens .*, by 1,200\. Remove exemplars"):
+        token_count.check_context(2000, limited, 1000, "d.json:3")
 
 
-def test_the_endpoints_word_counts_where_nothing_is_set():
+def test_the_endpoints_context_is_named_where_nothing_is_set():
     unset = config(max_new_tokens=200)
-    tokens.check_context(10**9, unset)
-    tokens.check_context(800, unset, 1000)
-    with pytest.raises(InputError, match=r"1 more than the 1,000 that m holds \(what the endpoint"):
-        tokens.check_context(801, unset, 1000)
-    tokens.check_context(801, config(max_new_tokens=200, context_length=2000), 1000)
+    token_count.check_context(800, unset, 1000, "d.json:3")
+    with pytest.raises(InputError, match=r"m, 1,000 tokens \(reported by the endpoint\), by 1\."):
+        token_count.check_context(801, unset, 1000, "d.json:3")

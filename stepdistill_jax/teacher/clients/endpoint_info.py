@@ -1,4 +1,4 @@
-"""What an endpoint says of its models: their names, how much they hold, how they count tokens."""
+"""What an endpoint reports of its models: names, context length, token counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import openai
 
 from stepdistill_jax.teacher.clients import endpoint as endpoints
 from stepdistill_jax.teacher.clients import failures
-from stepdistill_jax.teacher.clients.endpoint import Endpoint
 from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.requests import EndpointError
 
@@ -20,29 +19,12 @@ _SHOWN = 20
 _SECONDS = 10.0
 # Fields of an entry of /v1/models: vLLM's and OpenRouter's; llama.cpp's are under "meta".
 _LENGTH_FIELDS = ("max_model_len", "context_length", "n_ctx", "n_ctx_train")
-# Address beside /v1, and the fields that a text is sent in: vLLM's prompt and llama.cpp's content;
-# llama-cpp-python's.
+# Path beside /v1, and the fields for the text: vLLM's and llama.cpp's; llama-cpp-python's.
 _TOKENIZERS = (("/tokenize", ("prompt", "content")), ("/extras/tokenize/count", ("input",)))
 
 
-async def unknown_model(
-    client: openai.AsyncOpenAI, endpoint: Endpoint, model: str
-) -> EndpointError | None:
-    """What to tell of a 404 where the endpoint lists its models and `model` is none of them."""
-    try:
-        names = [
-            str(entry["id"]) for entry in _entries(await client.get("/models", cast_to=object))
-        ]
-    except (openai.OpenAIError, json.JSONDecodeError):
-        return None
-    if not names or model in names:
-        return None
-    told = f"{endpoint.shown} has no model {model!r}{_nearest(model, names)}"
-    return EndpointError(f"{told}; correct TEACHER_MODEL")
-
-
 def _nearest(model: str, names: Sequence[str]) -> str:
-    """What there is in place of `model`, the most alike first."""
+    """The model with the most similar name, and all models."""
     close = difflib.get_close_matches(model, names, n=1, cutoff=0.4)
     hint = f"; did you mean {failures.one_line(close[0])!r}?" if close else "."
     shown = failures.one_line(", ".join(sorted(names)[:_SHOWN]))
@@ -51,9 +33,10 @@ def _nearest(model: str, names: Sequence[str]) -> str:
 
 
 def _is_called(model: str, name: str) -> bool:
-    """Whether an endpoint that lists `name` is asked for it as `model` too.
+    """Whether an endpoint that lists `name` accepts `model` for it.
 
-    Ollama leaves a tag of "latest" out, Google's "models/" is optional, llama.cpp's is a path.
+    The tag "latest" of Ollama and the prefix "models/" of Google are optional, llama.cpp lists a
+    path.
     """
     return model in (name, name.removesuffix(":latest"), name.rpartition("/")[2])
 
@@ -68,7 +51,7 @@ def _entries(listed: Any) -> list[Mapping[str, Any]]:
 
 
 class EndpointInfo:
-    """Asks an endpoint about itself; whatever it does not offer is None."""
+    """Asks an endpoint about itself; what it does not offer is None."""
 
     def __init__(self, extract: ExtractConfig) -> None:
         """Raises InputError where the endpoint's address or key is missing."""
@@ -76,25 +59,37 @@ class EndpointInfo:
         self._endpoint = endpoints.find(extract)
         self._client = openai.OpenAI(**self._endpoint.options(_SECONDS, retries=0))
 
-    def doubts(self) -> list[str]:
-        """See `clients.doubts`."""
+    def warnings(self) -> list[str]:
+        """See `clients.warnings`."""
         try:
-            listed = self._client.get("/models", cast_to=object)
+            missing = self.missing(self._model)
         except openai.APITimeoutError:
-            return [f"warning: {self._endpoint.shown} did not list its models in {_SECONDS:g} s"]
+            return [f"warning: {self._endpoint.shown}: no list of models in {_SECONDS:g} s"]
         except openai.APIConnectionError as error:
             cause = failures.one_line(error.__cause__ or error)
             return [f"warning: nothing answers at {self._endpoint.shown} ({cause})"]
+        return [f"warning: {missing}"] if missing else []
+
+    def missing(self, model: str) -> str:
+        """The message for a model that the endpoint does not list; "" where it lists none.
+
+        Raises:
+            openai.APIConnectionError: nothing answers.
+        """
+        try:
+            listed = self._client.get("/models", cast_to=object)
+        except openai.APIConnectionError:
+            raise
         except (openai.OpenAIError, json.JSONDecodeError):
-            return []
+            return ""
         names = [str(entry["id"]) for entry in _entries(listed)]
-        if not names or any(_is_called(self._model, name) for name in names):
-            return []
-        told = f"{self._endpoint.shown} lists no model {self._model!r}"
-        return [f"warning: {told}{_nearest(self._model, names)}; is TEACHER_MODEL right?"]
+        if not names or any(_is_called(model, name) for name in names):
+            return ""
+        nearest = _nearest(model, names)
+        return f"{self._endpoint.shown} has no model {model!r}{nearest}. Correct TEACHER_MODEL."
 
     def context_length(self) -> int | None:
-        """Tokens that the model holds, prompt and answer: what is served, else what it can."""
+        """Tokens of the context as it is served, else of the model."""
         if self._endpoint.is_openai:
             return None
         props = self._get(self._endpoint.beside("/props"))
@@ -102,7 +97,7 @@ class EndpointInfo:
         entries = _entries(self._get("/models"))
         chosen = [entry for entry in entries if entry["id"] == self._model]
         if not chosen and len(entries) == 1:
-            chosen = entries  # a server of one model, which it serves under any name
+            chosen = entries  # a server of one model serves it under any name
         for fields in (settings, *chosen, *(entry.get("meta") for entry in chosen)):
             for name in _LENGTH_FIELDS:
                 value = fields.get(name) if isinstance(fields, dict) else None
@@ -111,7 +106,7 @@ class EndpointInfo:
         return None
 
     def token_counter(self) -> Callable[[str], int] | None:
-        """Counts a text's tokens at the endpoint: vLLM's and llama.cpp's ways."""
+        """Counts a text's tokens at the endpoint, as vLLM and llama.cpp offer it."""
         if self._endpoint.is_openai:
             return None
         for path, fields in _TOKENIZERS:
@@ -124,8 +119,8 @@ class EndpointInfo:
         count = self._count(url, fields, text)
         if count is None:
             raise EndpointError(
-                f"{self._endpoint.shown} does not count tokens any more; start it again, or set "
-                "TEACHER_TOKENIZER"
+                f"{self._endpoint.shown} stopped counting tokens. Restart it, or set "
+                "TEACHER_TOKENIZER."
             )
         return count
 

@@ -75,16 +75,16 @@ def test_context_length_is_none_where_nothing_answers():
 )
 def test_a_model_that_is_not_listed_is_doubted(listed, is_doubted):
     with TeacherServer(models=listed) as server:
-        found = clients.doubts(config(server.url))
+        found = clients.warnings(config(server.url))
     assert len(found) == is_doubted
     if is_doubted:
-        assert "lists no model 'teacher'; did you mean 'teecher'? It has other, teecher" in found[0]
+        assert "has no model 'teacher'; did you mean 'teecher'? It has other, teecher" in found[0]
 
 
 def test_an_endpoint_that_does_not_list_its_models_is_not_doubted():
     with TeacherServer(key="secret") as server:
-        assert clients.doubts(config(server.url)) == []
-    (found,) = clients.doubts(config(server.url))
+        assert clients.warnings(config(server.url)) == []
+    (found,) = clients.warnings(config(server.url))
     assert f"nothing answers at {server.url}" in found
 
 
@@ -136,7 +136,7 @@ def test_replayed_answers_have_no_endpoint():
     ],
 )
 def test_refusals_of_a_row(status, body, reason):
-    judged = failures.judge(status, body, {}, HERE)
+    judged = failures.classify(status, body, {}, HERE)
     assert isinstance(judged, RequestError)
     assert judged.reason == reason
     assert judged.detail.startswith(f"HTTP {status}")
@@ -145,7 +145,7 @@ def test_refusals_of_a_row(status, body, reason):
 
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 529])
 def test_what_may_pass(status):
-    judged = failures.judge(status, None, {"retry-after": "3"}, HERE)
+    judged = failures.classify(status, None, {"retry-after": "3"}, HERE)
     assert isinstance(judged, failures.Again)
     assert judged.wait == 3
     assert judged.busy == (status == 429)
@@ -158,11 +158,11 @@ def test_what_may_pass(status):
         (402, {"message": "Payment required"}, "no quota left"),
         (404, {"message": "Not Found"}, "TEACHER_URL ends in the protocol's version"),
         (429, {"type": "insufficient_quota"}, "no quota left"),
-        (400, {"param": "top_p", "message": "no"}, "correct TOP_P"),
+        (400, {"param": "top_p", "message": "no"}, "Change TOP_P"),
     ],
 )
 def test_what_stops_all(status, body, match):
-    judged = failures.judge(status, body, {}, HERE)
+    judged = failures.classify(status, body, {}, HERE)
     assert isinstance(judged, EndpointError)
     with pytest.raises(EndpointError, match=match):
         raise judged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 
@@ -9,10 +10,11 @@ import pytest
 import teacher_server
 from teacher_server import TeacherServer
 
+from stepdistill_jax.data.config import DataConfig
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.teacher.clients import batch as batches
-from stepdistill_jax.teacher.clients import failures
-from stepdistill_jax.teacher.clients.batch import Batch
+from stepdistill_jax.teacher import clients
+from stepdistill_jax.teacher.clients import batches, failures
+from stepdistill_jax.teacher.clients.batches import Batches
 from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.requests import (
     ANSWER,
@@ -36,15 +38,26 @@ def no_key(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
-def open_batch(server, folder, **fields) -> Batch:
-    defaults = {"extract_dir": "x", "client": "batch", "teacher_model": "teacher", "retries": 0}
-    return Batch(ExtractConfig(**defaults, teacher_url=server.url, **fields), folder)
+def open_batch(server, folder, **fields) -> Batches:
+    defaults = {"client": "batch", "teacher_model": "teacher", "retries": 0}
+    return Batches(
+        ExtractConfig(extract_dir=str(folder), **defaults, teacher_url=server.url, **fields)
+    )
+
+
+def collected(batch: Batches) -> dict:
+    """All outcomes by key, which count as collected then."""
+    outcomes = {}
+    for part, of_part in batch.collect():
+        outcomes |= of_part
+        batch.mark_collected(part)
+    return outcomes
 
 
 def questions(count: int) -> list[Request]:
     return [
         Request(
-            row_id=str(number),
+            example_id=str(number),
             purpose=ANSWER,
             sample=0,
             model="teacher",
@@ -65,10 +78,10 @@ def test_answers_come_by_key_whatever_their_order(server, tmp_path):
     asked = questions(5)
     batch = open_batch(server, tmp_path)
     server.batch_looks = 2
-    assert batch.submit([*asked, dataclasses.replace(asked[0], row_id="the same again")]) == 5
-    assert batch.poll().over is False
-    assert batch.poll() == batches.BatchStatus(1, 5, 5, 0, over=True)
-    came = dict(batch.collect())
+    assert batch.submit([*asked, dataclasses.replace(asked[0], example_id="the same again")]) == 5
+    assert batch.poll().is_over is False
+    assert batch.poll() == batches.BatchStatus(5, 5, is_over=True)
+    came = collected(batch)
     batch.close()
     assert set(came) == {request.key for request in asked}
     by_key = {json.loads(line)["custom_id"]: json.loads(line) for line in uploads(server)}
@@ -78,10 +91,10 @@ def test_answers_come_by_key_whatever_their_order(server, tmp_path):
         assert came[request.key].text == expected
         assert body["messages"] == [{"role": "user", "content": request.messages[0].content}]
         assert came[request.key].prompt_tokens == 4
-    assert list(batch.collect()) == []
+    assert collected(batch) == {}
     assert batch.waiting() == frozenset()
     assert [path.name for path in tmp_path.iterdir()] == [batches.STATE_FILE]
-    assert batch.poll() == batches.BatchStatus(0, 0, 0, 0, over=True)
+    assert batch.poll() == batches.BatchStatus(0, 0, is_over=True)
 
 
 def uploads(server) -> list[bytes]:
@@ -90,14 +103,14 @@ def uploads(server) -> list[bytes]:
 
 
 def test_limits_of_a_file_make_several_batches(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "MOST_REQUESTS", 3)
+    monkeypatch.setattr(batches, "MAX_REQUESTS", 3)
     batch = open_batch(server, tmp_path)
     batch.submit(questions(7))
     assert submitted(server) == 3
-    assert batch.poll().batches == 3
-    assert len(dict(batch.collect())) == 7
+    assert batch.poll().is_over
+    assert len(collected(batch)) == 7
     size = len(uploads(server)[0]) + 1
-    monkeypatch.setattr(batches, "MOST_BYTES", 2 * size)
+    monkeypatch.setattr(batches, "MAX_BYTES", 2 * size)
     batch.submit(questions(4))
     assert submitted(server) == 3 + 2
     inputs = [server.files[entry["input_file_id"]] for entry in server.batches.values()]
@@ -111,7 +124,7 @@ def test_chat_and_completion_are_batches_of_their_own(server, tmp_path):
     addresses = sorted(entry["endpoint"] for entry in server.batches.values())
     assert addresses == ["/v1/chat/completions", "/v1/completions"]
     batch.poll()
-    assert all(isinstance(came, Completion) for _, came in batch.collect())
+    assert all(isinstance(came, Completion) for came in collected(batch).values())
 
 
 class KilledError(BaseException):
@@ -137,7 +150,7 @@ def test_a_killed_process_submits_nothing_twice(server, tmp_path, monkeypatch, m
         elif moment == "create":
             patched.setattr(batch._client.batches, "create", kill)
         else:
-            patched.setattr(batch, "_note", kill)
+            patched.setattr(batch, "_update", kill)
         with pytest.raises(KilledError):
             batch.submit(asked)
     for number in range(3):
@@ -149,7 +162,7 @@ def test_a_killed_process_submits_nothing_twice(server, tmp_path, monkeypatch, m
     assert again.submit(asked) == 0
     assert submitted(server) == 3 + 1
     again.poll()
-    assert {key for key, _ in again.collect()} == {request.key for request in asked}
+    assert collected(again).keys() == {request.key for request in asked}
     assert len(server.asked) == 4
 
 
@@ -159,12 +172,11 @@ def test_another_process_collects(server, tmp_path):
     assert open_batch(server, tmp_path).submit(asked) == 2
     assert submitted(server) == 2
     open_batch(server, tmp_path).poll()
-    half = open_batch(server, tmp_path).collect()
-    first = [next(half)]  # killed before the second answer is written down
-    came = dict(open_batch(server, tmp_path).collect())
-    assert first[0][0] in came
+    killed = dict(next(open_batch(server, tmp_path).collect())[1])  # before they are on disk
+    came = collected(open_batch(server, tmp_path))
+    assert killed.items() <= came.items()
     assert len(came) == 4
-    assert list(open_batch(server, tmp_path).collect()) == []
+    assert collected(open_batch(server, tmp_path)) == {}
 
 
 def test_rows_of_an_expired_batch_are_typed_and_can_be_submitted_again(server, tmp_path):
@@ -173,14 +185,14 @@ def test_rows_of_an_expired_batch_are_typed_and_can_be_submitted_again(server, t
     batch = open_batch(server, tmp_path)
     batch.submit(asked)
     batch.poll()
-    came = dict(batch.collect())
+    came = collected(batch)
     lost = [key for key, outcome in came.items() if isinstance(outcome, RequestError)]
     assert {came[key].reason for key in lost} == {failures.EXPIRED}
     assert lost == [asked[1].key, asked[3].key]
     server.batch_ends = "completed"
     assert batch.submit([request for request in asked if request.key in lost]) == 2
     batch.poll()
-    assert all(isinstance(outcome, Completion) for _, outcome in batch.collect())
+    assert all(isinstance(outcome, Completion) for outcome in collected(batch).values())
 
 
 def test_faults_of_single_rows(server, tmp_path):
@@ -196,8 +208,8 @@ def test_faults_of_single_rows(server, tmp_path):
     asked = questions(7)
     batch = open_batch(server, tmp_path)
     batch.submit(asked)
-    assert batch.poll().failed == 3
-    came = dict(batch.collect())
+    assert batch.poll().finished == 7
+    came = collected(batch)
     reasons = [getattr(came[request.key], "reason", "") for request in asked]
     assert reasons == [
         failures.CONTEXT,
@@ -216,9 +228,9 @@ def test_a_refused_batch_stops_and_is_submitted_anew(server, tmp_path):
     server.batch_ends = "failed"
     batch = open_batch(server, tmp_path)
     batch.submit(asked)
-    assert batch.poll().over
+    assert batch.poll().is_over
     with pytest.raises(EndpointError, match="batch_0 was refused: model_not_found: The provided"):
-        list(batch.collect())
+        collected(batch)
     server.batch_ends = "completed"
     assert open_batch(server, tmp_path).submit(asked) == 2
 
@@ -231,7 +243,7 @@ def test_a_line_that_is_missing_is_a_row_without_an_answer(server, tmp_path):
     (entry,) = server.batches.values()
     lines = server.files[entry["output_file_id"]].splitlines(keepends=True)
     server.files[entry["output_file_id"]] = b"".join(lines[:2])
-    came = dict(batch.collect())
+    came = collected(batch)
     assert len(came) == 3
     assert [outcome.reason for outcome in came.values() if isinstance(outcome, RequestError)] == [
         failures.UNAVAILABLE
@@ -251,5 +263,31 @@ def test_an_expired_key_shows_its_variable_alone(tmp_path, monkeypatch):
 
 def test_damaged_state_is_refused(server, tmp_path):
     (tmp_path / batches.STATE_FILE).write_text('[{"name": 1}]')
-    with pytest.raises(InputError, match=r"batches\.json: not the state"):
+    with pytest.raises(InputError, match=r"batches\.json: damaged state"):
         open_batch(server, tmp_path)
+
+
+def test_the_client_fails_all_requests_that_may_still_be_completed(server, tmp_path):
+    lines = []
+    server.batch_ends = "failed"
+    extract = ExtractConfig(
+        extract_dir=str(tmp_path),
+        client="batch",
+        teacher_model="teacher",
+        teacher_url=server.url,
+        retries=0,
+    )
+
+    async def run():
+        client = clients.open(extract, DataConfig(dataset="demo"), lines.append)
+        tasks = [asyncio.create_task(client.complete(request)) for request in questions(3)]
+        client.flush()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        await client.close()
+        return outcomes
+
+    for outcome in asyncio.run(run()):
+        assert isinstance(outcome, EndpointError)
+        assert outcome.may_be_paid
+        assert "batch_0 was refused" in str(outcome)
+    assert lines == ["0 of 3 requests in batches are finished"]
