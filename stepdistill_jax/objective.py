@@ -1,7 +1,7 @@
 """Distilling Step-by-Step's loss: per-stream sums over target tokens and their combination.
 
-Sums, never means, leave this module's first half: a sum over a microbatch or a device's rows adds
-up to the sum over the global batch, a mean does not. `combine` divides, once.
+Streams return sums, never means: sums over microbatches and devices add up to the sum over the
+global batch, means do not. `combine` divides once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import optax
 from stepdistill_jax.settings import check, setting
 from stepdistill_jax.spec import COUNTERFACTUAL, LABEL
 
-# Logits of one stream held at once, per device, before the sums are taken in chunks: 2**26 float32
-# are 256 MiB, about 16 rows of 128 targets over T5's vocabulary.
+# Maximum number of logits that a device holds of one stream; more are computed in chunks. 2**26
+# float32 are 256 MiB, about 16 rows of 128 targets over T5's vocabulary.
 LOGITS_BUDGET = 2**26
 
 
@@ -71,14 +71,14 @@ class ObjectiveConfig:
         check(self)
 
     def of_stream(self, stream: str) -> ObjectiveConfig:
-        """As `stream` takes it: with its own label smoothing."""
+        """The same objective with the label smoothing of `stream`."""
         if stream != COUNTERFACTUAL:
             return self
         return dataclasses.replace(self, label_smoothing=self.counterfactual_smoothing)
 
 
 def alpha_schedule(config: ObjectiveConfig, train_steps: int) -> optax.Schedule | None:
-    """Step -> alpha, from `alpha` at step 0 to `alpha_end` at `train_steps`; None = it stays."""
+    """Step -> alpha, from `alpha` at step 0 to `alpha_end` at `train_steps`; None = constant."""
     if config.alpha_end is None:
         return None
     return optax.linear_schedule(config.alpha, config.alpha_end, train_steps)
@@ -125,7 +125,6 @@ def cross_entropy_sums(
         logits: [B, T, V].
         targets: int [B, T].
         weights: float [B, T]; a token of weight 0 adds nothing.
-        config: z-loss and label smoothing.
     """
     losses, correct = _token_losses(
         logits.astype(jnp.float32), targets, config.z_loss, config.label_smoothing
@@ -145,10 +144,10 @@ def stream_sums(
     *,
     row_shards: int = 1,
 ) -> StreamSums:
-    """`cross_entropy_sums` of ``logits_fn(hidden)`` without holding all logits where they are many.
+    """`cross_entropy_sums` of ``logits_fn(hidden)``; large logits are computed in chunks.
 
-    Chunks run over target positions, which no mesh axis splits, so each device keeps its rows. A
-    chunk's logits are recomputed in the backward pass.
+    Chunks split target positions, which no mesh axis splits, so no row moves between devices. The
+    backward pass recomputes a chunk's logits.
 
     Args:
         logits_fn: [B, t, D] -> [B, t, V].
@@ -187,12 +186,11 @@ def stream_sums(
 def coefficients(
     weights: Mapping[str, jax.Array], alpha: float | jax.Array
 ) -> dict[str, jax.Array]:
-    """Factor of each stream's loss sum: its share over its weight; 0 where the weight is 0.
+    """Factor of each stream's loss sum: its share / its weight; 0 if the weight is 0.
 
     Args:
-        weights: stream -> token weight of the whole global batch. Label alone has share 1; label
-            and another stream have alpha and 1 - alpha.
-        alpha: see `ObjectiveConfig`.
+        weights: stream -> token weight of the global batch. A label stream alone has share 1;
+            with another stream, label has alpha and the other 1 - alpha.
     """
     shares = {LABEL: alpha if len(weights) > 1 else 1.0}
     return {
@@ -207,9 +205,8 @@ def combine(
     """The loss ``alpha * label mean + (1 - alpha) * other stream's mean`` and its parts.
 
     Args:
-        sums: stream -> sums over the global batch. Without another stream the loss is the label
-            mean alone: standard finetuning.
-        alpha: see `ObjectiveConfig`.
+        sums: stream -> sums over the global batch. With the label stream alone, the loss is its
+            mean: standard finetuning.
 
     Returns:
         The loss, and ``loss``, and for each stream ``s``: ``s_loss`` (nats a token, z-loss
@@ -231,10 +228,10 @@ def _inverse(weight: jax.Array) -> jax.Array:
     return jnp.where(weight > 0, 1.0 / jnp.where(weight > 0, weight, 1.0), 0.0)
 
 
-# Autodiff would scatter the target's gradient into a second array of logits' size and keep the
-# exponentials of a third. This rule keeps the logits and forms their gradient in one fused pass.
-# The target's logit is read by a masked sum, not a gather: it fuses into the same pass and needs
-# no collective but a scalar sum where the vocabulary is split over devices.
+# Autodiff would scatter the target's gradient into a second array of the logits' size and store the
+# exponentials in a third. This rule stores the logits and computes their gradient in one pass. A
+# masked sum, not a gather, reads the target's logit: it fuses into the same pass, and with a
+# sharded vocabulary it needs only a scalar sum over devices.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _token_losses(
     logits: jax.Array, targets: jax.Array, z_loss: float, label_smoothing: float

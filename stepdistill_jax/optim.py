@@ -12,7 +12,7 @@ import optax
 from stepdistill_jax.settings import check, setting
 from stepdistill_jax.spec import InputError
 
-# Hugging Face's inverse square root has this time scale where there is no warm-up.
+# Time scale of Hugging Face's inverse square root without warm-up.
 RSQRT_TIMESCALE = 10_000
 
 
@@ -81,8 +81,8 @@ def schedule(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
     warmup, peak = config.warmup_steps, config.learning_rate
     if warmup and warmup >= train_steps:
         raise InputError(
-            f"WARMUP_STEPS={warmup} leaves nothing of TRAIN_STEPS={train_steps}; "
-            f"lower WARMUP_STEPS or raise TRAIN_STEPS"
+            f"WARMUP_STEPS={warmup}: expected less than TRAIN_STEPS={train_steps}. "
+            "Lower WARMUP_STEPS or raise TRAIN_STEPS."
         )
     decay_steps = max(train_steps - warmup, 1)
     timescale = warmup or RSQRT_TIMESCALE
@@ -105,7 +105,7 @@ def schedule(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
 def decay_mask(params: Any) -> Any:
     """True where weight decay applies: everything but layer-norm scales and relative-position bias.
 
-    Hugging Face's trainer leaves out what it names norm or bias; T5 has no other biases.
+    Hugging Face's trainer excludes parameters named norm or bias; T5 has no other biases.
     """
 
     def decays(path: tuple[jax.tree_util.DictKey, ...], _: Any) -> bool:
@@ -117,9 +117,9 @@ def decay_mask(params: Any) -> Any:
 def optimizer(config: OptimizerConfig, train_steps: int) -> optax.GradientTransformation:
     """The update rule: clip by global norm, then AdamW or Adafactor under `schedule`.
 
-    AdamW is PyTorch's (epsilon outside the root, decay decoupled), with which the released code
-    trains. Adafactor is T5's: second moments factored where two dimensions reach 128, no momentum,
-    updates clipped at root mean square 1 and scaled by the parameter's.
+    AdamW is PyTorch's, as in the released code: epsilon outside the root, decoupled decay.
+    Adafactor is T5's: second moments factored if two dimensions reach 128, no momentum, updates
+    clipped at root mean square 1 and scaled by that of the parameter.
     """
     rate = schedule(config, train_steps)
     if config.name == "adamw":

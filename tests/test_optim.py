@@ -142,5 +142,5 @@ def test_illegal_settings_name_the_macro(settings, message):
 
 
 def test_warmup_as_long_as_training_is_refused():
-    with pytest.raises(InputError, match="WARMUP_STEPS=10 leaves nothing of TRAIN_STEPS=10"):
+    with pytest.raises(InputError, match="WARMUP_STEPS=10: expected less than TRAIN_STEPS=10"):
         schedule(OptimizerConfig(warmup_steps=10), train_steps=10)

@@ -1,7 +1,7 @@
-"""Scores a closed set of labels instead of decoding: probabilities, and never an invalid label.
+"""Scores a closed set of labels instead of decoding: gives probabilities and only valid labels.
 
-All choices of an example go through the decoder as segments of one row that read the same input,
-so the encoder and the keys and values of its output are computed once per example.
+The choices of an example are segments of one decoder row that read the same input, so the encoder
+and the keys and values of its output are computed once per example.
 """
 
 from __future__ import annotations
@@ -18,33 +18,26 @@ from stepdistill_jax.model.stack import Params
 from stepdistill_jax.spec import PAD_ID
 
 
-@functools.partial(jax.jit, static_argnames=("config", "length_normalised"))
+@functools.partial(jax.jit, static_argnames="config")
 def choice_log_probs(
     config: T5Config,
     params: Params,
     inputs: jax.Array,
     segment_ids: jax.Array,
     choices: jax.Array,
-    length_normalised: bool = False,
 ) -> jax.Array:
     """Log-probability of each choice as the whole target, one example a row.
 
     Args:
-        config: the model's.
-        params: its parameters.
         inputs: int32 [B, L] token ids.
         segment_ids: int32 [B, L], 0 = padding.
-        choices: int32 [B, C, T], each row's own choices, or [C, T], the same for all rows; each
-            ends in EOS, then PAD. A choice of PAD alone is none (rows with fewer choices).
-        length_normalised: the mean over a choice's tokens, EOS included, instead of the sum.
+        choices: int32 [B, C, T]; each choice ends in EOS, then PAD. A choice of PAD alone is
+            absent, for rows with fewer choices.
 
     Returns:
         float32 [B, C]; -inf where there is no choice.
     """
-    rows = inputs.shape[0]
-    if choices.ndim == 2:
-        choices = jnp.broadcast_to(choices[None], (rows, *choices.shape))
-    count, length = choices.shape[1:]
+    rows, count, length = choices.shape
     joined = (rows, count * length)
 
     present = choices != PAD_ID
@@ -68,11 +61,8 @@ def choice_log_probs(
     targets = choices.reshape(joined)[..., None]
     score = jnp.take_along_axis(logits, targets, axis=-1)[..., 0]
     log_probs = (score - jax.nn.logsumexp(logits, axis=-1)).reshape(choices.shape)
-    tokens = jnp.sum(present, axis=-1)
     total = jnp.sum(jnp.where(present, log_probs, 0.0), axis=-1)
-    if length_normalised:
-        total = total / jnp.maximum(tokens, 1)
-    return jnp.where(tokens > 0, total, -jnp.inf)
+    return jnp.where(jnp.any(present, axis=-1), total, -jnp.inf)
 
 
 def choice_probabilities(log_probs: jax.Array) -> jax.Array:
@@ -81,6 +71,6 @@ def choice_probabilities(log_probs: jax.Array) -> jax.Array:
     An absent choice has 0; a row without any choice is all 0.
     """
     exists = jnp.isfinite(log_probs)
-    # Finite, so that a row without any choice is no NaN.
+    # Finite, so that a row without any choice gives no NaN.
     finite = jnp.where(exists, log_probs, jnp.finfo(jnp.float32).min)
     return jnp.where(exists, jax.nn.softmax(finite, axis=-1), 0.0)

@@ -16,7 +16,7 @@ from stepdistill_jax.spec import EOS_ID, PAD_ID
 
 
 class _State(struct.PyTreeNode):
-    """What the decoding loop carries: the output [B, S], the last token and end of each row."""
+    """State of the decoding loop: output [B, S], last token [B], whether each row has ended [B]."""
 
     output: jax.Array
     token: jax.Array
@@ -34,18 +34,16 @@ def greedy(
 ) -> jax.Array:
     """Decodes the most probable token at each step, one example a row.
 
-    The loop ends with the last row's EOS. A row of padding alone (all segment ids 0), as fills
-    the last batch, counts as ended from the start.
+    The loop ends when every row has its EOS. Rows of padding alone (all segment ids 0), which fill
+    the last batch, count as ended from the start.
 
     Args:
-        config: the model's.
-        params: its parameters.
         inputs: int32 [B, L] token ids.
         segment_ids: int32 [B, L], 0 = padding.
-        max_length: most tokens to write, EOS included.
+        max_length: maximum number of tokens to write, EOS included.
 
     Returns:
-        int32 [B, max_length]: each row's tokens, EOS if it came, then PAD.
+        int32 [B, max_length]: each row's tokens, EOS if it was reached, then PAD.
     """
     model: Any = Transformer(config)
     variables = {"params": params}

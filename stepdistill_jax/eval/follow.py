@@ -1,4 +1,4 @@
-"""Which steps of a run are scored: those that EVAL_STEP names, now or as training goes on."""
+"""The steps of a run that EVAL_STEP names, now or while training continues."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def steps_to_score(
 ) -> Iterator[tuple[int, str]]:
     """Yields (step, selected_on) of every step that EVAL_STEP names, each once, ascending.
 
-    With WATCH it looks again every WATCH_PERIOD seconds until the run has finished, and the best
-    step, which may change until then, comes last. Of several processes the lead looks for all: a
-    run that trains on would show each of them another moment.
+    With WATCH it lists the checkpoints every WATCH_PERIOD seconds until the run has finished, and
+    yields the best step only then, since it may change. The lead lists for all processes, as the
+    run may save a step between two processes' listings.
 
     Raises:
-        InputError: there is no such checkpoint (and, with WATCH, none came).
+        InputError: there is no such checkpoint.
     """
     steps = _steps_to_score(model_dir, config, sleep)
     while (step := processes.from_lead(lambda: next(steps, None))) is not None:
@@ -36,27 +36,27 @@ def _steps_to_score(
 ) -> Iterator[tuple[int, str]]:
     seen: set[int] = set()
     while True:
-        # Asked first: what was saved before the run finished is then seen below.
-        over = [epath.Path(model_dir) / name for name in (FINISHED_FILE, NON_FINITE_FILE)]
-        last_look = not config.watch or any(path.exists() for path in over)
-        for step in _named(model_dir, config.step, last_look):
+        # Read before the checkpoints, so that the last listing has every step.
+        end_files = [epath.Path(model_dir) / name for name in (FINISHED_FILE, NON_FINITE_FILE)]
+        is_last = not config.watch or any(path.exists() for path in end_files)
+        for step in _named(model_dir, config.step, is_last):
             if step not in seen:
                 seen.add(step)
                 yield step, VALIDATION if config.step == "best" else NOT_SELECTED
-        if last_look:
+        if is_last:
             break
         sleep(config.watch_period)
     if not seen:
         raise InputError(
             f"{model_dir}: no checkpoint for EVAL_STEP={config.step!r}, there are steps "
-            f"{available_steps(model_dir)}; train first, or set EVAL_STEP to one of them"
+            f"{available_steps(model_dir)}. Train first, or set EVAL_STEP to one of them."
         )
 
 
-def _named(model_dir: epath.PathLike, name: int | str, last_look: bool) -> list[int]:
+def _named(model_dir: epath.PathLike, name: int | str, is_last: bool) -> list[int]:
     steps = available_steps(model_dir)
     if name == "best":
-        best = best_step(model_dir) if last_look else None
+        best = best_step(model_dir) if is_last else None
         return [] if best is None else [best]
     if name == "latest":
         return steps[-1:]

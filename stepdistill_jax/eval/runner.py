@@ -1,4 +1,4 @@
-"""Scores a split: decodes the label stream alone, writes predictions, metrics and results."""
+"""Scores a split: decodes the label stream, writes predictions, metrics and results."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ from stepdistill_jax.spec import (
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What the model says of one example.
+    """The model's prediction for one example.
 
     Attributes:
         row: position in the token cache.
-        text: the label that it wrote, or chose; "" where what it wrote has none.
-        ended: EOS came within the tokens allowed; always true of a choice.
-        tokens: written, EOS included; where choices are scored, those of all of them.
-        probabilities: choice -> probability; None where the label was decoded.
-        output: all that it wrote, where the label is a part of it; else None.
-        parsed: the label was found in what it wrote.
+        text: the predicted label; "" if the output contains none.
+        ended: EOS came within the maximum length; always true of a choice.
+        tokens: written, EOS included; with EVAL_MODE=choices, those of all choices.
+        probabilities: choice -> probability; None if the label was decoded.
+        output: the whole output, if the label is only a part of it; else None.
+        parsed: the output contains a label.
     """
 
     row: int
@@ -77,13 +77,13 @@ class Prediction:
 
 
 class Evaluator:
-    """Scores parameters on a split; the train loop and the eval binary share it.
+    """Scores parameters on a split, in the train loop and in `launch.eval`.
 
-    Only the label stream is decoded. Compiled once for each of the few input lengths that
-    `pipeline.eval_batches` yields; rows are spread over the mesh.
+    Decodes only the label stream. Compiles once for each of the few input lengths that
+    `pipeline.eval_batches` yields. The mesh's devices share the rows.
 
     Attributes:
-        decode_length: tokens of the longest output.
+        decode_length: maximum tokens of an output.
     """
 
     def __init__(
@@ -99,19 +99,15 @@ class Evaluator:
         marker: str | None = None,
         before_label: int = 0,
     ):
-        """Keeps what every evaluation needs.
+        """Opens no split yet.
 
         Args:
-            model_dir: where results go.
-            config: how to score.
-            model: the model whose parameters will be given.
-            mesh: the mesh that they lie on.
             vocabulary: of the token cache.
             caches: split -> its token cache, as the method reads it; called once a split.
             metric: a key of `metrics.METRICS`.
-            facts: what the run is, for its results.
-            marker: the label is what the student writes after the last of it; None = all of it.
-            before_label: tokens that it may write before the label, the marker included.
+            facts: the run's entries in its results.
+            marker: the label follows the last marker in the output; None = the output is the label.
+            before_label: maximum tokens of an output before the label, the marker included.
         """
         self.model_dir = epath.Path(model_dir)
         self.config = config
@@ -130,15 +126,15 @@ class Evaluator:
     ) -> Result:
         """Scores one split, writes its files, and adds its line to ``results.jsonl``.
 
-        What ``results.jsonl`` holds already is returned as it stands. There is one line a step
-        and split: scored in another EVAL_MODE, it keeps its line, and the other mode's files go to
+        A result that is already stored is returned. ``results.jsonl`` has one line a step and
+        split, in the EVAL_MODE of its first evaluation; the files of another mode go to
         ``eval/<split>/<step>/<mode>/``.
 
         Args:
             params: on the mesh.
-            step: optimizer steps that they have behind them.
+            step: of these parameters.
             split: train, validation or test.
-            selected_on: ``validation`` where `step` was chosen as the best on it.
+            selected_on: ``validation`` if `step` is the best on it.
 
         Raises:
             InputError: the split is empty, has no gold label, or no choices to score.
@@ -150,7 +146,7 @@ class Evaluator:
         cache = self._cache(split)
         predictions = self.predict(params, cache)
         seconds = time.perf_counter() - start
-        # They are the same in all processes; one of them writes.
+        # All processes have the same predictions; the lead writes them.
         return processes.from_lead(
             lambda: self._write(cache, predictions, step, split, selected_on, seconds)
         )
@@ -164,14 +160,14 @@ class Evaluator:
         selected_on: str,
         seconds: float,
     ) -> Result:
-        """Scores what the model said and writes all files of it."""
+        """Scores the predictions and writes all files."""
         folder = self._folder(step, split)
         rows = [cache.row(prediction.row) for prediction in predictions]
         missing = [row["id"] for row in rows if row["gold"] is None]
         if missing:
             raise InputError(
-                f"EVAL_SPLITS: {split} has {len(missing)} rows without a gold label, the first is "
-                f"{missing[0]}; take the split out"
+                f"EVAL_SPLITS: {split} has {len(missing)} example(s) without a gold label: "
+                f"{missing[0]}{', ...' if missing[1:] else ''}. Remove {split} from EVAL_SPLITS."
             )
         golds = [row["gold"] for row in rows]
         score = metrics.accuracy(self.metric, [p.text for p in predictions], golds)
@@ -196,7 +192,7 @@ class Evaluator:
             "seconds": round(seconds, 3),
             "examples_per_second": round(len(rows) / seconds, 1),
         }
-        # Which step is selected may change later; results.jsonl keeps that alone.
+        # Only results.jsonl stores the selection, since it may change later.
         facts = dataclasses.asdict(result)
         del facts["selected_on"]
         text = json.dumps({**facts, **about}, indent=1)
@@ -242,7 +238,7 @@ class Evaluator:
         return dataclasses.replace(result, **{name: stored[name] for name in names})
 
     def _cost(self, step: int, cache: TextSource, predictions: list[Prediction]) -> dict[str, Any]:
-        """What `step` steps took, where the run noted it, and what an answer takes."""
+        """The cost of `step` steps, if the run stored it, and of a prediction."""
         spent = read_costs(self.model_dir).get(step)
         inputs = float(np.mean(cache.lengths[f"{LABEL}_inputs"]))
         outputs = float(np.mean([prediction.tokens for prediction in predictions]))
@@ -251,7 +247,7 @@ class Evaluator:
         return {**cost, "serving_flops": serving_flops(self.model, inputs, outputs)}
 
     def _conditions(self, split: str) -> dict[str, Any]:
-        """What else decides a score, beside the run and the mode: kept in metrics.json."""
+        """What determines a score besides the run and the mode; stored in metrics.json."""
         return {
             "max_decode_length": self.config.max_decode_length,
             "data": self._cache(split).manifest.fingerprint,
@@ -264,9 +260,9 @@ class Evaluator:
             if name in stored and stored[name] != now:
                 what = "data and vocabulary" if name == "data" else name.upper()
                 raise InputError(
-                    f"{path}: this step was scored with {what} {stored[name]}, now {now}; to score "
-                    f"it anew, delete {path.parent} and the line of step {step}, {split}, in "
-                    f"{self.model_dir / RESULTS_FILE}; else take the old {what} back"
+                    f"{path}: this step was scored with {what} {stored[name]}, now {now}. Restore "
+                    f"the old {what}, or delete {path.parent} and the line of step {step}, {split} "
+                    f"in {self.model_dir / RESULTS_FILE} to score again."
                 )
 
     def _folder(self, step: int, split: str) -> epath.Path:
@@ -293,28 +289,28 @@ class Evaluator:
         return line
 
     def predict(self, params: Params, cache: TextSource) -> list[Prediction]:
-        """The model's label for every row of a token cache, in the cache's order.
+        """The model's label for every example of a token cache, in the cache's order.
 
         Raises:
-            InputError: EVAL_MODE is choices, and a row has none.
+            InputError: EVAL_MODE is choices, and an example has none.
         """
         score = self._choose if self.config.mode == "choices" else self._decode
         part, parts = data_shard(self.mesh)
         predictions: list[Prediction] = []
         pending: Callable[[], list[Prediction]] | None = None
-        # One that the shards divide, so that every process holds as many rows.
+        # A multiple of the shards, so that all processes have equally many rows.
         batch_size = math.ceil(self.config.batch_size / parts) * parts
         choices = self._choice_ids(cache) if self.config.mode == "choices" else None
         for index, inputs, segment_ids in eval_batches(cache, batch_size):
-            # Padding rows are zeros, so that rows count from 1.
+            # 0 marks padding rows, so positions count from 1.
             batch = {"row": index + 1, "inputs": inputs, "segment_ids": segment_ids}
             if choices is not None:
                 batch["choices"] = np.where((index < 0)[:, None, None], PAD_ID, choices[index])
-            mine = {name: np.split(array, parts)[part] for name, array in batch.items()}
-            placed = place_batch(mine, self.mesh)
+            local = {name: np.split(array, parts)[part] for name, array in batch.items()}
+            placed = place_batch(local, self.mesh)
             with activation_rules(self._rules, self.mesh):
                 read = score(params, placed, cache)
-            # Texts are made while the device is at the next batch.
+            # Tokens become texts while the device computes the next batch.
             if pending is not None:
                 predictions.extend(pending())
             pending = read
@@ -336,7 +332,7 @@ class Evaluator:
         return read
 
     def _read(self, row: int, ids: np.ndarray) -> Prediction:
-        """The label in the tokens that the model wrote for a row."""
+        """The prediction in the output tokens of an example."""
         text = self.vocabulary.decode(ids.tolist())
         prediction = Prediction(row, text, EOS_ID in ids, int(np.count_nonzero(ids)))
         if self._marker is None:
@@ -368,20 +364,21 @@ class Evaluator:
         return read
 
     def _choice_ids(self, cache: TextSource) -> np.ndarray:
-        """Every row's choices as int32 [rows, C, T]: ids and EOS, PAD elsewhere."""
+        """The choices of every example as int32 [examples, C, T]: ids and EOS, then PAD."""
         texts = [_distinct(cache.row(row)["choices"]) for row in range(len(cache))]
-        bare = [row for row, choices in enumerate(texts) if not choices]
-        if bare:
+        without = [row for row, choices in enumerate(texts) if not choices]
+        if without:
             raise InputError(
-                f"EVAL_MODE='choices' needs a closed label set, and row {cache.row(bare[0])['id']} "
-                f"of DATASET={self.facts.dataset!r} has no choices; set EVAL_MODE='decode'"
+                "EVAL_MODE='choices' needs a closed label set, but example "
+                f"{cache.row(without[0])['id']} of DATASET={self.facts.dataset!r} has no choices. "
+                "Set EVAL_MODE='decode'."
             )
         ids = {
             choice: [*self.vocabulary.encode(choice), EOS_ID]
             for choice in {choice for choices in texts for choice in choices}
         }
-        most = max(len(choices) for choices in texts)
-        padded = np.full((len(texts), most, max(map(len, ids.values()))), PAD_ID, np.int32)
+        count = max(len(choices) for choices in texts)
+        padded = np.full((len(texts), count, max(map(len, ids.values()))), PAD_ID, np.int32)
         for row, choices in enumerate(texts):
             for number, choice in enumerate(choices):
                 padded[row, number, : len(ids[choice])] = ids[choice]
@@ -389,12 +386,12 @@ class Evaluator:
 
 
 def _distinct(choices: Iterable[str]) -> tuple[str, ...]:
-    """CQA has rows that offer the same words twice, which would share their probability."""
+    """Without duplicates: some CQA examples repeat a choice, which would split its probability."""
     return tuple(dict.fromkeys(choices))
 
 
 def _real_rows(rows: jax.Array, values: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
-    """(position in the cache, value) of every row that is no padding, from all processes."""
+    """(position in the cache, value) of every row except padding, from all processes."""
     numbers, gathered = multihost_utils.process_allgather((rows, values), tiled=True)
     for number, value in zip(numbers, gathered, strict=True):
         if number > 0:

@@ -1,4 +1,4 @@
-"""Multi-head attention as in T5: no biases, no 1/sqrt(K) (the initialiser has it), float32 softmax.
+"""T5's multi-head attention: no biases, no 1/sqrt(K) (it is in the initialiser), float32 softmax.
 
 The same module serves whole sequences and one position at a time with cached keys and values.
 """
@@ -53,16 +53,16 @@ class Attention(nn.Module):
         biases: tuple[jax.Array, ...],
         deterministic: bool,
     ) -> jax.Array:
-        """Reads [B, S, H, K] keys and values from the positions of x.
+        """Attends from the positions of x to keys and values.
 
         Args:
             x: [B, Q, D].
             key: [B, S, H, K].
             value: [B, S, H, K].
             biases: float32 terms of the scores, each broadcast over axes of size 1 to
-                [B, H, Q, S], or [C, H, Q, S] with one entry for each B / C successive rows. Kept
-                apart (relative positions have no rows, masks no heads): their sum would be the
-                largest array of the stack.
+                [B, H, Q, S], or [C, H, Q, S] with one entry for each B / C successive rows. They
+                are separate since relative positions have no rows and masks no heads: their sum
+                would be the largest array of the stack.
             deterministic: no dropout.
 
         Returns:
@@ -78,11 +78,11 @@ class Attention(nn.Module):
         return self.out(heads.reshape(*heads.shape[:2], -1))
 
     def _dropped(self, value: jax.Array, deterministic: bool) -> jax.Array:
-        """Values [B, S, H, K] without the positions that T5's dropout of the weights takes out.
+        """Values [B, S, H, K] without the positions that T5's dropout of the weights drops.
 
-        It takes a position out for all queries of a row and head at once, so the weights' factor
-        [B, H, 1, S] may as well scale the values: fewer products, and the TPU's compiler crashes
-        on many programs that have the factor in the weights.
+        It drops a position for all queries of a row and head at once, so its factor [B, H, 1, S]
+        can scale the values instead of the weights. That needs fewer products, and the TPU
+        compiler crashes on many programs that scale the weights.
         """
         if deterministic or not self.config.dropout_rate:
             return value

@@ -12,7 +12,7 @@ from stepdistill_jax.model.layers import RESIDUAL_AXES, Mlp, RMSNorm, dropout
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and MLP, each normalised before and added to the residual stream."""
+    """Self-attention and MLP, each with a norm before and a residual connection around it."""
 
     config: T5Config
 
@@ -86,7 +86,7 @@ class DecoderLayer(nn.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """One position x [B, 1, D]; keys and values are the whole stack's, [N, B, S, H, K].
 
-        The cache is written in place, one position of one layer, so a loop never copies it.
+        Writes one position of one layer of the cache in place, so a loop never copies it.
         """
         y = self.pre_self_attention_layer_norm(x)
         key, value = self.self_attention.keys_values(y)

@@ -1,4 +1,4 @@
-"""Model FLOPs of a train step and of an answer: what the method needs, not what was executed."""
+"""Model FLOPs of a train step and of a prediction: what the method needs, not what is executed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from stepdistill_jax.model.config import T5Config
 def train_flops(config: T5Config, rows: int, inputs: int, targets: Mapping[str, int]) -> float:
     """FLOPs of the matrix products of one step, forward and backward (twice the forward).
 
-    A multiply-add counts as 2. Recomputation by remat, the softmax, norms and the optimizer do
-    not count; attention over a packed row counts whole, masked positions too.
+    A multiply-add counts as 2. Recomputation by remat, softmax, norms and the optimizer do not
+    count; attention over a packed row counts masked positions too.
 
     Args:
-        config: the model.
         rows: packed rows B of the global batch.
         inputs: input positions L of a row, of each stream.
         targets: target positions of a row, by stream.
@@ -24,14 +23,13 @@ def train_flops(config: T5Config, rows: int, inputs: int, targets: Mapping[str, 
 
 
 def serving_flops(config: T5Config, inputs: float, outputs: float) -> float:
-    """FLOPs of one answer: the encoder over the input, the decoder with a key-value cache.
+    """FLOPs of one prediction: the encoder over the input, the decoder with a key-value cache.
 
     Args:
-        config: the model.
-        inputs: tokens of the input, prefix and EOS included; a mean will do.
+        inputs: tokens of the input, prefix and EOS included; may be a mean.
         outputs: tokens written, EOS included.
     """
-    # Token number t attends to t positions, so to (1 + outputs) / 2 in the mean.
+    # Token number t attends to t positions, so the mean is (1 + outputs) / 2.
     return _forward(config, inputs, outputs, (1 + outputs) / 2)
 
 

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from stepdistill_jax.model.config import T5Config
 
 Initializer = Callable[..., Any]
+Axes = tuple[str | None, ...]
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -34,32 +35,34 @@ truncated_normal_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncat
 def parameter(
     module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]
 ) -> jax.Array:
-    """A float32 parameter of `module` that carries its logical axes, as its gradient does."""
+    """A float32 parameter of `module` with its logical axes, which its gradient has too."""
     array: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
-    return _gradient_in_parts(array, axes)
+    return _constrained(array, None, axes)
 
 
-# Said at every use: where a gradient's place is left open, the partial gradients of the devices
-# that share a batch are summed whole on each of them, and only then cut into parts.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gradient_in_parts(array: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """`array`; its gradient lies where logical `axes` say."""
-    del axes
-    return array
+# Without a constraint on a gradient, XLA sums the partial gradients of devices that share a batch
+# whole on each device, and only then splits the sum. A plain constraint on the array would apply to
+# its gradient too.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _constrained(array: jax.Array, axes: Axes | None, gradient_axes: Axes) -> jax.Array:
+    """`array` sharded by logical `axes`, None = left to XLA; its gradient by `gradient_axes`."""
+    return array if axes is None else with_logical_constraint(array, axes)
 
 
-def _gradient_in_parts_forward(array: jax.Array, axes: tuple[str, ...]) -> tuple[jax.Array, None]:
-    del axes
-    return array, None
+def _constrained_forward(
+    array: jax.Array, axes: Axes | None, gradient_axes: Axes
+) -> tuple[jax.Array, None]:
+    return _constrained(array, axes, gradient_axes), None
 
 
-def _gradient_in_parts_backward(
-    axes: tuple[str, ...], _: None, gradient: jax.Array
+def _constrained_backward(
+    axes: Axes | None, gradient_axes: Axes, _: None, gradient: jax.Array
 ) -> tuple[jax.Array]:
-    return (with_logical_constraint(gradient, axes),)
+    del axes
+    return (with_logical_constraint(gradient, gradient_axes),)
 
 
-_gradient_in_parts.defvjp(_gradient_in_parts_forward, _gradient_in_parts_backward)
+_constrained.defvjp(_constrained_forward, _constrained_backward)
 
 
 def dropout(config: T5Config, name: str | None = None) -> nn.Dropout:
@@ -67,16 +70,15 @@ def dropout(config: T5Config, name: str | None = None) -> nn.Dropout:
     return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,), name=name)
 
 
-# Name of every dense layer's output, for the remat policy that keeps them.
+# Name of every dense layer's output, for the remat policy that stores them.
 DENSE_OUTPUT = "dense_output"
 
 
 def _contract(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """`jnp.einsum` in the operands' dtype.
 
-    XLA for CPU has a fast bfloat16 product only if that ends in float32; elsewhere sums in float32
-    would double what tensor parallelism sends between devices. In float32 there is no choice, and
-    none is traced.
+    XLA for CPU has a fast bfloat16 product only with a float32 result. Elsewhere float32 sums would
+    double what tensor parallelism sends between devices. With float32 operands both are the same.
     """
     if a.dtype == b.dtype == jnp.float32:
         return jnp.einsum(subscripts, a, b)
@@ -92,10 +94,10 @@ def _contract(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[..., in] times [in, out], with a backward pass that says outright what it computes.
+    """[..., in] times [in, out], with an explicit backward pass.
 
-    Left alone, XLA for CPU fuses the elementwise gradient of an MLP's gate into a transposing copy
-    for the kernel's gradient and computes it column by column: an eighth of a train step.
+    By default, XLA for CPU fuses the elementwise gradient of an MLP's gate into a transposing copy
+    for the kernel's gradient and computes it by columns, which takes an eighth of a train step.
     """
     return _contract("...i,io->...o", x, kernel)
 
@@ -106,7 +108,7 @@ def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
 
 def _product_backward(residuals: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    # An array, which both products read, before either is fused with what made it.
+    # Materialised before the products: neither is fused with the code that computes it.
     gradient = jax.lax.optimization_barrier(gradient)
     return (
         _contract("...o,io->...i", gradient, kernel),
@@ -128,10 +130,10 @@ def _float32_product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array
 
 
 def _float32_product_backward(residuals: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A TPU rounds the factors of a product to bfloat16 in any case.
+    """On TPUs, rounds the gradient to bfloat16 before the product, as the TPU does in any case.
 
-    Said outright, the kernel's gradient is summed over devices into their parts of it; with a
-    conversion behind the sum, XLA sums it whole on each of them.
+    XLA then sums the kernel's gradient over devices into shards. With a conversion after the sum,
+    it would sum it whole on each device.
     """
     x, kernel = residuals
 
@@ -156,7 +158,7 @@ class Dense(nn.Module):
     Attributes:
         features: width of the output.
         axes: logical axes of the kernel.
-        dtype: the product is computed in it; the kernel is stored in float32.
+        dtype: of the product; the kernel is stored in float32.
         kernel_init: initialiser of the kernel.
         float32_output: the product is accumulated and returned in float32, not in `dtype`.
     """
@@ -179,26 +181,6 @@ class Dense(nn.Module):
         return checkpoint_name(_product(x, kernel), DENSE_OUTPUT)
 
 
-@jax.custom_vjp
-def _whole_rows(table: jax.Array) -> jax.Array:
-    """An embedding table with its rows whole on each device, its gradient in parts.
-
-    The plain constraint holds for the gradient too, which would be summed whole on every device.
-    """
-    return with_logical_constraint(table, ("vocab", None))
-
-
-def _whole_rows_forward(table: jax.Array) -> tuple[jax.Array, None]:
-    return _whole_rows(table), None
-
-
-def _whole_rows_backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (with_logical_constraint(gradient, ("vocab", "embed")),)
-
-
-_whole_rows.defvjp(_whole_rows_forward, _whole_rows_backward)
-
-
 class RMSNorm(nn.Module):
     """Layer norm of T5: no mean, no bias, computed in float32."""
 
@@ -219,8 +201,8 @@ class RMSNorm(nn.Module):
 def _gate(factors: list[jax.Array], activations: tuple[str, ...]) -> jax.Array:
     """Product of the activated factors.
 
-    Computed again in the backward pass: that is cheaper than to keep and read the half a dozen
-    intermediate arrays of gelu's formula.
+    The backward pass recomputes it, which is cheaper than to store and read the six intermediate
+    arrays of gelu's formula.
     """
     activated = [ACTIVATION_FUNCTIONS[a](x) for a, x in zip(activations, factors, strict=True)]
     return functools.reduce(operator.mul, activated)
@@ -268,12 +250,11 @@ class Embed(nn.Module):
             one_hot = jax.nn.one_hot(tokens, config.vocab_size, dtype=dtype)
             x = jnp.einsum("blv,vd->bld", one_hot, self.embedding.astype(dtype))
         else:
-            # Rows are cast after the gather: the table is read where it is needed, and its
-            # gradient adds up in float32. Ids are in range (checked against the vocabulary at
-            # start), so no pass over the result fills in for those that are not.
-            # Whole rows on each device: looking tokens up across split rows would send the tokens
-            # of every device to all others.
-            table = _whole_rows(self.embedding)
+            # Rows are cast after the gather, so only these rows are read and the gradient adds up
+            # in float32. "clip" saves a pass over the result: ids are in range, as checked
+            # against the vocabulary at the start. With split rows, each device would send its
+            # tokens to all others.
+            table = _constrained(self.embedding, ("vocab", None), ("vocab", "embed"))
             x = jnp.take(table, tokens, axis=0, mode="clip").astype(dtype)
         return with_logical_constraint(x, RESIDUAL_AXES)
 

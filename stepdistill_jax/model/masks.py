@@ -1,7 +1,7 @@
-"""Which position may attend to which, from segment ids alone.
+"""Attention masks from segment ids.
 
-Segment ids count the examples of a packed row from 1; 0 is padding. A row that holds examples of
-2 and 3 tokens and one padding slot has segment ids ``[1, 1, 2, 2, 2, 0]``; its encoder mask is
+Segment ids number the pairs of a packed row from 1; 0 is padding. A row with pairs of 2 and 3
+tokens and one padding slot has segment ids ``[1, 1, 2, 2, 2, 0]``; its encoder mask is
 
     1 1 0 0 0 0
     1 1 0 0 0 0
@@ -16,13 +16,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-# Added to the float32 score of a position that may not be attended to; exp() of it is exactly 0
-# beside any score that may. Finite, so that a padding query (nothing to attend to) is no NaN.
+# Added to the float32 score of a masked position, whose weight is then exactly 0. Finite, so that a
+# padding query, which has no position to attend to, gives no NaN.
 MASKED = -1e10
 
 
 def segment_mask(query_segments: jax.Array, key_segments: jax.Array) -> jax.Array:
-    """True where both positions lie in the same segment, padding in none.
+    """True where both positions are in the same segment; padding is in none.
 
     Args:
         query_segments: int32 [B, Q].
@@ -37,7 +37,7 @@ def segment_mask(query_segments: jax.Array, key_segments: jax.Array) -> jax.Arra
 
 
 def causal_segment_mask(segments: jax.Array) -> jax.Array:
-    """True where the key is of the query's segment and not after it; bool [B, 1, T, T]."""
+    """True where the key is in the query's segment and not after the query; bool [B, 1, T, T]."""
     positions = jnp.arange(segments.shape[-1])
     causal = positions[:, None] >= positions[None, :]
     return segment_mask(segments, segments) & causal[None, None]

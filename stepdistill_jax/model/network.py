@@ -1,7 +1,7 @@
 """T5 as a Linen module with the parameter names of T5X's minimal T5.
 
-Stacks compute their masks and relative-position bias once; every layer reads them. Functions at
-the end give a model's parameters as a plain tree, their shapes, and their logical axes.
+Stacks compute masks and relative-position bias once for all layers. Functions at the end return a
+model's parameters as a plain tree, their shapes, and their logical axes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from stepdistill_jax.model.stack import Params, make_layers, run_layers
 
 
 class DecodeCache(struct.PyTreeNode):
-    """What decoding one position at a time keeps between steps (N decoder layers, S positions).
+    """State between decoding steps of one position each (N decoder layers, S positions).
 
     Attributes:
-        index: int32 scalar, the position that comes next.
+        index: int32 scalar, the next position.
         self_key: [N, B, S, H, K], filled up to `index`.
         self_value: [N, B, S, H, K].
         cross_key: [N, B, L, H, K], of the encoder's output.
@@ -77,7 +77,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The decoder's stack, and the output matrix where it is not tied."""
+    """The decoder's stack, and the output matrix unless it is tied."""
 
     config: T5Config
     row_shards: int = 1
@@ -125,7 +125,7 @@ class Decoder(nn.Module):
     def start_cache(
         self, encoded: jax.Array, input_segment_ids: jax.Array, max_decode_length: int
     ) -> DecodeCache:
-        """An empty cache with the cross-attention's keys and values in it."""
+        """A cache that contains only the keys and values of the cross-attention."""
         config = self.config
         count = config.num_decoder_layers
 
@@ -179,8 +179,8 @@ class Transformer(nn.Module):
 
     Attributes:
         config: the model.
-        row_shards: parts that the rows are split into over devices; B is a multiple of it. Results
-            do not depend on it.
+        row_shards: parts into which devices split the rows; B is a multiple of it. It does not
+            change results.
     """
 
     config: T5Config
@@ -200,10 +200,10 @@ class Transformer(nn.Module):
         Args:
             inputs: int32 [B, L] token ids.
             segment_ids: int32 [B, L], 0 = padding.
-            deterministic: no dropout; else the caller gives the random stream ``dropout``.
+            deterministic: no dropout; else the caller passes the random stream ``dropout``.
 
         Returns:
-            [B, L, D] in the activations' dtype; what lies at padding means nothing.
+            [B, L, D] in the activations' dtype; values at padding are meaningless.
         """
         return self.encoder(self.token_embedder(inputs), segment_ids, deterministic)
 
@@ -224,8 +224,8 @@ class Transformer(nn.Module):
             decoder_inputs: int32 [B, T], the targets shifted right within each segment.
             target_segment_ids: int32 [B, T]; a target reads the input of the same segment.
             deterministic: no dropout.
-            read_segment_ids: int32 [B, T], the input segment that each target position reads
-                where that is not its own (many targets for one input).
+            read_segment_ids: int32 [B, T], the input segment that each target position reads;
+                None = that of the same number.
 
         Returns:
             [B, T, D] in the activations' dtype.
@@ -274,7 +274,7 @@ class Transformer(nn.Module):
 
         Args:
             encoded: [B, L, D] of `encode`.
-            input_segment_ids: int32 [B, L]; all that is not padding is read.
+            input_segment_ids: int32 [B, L]; all positions except padding are read.
             max_decode_length: S, a Python integer.
         """
         return self.decoder.start_cache(encoded, input_segment_ids, max_decode_length)
@@ -284,10 +284,10 @@ class Transformer(nn.Module):
 
         Args:
             tokens: int32 [B], 0 at the start.
-            cache: of `start_cache` or the step before.
+            cache: of `start_cache` or the previous step.
 
         Returns:
-            float32 [B, V], the scores of the next token, and the cache with this one in it.
+            float32 [B, V] scores of the next token, and the cache with this one.
         """
         hidden, cache = self.decoder.step(self.token_embedder(tokens[:, None]), cache)
         return self.logits(hidden)[:, 0], cache
@@ -295,7 +295,7 @@ class Transformer(nn.Module):
 
 @functools.partial(jax.jit, static_argnames="config")
 def init_params(config: T5Config, rng: jax.Array) -> Params:
-    """Fresh parameters, float32, as a plain nested dict; jitted, may be jitted around too."""
+    """Fresh float32 parameters as a plain nested dict; may be called inside another jit."""
     return nn.meta.unbox(_init(config, rng))
 
 
@@ -311,7 +311,7 @@ def logical_axes(config: T5Config) -> Params:
 
 @functools.cache
 def _abstract(config: T5Config) -> Params:
-    """Traced once: a start asks for it a dozen times, and unrolled layers take seconds each."""
+    """Cached: a start needs it a dozen times, and tracing unrolled layers takes seconds."""
     return jax.eval_shape(lambda: _init(config, jax.random.key(0)))
 
 

@@ -1,8 +1,8 @@
 """T5's relative-position bias: one learned number per head and bucket of distances.
 
-Packed rows need no positions of their own: the bias depends on the distance between two slots of
-a row alone, each segment lies in successive slots, so the distance within a segment is what it is
-in a row of its own; between segments the mask leaves nothing to bias.
+Packed rows need no explicit positions. The bias depends only on the distance between two slots, and
+a segment fills successive slots, so distances within it are those of an unpacked row. The mask
+covers distances between segments.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def relative_position_bucket(
 ) -> np.ndarray:
     """Bucket of each distance "key position minus query position" (T5, section 2.1).
 
-    Half of a direction's buckets hold one distance each, the other half grow as powers up to
-    `max_distance`; all beyond share the last one. A bidirectional stack keeps the upper half of
-    the buckets for keys after the query; a causal one puts those into bucket 0.
+    Half of a direction's buckets hold one distance each. The other half grow exponentially up to
+    `max_distance`; larger distances share the last bucket. A bidirectional stack uses the upper
+    half of all buckets for keys after the query; a causal one puts those into bucket 0.
 
     Returns:
         int32 of the shape of `distance`, in ``[0, num_buckets)``.
@@ -40,7 +40,7 @@ def relative_position_bucket(
         offset = np.zeros_like(distance)
         distance = np.maximum(-distance, 0)
     exact = num_buckets // 2
-    # Distances on a bucket's border (16, 32, 64) must not fall below it by rounding.
+    # 1e-9: rounding must not move distances on a bucket's border (16, 32, 64) below it.
     ratio = np.maximum(distance, exact) / exact
     logarithmic = np.log(ratio) / np.log(max_distance / exact) * (num_buckets - exact) + 1e-9
     far = np.minimum(exact + logarithmic.astype(np.int32), num_buckets - 1)
@@ -76,8 +76,8 @@ class RelativePositionBias(nn.Module):
     def __call__(self, query_length: int, key_length: int, copies: int = 1) -> jax.Array:
         """Bias of every pair of positions: float32 [C, H, Q, K], the same C times.
 
-        A copy for each part that the rows are split into keeps the gradient [H, Q, K] of every
-        layer on the device that made it; only the table's own, [H, R], is summed over devices.
+        With one copy for each part of the rows, the gradient [H, Q, K] of a layer stays on the
+        device that computed it; devices sum only the gradient of the table, [H, R].
         """
         buckets = tuple(self._buckets(query_length, key_length).tolist())
         if copies == 1:
@@ -97,9 +97,9 @@ class RelativePositionBias(nn.Module):
         )
 
 
-# The same values by two ways, because neither suits every device. A TPU keeps arrays in tiles of
+# Two ways to compute the same values, since neither suits every device. A TPU stores tiles of
 # 8 x 128: shearing by reshapes takes its compiler minutes and moves every element. A CPU would
-# compute H * R * Q * K products where copies do.
+# compute H * R * Q * K products instead of copies.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _spread(table: jax.Array, buckets: tuple[int, ...], query_length: int) -> jax.Array:
     """Bias of every pair, [H, Q, K], of a table [H, R] by the buckets of Q + K - 1 distances."""
@@ -146,7 +146,7 @@ def _ways(
 
 def _by_distance(table: jax.Array, buckets: np.ndarray) -> jax.Array:
     """Values [H, D] of D distances, given a table [H, R] and each one's bucket."""
-    # A one-hot product over the distances costs nothing and has no scatter behind it.
+    # A one-hot product over the distances is cheap and its gradient needs no scatter.
     one_hot = jax.nn.one_hot(buckets, table.shape[1], axis=0, dtype=jnp.float32)
     return jnp.einsum("hr,rd->hd", table, one_hot, precision=jax.lax.Precision.HIGHEST)
 

@@ -1,4 +1,4 @@
-"""Runs the layers of a stack, scanned or unrolled, and moves parameters between the two forms."""
+"""Runs the layers of a stack, scanned or unrolled, and stacks parameters of unrolled layers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REMAT: dict[str, Callable[..., bool] | None] = {
 def make_layers(config: T5Config, layer: type[nn.Module], count: int) -> Any:
     """One layer to scan (parameters `layers`), or `count` of them (`layers_0`, ...).
 
-    To be assigned to an attribute named ``layers`` in `setup`, which gives them these names.
+    Assign the result to an attribute named ``layers`` in `setup`, which gives them these names.
     """
     return layer(config) if config.scan_layers else [layer(config) for _ in range(count)]
 
@@ -42,22 +42,21 @@ def run_layers(
     scanned: Any = None,
     shared: Any = None,
 ) -> tuple[Any, Any]:
-    """Passes `carry` through the layers; the one place that knows of scan and remat.
+    """Passes `carry` through the layers; the only function that handles scan and remat.
 
     Args:
-        config: decides between scan and unrolled, and what is recomputed.
-        layers: what `make_layers` gave.
-        count: how many layers.
+        config: selects scan or unrolled layers, and the remat policy.
+        layers: of `make_layers`.
+        count: number of layers.
         body: ``body(layer, carry, scanned of this layer, shared) -> (carry, output)``.
-        carry: what goes from layer to layer.
         scanned: arrays with one leading entry for each layer.
-        shared: arrays that every layer sees (masks, biases, the encoder's output).
+        shared: arrays for every layer (masks, biases, the encoder's output).
 
     Returns:
         The last carry, and the outputs stacked along a new first axis.
     """
     if config.remat != "none":
-        # Inside a scan nothing can merge the recomputation with the first one: no barrier needed.
+        # Inside a scan, XLA cannot merge the recomputation with the first computation.
         body = nn.remat(body, policy=REMAT[config.remat], prevent_cse=not config.scan_layers)
     if config.scan_layers:
         scan = nn.scan(
@@ -71,8 +70,8 @@ def run_layers(
         return scan(layers, carry, scanned, shared)
     outputs = []
     for index, layer in enumerate(layers):
-        own = jax.tree.map(lambda x, index=index: x[index], scanned)
-        carry, output = body(layer, carry, own, shared)
+        of_layer = jax.tree.map(lambda x, index=index: x[index], scanned)
+        carry, output = body(layer, carry, of_layer, shared)
         outputs.append(output)
     return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
 
@@ -80,41 +79,25 @@ def run_layers(
 def stack_layers(params: Params) -> Params:
     """Parameters of unrolled layers (`layers_0`, `layers_1`, ...) as those of scanned ones.
 
-    Works on the trees `encoder` and `decoder`; all else, and a tree that is stacked, stays.
+    Changes the trees `encoder` and `decoder`, unless they are stacked already.
     """
-    return {name: _stack(tree) if _is_stack(name) else tree for name, tree in params.items()}
-
-
-def unstack_layers(params: Params) -> Params:
-    """The inverse of `stack_layers`."""
-    return {name: _unstack(tree) if _is_stack(name) else tree for name, tree in params.items()}
-
-
-def _is_stack(name: str) -> bool:
-    return name in ("encoder", "decoder")
+    return {
+        name: _stack(tree) if name in ("encoder", "decoder") else tree
+        for name, tree in params.items()
+    }
 
 
 def _stack(tree: Params) -> Params:
-    found = {int(m[1]): name for name in tree if (m := _LAYER.fullmatch(name))}
-    if not found:
+    layers = {int(m[1]): name for name in tree if (m := _LAYER.fullmatch(name))}
+    if not layers:
         return tree
-    rest = {name: value for name, value in tree.items() if name not in found.values()}
-    ordered = [tree[found[index]] for index in range(len(found))]
+    rest = {name: value for name, value in tree.items() if name not in layers.values()}
+    ordered = [tree[layers[index]] for index in range(len(layers))]
     return rest | {STACKED: jax.tree.map(lambda *leaves: _stack_leaves(leaves), *ordered)}
 
 
-def _unstack(tree: Params) -> Params:
-    if STACKED not in tree:
-        return tree
-    rest = {name: value for name, value in tree.items() if name != STACKED}
-    count = jax.tree.leaves(tree[STACKED])[0].shape[0]
-    for index in range(count):
-        rest[f"layers_{index}"] = jax.tree.map(lambda x, index=index: x[index], tree[STACKED])
-    return rest
-
-
 def _stack_leaves(leaves: Sequence[Any]) -> Any:
-    # Converted weights are on the host and may not fit on one device.
+    # Converted weights are in host memory and may not fit on one device.
     if all(isinstance(leaf, np.ndarray) for leaf in leaves):
         return np.stack(leaves)
     return jnp.stack(leaves)

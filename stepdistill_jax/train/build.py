@@ -144,9 +144,6 @@ def make_trainer(
 ) -> tuple[loop.Trainer, TrainState, list[tuple[int, float]]]:
     """Joins the parts of a run and reads its latest checkpoint, if there is one.
 
-    Args:
-        config_text: the resolved ``config.gin``, stored with every checkpoint.
-
     Returns:
         The trainer, the state to start from, and the validation accuracies so far.
 
@@ -156,15 +153,15 @@ def make_trainer(
     started = time.perf_counter()
     parts = make_parts(config, mesh)
     cache, shape = parts.cache, parts.shape
-
-    def fresh() -> TrainState:
-        shardings = restore.sharded_params(config.model, mesh)
-        params = initial.initial_params(config.initial_checkpoint, shardings)
-        return create_state(config.model, parts.optimizer, mesh, config.seed, params)
-
     # The fingerprint covers the data's bytes, the vocabulary and the tokenizer settings.
     identity = {"config": config_text, "training data": cache.manifest.fingerprint}
-    state, evals = loop.resume(checkpoints, parts.batches, fresh, parts.abstract, identity)
+    state, evals = loop.resume(
+        checkpoints,
+        parts.batches,
+        lambda: _initial_state(config, parts.optimizer, mesh),
+        parts.abstract,
+        identity,
+    )
     count = log.write_inventory(config.model_dir, state.params)
     cluster.say(_describe_data(cache.manifest))
     cluster.say(
@@ -177,9 +174,9 @@ def make_trainer(
         cluster.say("compiling the train step, which can take a minute or more")
     flops = train_flops(config.model, shape.rows, shape.inputs, shape.targets)
     trainer = loop.Trainer(
-        config=config,
-        train_step=parts.train_step,
-        batches=parts.batches,
+        config,
+        parts.train_step,
+        parts.batches,
         place=lambda batch: place_batch(batch, mesh, config.microbatches),
         evaluate=lambda params, step: evaluator.evaluate(params, step, "validation").accuracy,
         checkpoints=checkpoints,
@@ -195,6 +192,15 @@ def make_trainer(
         identity=identity,
     )
     return trainer, state, evals
+
+
+def _initial_state(
+    config: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The state of step 0, with the parameters of INITIAL_CHECKPOINT or fresh ones."""
+    shardings = restore.sharded_params(config.model, mesh)
+    params = initial.initial_params(config.initial_checkpoint, shardings)
+    return create_state(config.model, optimizer, mesh, config.seed, params)
 
 
 def _describe_step(parts: Parts, mesh: Mesh) -> str:

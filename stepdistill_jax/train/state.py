@@ -1,4 +1,4 @@
-"""The train state, its shardings, and how a fresh one is made in its place on the mesh."""
+"""The train state, its shardings, and its creation on the mesh."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from stepdistill_jax.parallel.rules import param_shardings
 
 
 class TrainState(struct.PyTreeNode):
-    """All that an update changes.
+    """Everything that an update changes.
 
     Attributes:
         step: int32 scalar, updates made.
         params: float32 parameters.
-        opt_state: the optimizer's.
+        opt_state: state of the optimizer.
     """
 
     step: Any
@@ -32,10 +32,10 @@ class TrainState(struct.PyTreeNode):
 def state_shardings(
     model: T5Config, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """A `TrainState` of `NamedSharding`: moments lie where their parameters lie.
+    """A `TrainState` of `NamedSharding`: moments are sharded as their parameters.
 
     Optimizer leaves of another shape than their parameter (Adafactor's factored vectors, counts)
-    are whole on every device; they are small.
+    are small and whole on every device.
     """
     shapes = abstract_params(model)
     shardings = param_shardings(logical_axes(model), shapes, mesh)
@@ -49,7 +49,7 @@ def state_shardings(
         if not is_like_params(tree):
             return whole
         return jax.tree.map(
-            lambda leaf, param, own: own if leaf.shape == param.shape else whole,
+            lambda leaf, param, sharding: sharding if leaf.shape == param.shape else whole,
             tree,
             shapes,
             shardings,
@@ -66,7 +66,7 @@ def state_shardings(
 def abstract_state(
     model: T5Config, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Shapes, dtypes and shardings of a state, without computing any: what a restore needs."""
+    """Shapes, dtypes and shardings of a state, as a restore needs them; computes nothing."""
     params = abstract_params(model)
     shapes = TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32),
@@ -87,19 +87,15 @@ def create_state(
     seed: int,
     params: Any = None,
 ) -> TrainState:
-    """The state before the first update, each part made on the devices that keep it.
+    """The state before the first update; each device computes its own part.
 
     Args:
-        model: the model.
-        optimizer: the update rule.
-        mesh: the mesh; the parameters do not depend on it.
-        seed: of fresh parameters.
-        params: parameters to start from, such as converted ones, laid out as in `state_shardings`;
-            None makes fresh ones.
+        seed: of fresh parameters, which do not depend on the mesh.
+        params: parameters to start from, sharded as in `state_shardings`; None makes fresh ones.
     """
     shardings = state_shardings(model, optimizer, mesh)
     if params is None:
-        # Threefry whatever generator dropout uses: its numbers do not depend on the sharding.
+        # Threefry, whatever PRNG_IMPL is: its numbers do not depend on the sharding.
         init = jax.jit(
             lambda: init_params(model, jax.random.key(seed, impl="threefry2x32")),
             out_shardings=shardings.params,

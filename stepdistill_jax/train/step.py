@@ -174,7 +174,7 @@ def _sum_over_parts(
 ) -> Any:
     """Sums ``function(part, key of the part)`` over the parts of a batch, one at a time.
 
-    Part i has rows i, i + parts, ...: every device finds its share of it among its own rows.
+    Part i has rows i, i + parts, ...: every device has its share of a part among its own rows.
     """
     if parts == 1:
         return function(batch, key)

@@ -5,12 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_params import random_params
+from random_params import random_params, unstack_layers
 
 from stepdistill_jax.decode.choices import choice_log_probs, choice_probabilities
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import Transformer
-from stepdistill_jax.model.stack import unstack_layers
 
 V1_1 = T5Config(
     vocab_size=23,
@@ -48,29 +47,16 @@ def alone(config, params, row, choice):
     return [float(logs[0, position, token]) for position, token in enumerate(choice) if token]
 
 
-@pytest.mark.parametrize("length_normalised", [False, True])
 @VARIANTS
-def test_a_choice_scores_as_it_does_alone(config, length_normalised):
+def test_a_choice_scores_as_it_does_alone(config):
     params = random_params(config)
-    found = choice_log_probs(
-        config, params, INPUTS, SEGMENTS, jnp.array(CHOICES), length_normalised
-    )
-    total = np.mean if length_normalised else np.sum
+    found = choice_log_probs(config, params, INPUTS, SEGMENTS, jnp.array(CHOICES))
     for row, choices in enumerate(CHOICES):
         for column, choice in enumerate(choices):
             if any(choice):
-                expected = total(alone(config, params, row, choice))
+                expected = sum(alone(config, params, row, choice))
                 assert float(found[row, column]) == pytest.approx(expected, abs=1e-5)
     assert found[0, 3] == -np.inf
-
-
-def test_a_shared_list_is_every_row_s_list():
-    params = random_params(V1_1)
-    shared = jnp.array(CHOICES[1])
-    found = choice_log_probs(V1_1, params, INPUTS, SEGMENTS, shared)
-    each = choice_log_probs(V1_1, params, INPUTS, SEGMENTS, jnp.stack([shared, shared]))
-    np.testing.assert_array_equal(found, each)
-    assert found.shape == (2, 4)
 
 
 def test_scanned_equals_unrolled():

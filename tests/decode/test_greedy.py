@@ -5,12 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_params import random_params
+from random_params import random_params, unstack_layers
 
 from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import Transformer
-from stepdistill_jax.model.stack import unstack_layers
 from stepdistill_jax.spec import EOS_ID
 
 V1_1 = T5Config(

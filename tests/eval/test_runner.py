@@ -318,9 +318,9 @@ def test_another_mode_keeps_the_line_and_gets_its_own_folder(tmp_path, params):
 def test_rows_without_gold_label_or_choices_stop(tmp_path, params):
     unlabelled = make_rows()
     unlabelled.golds[3] = None
-    with pytest.raises(InputError, match="test has 1 rows without a gold label, the first is id3"):
+    with pytest.raises(InputError, match=r"test has 1 example.* a gold label: id3"):
         evaluator(tmp_path, unlabelled).evaluate(params, 10, "test")
-    with pytest.raises(InputError, match=r"EVAL_MODE='choices' needs .*row id0 of DATASET='demo'"):
+    with pytest.raises(InputError, match=r"'choices' needs .*example id0 of DATASET='demo'"):
         evaluator(tmp_path, make_rows(()), mode="choices").evaluate(params, 10, "test")
     assert not (tmp_path / "results.jsonl").exists()
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "parity"))
+sys.path[:0] = [str(HERE.parent / "parity"), str(HERE.parent)]
 
 import parity_cases as cases  # noqa: E402
 import torch_models  # noqa: E402

@@ -10,7 +10,7 @@ import pytest
 import reference_t5
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from random_params import random_params
+from random_params import random_params, unstack_layers
 
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import (
@@ -19,7 +19,7 @@ from stepdistill_jax.model.network import (
     init_params,
     logical_axes,
 )
-from stepdistill_jax.model.stack import stack_layers, unstack_layers
+from stepdistill_jax.model.stack import stack_layers
 from stepdistill_jax.spec import LOGICAL_AXES
 
 V1_1 = T5Config(

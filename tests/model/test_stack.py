@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from random_params import unstack_layers
 
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.layers import dropout
-from stepdistill_jax.model.stack import make_layers, run_layers, stack_layers, unstack_layers
+from stepdistill_jax.model.stack import make_layers, run_layers, stack_layers
 
 CONFIG = T5Config(
     vocab_size=11,

@@ -12,6 +12,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from random_params import unstack_layers
 
 from stepdistill_jax.checkpoint.fill import arrays
 from stepdistill_jax.data.join import DataConfig, load_pairs
@@ -26,7 +27,6 @@ from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import Transformer, abstract_params
-from stepdistill_jax.model.stack import unstack_layers
 from stepdistill_jax.objective import ObjectiveConfig, combine
 from stepdistill_jax.spec import EOS_ID, EXAMPLE_INDEX, FEATURES, PREFIXES, STREAMS
 from stepdistill_jax.train.step import batch_sums
