@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,34 +37,34 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 def make_train_step(
     config: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainStep:
-    """Compiles one update: ``(state, batch) -> (state, metrics)``. The input state is donated.
+    """One jitted update: ``(state, batch) -> (state, metrics)``. The input state is donated.
 
     Neither the mesh nor MICROBATCHES changes the result, except for rounding. Two exceptions:
     each microbatch draws its own dropout masks, and the masks of PRNG_IMPL=rbg depend on the mesh.
+    The batch holds `spec.batch_keys` of the run's streams and comes from
+    `parallel.place.place_batch` with MICROBATCHES.
 
-    Args:
-        config: the run; its mesh settings are not read.
-        optimizer: the update rule, clipping included.
-        mesh: the devices.
-
-    Returns:
-        The jitted step. Its batch comes from `parallel.place.place_batch` with MICROBATCHES and
-        holds `spec.batch_keys` of the run's streams. Its metrics are float32 scalars: those of
-        `objective.combine`, ``grad_norm`` (before clipping), ``param_norm`` (after the update),
-        ``learning_rate`` and, with ALPHA_END, ``alpha``, both of this update.
+    Metrics are float32 scalars: those of `objective.combine`, ``grad_norm`` (before clipping),
+    ``param_norm`` (after the update), ``learning_rate`` and, with ALPHA_END, ``alpha``.
     """
-    rules = fitting_rules(logical_axes(config.model), abstract_params(config.model), mesh)
-    shardings = state_shardings(config.model, optimizer, mesh)
+    model, objective, streams = config.model, config.objective, config.streams
+    rules = fitting_rules(logical_axes(model), abstract_params(model), mesh)
+    shardings = state_shardings(model, optimizer, mesh)
     learning_rate = schedule(config.optimizer, config.train_steps)
-    alphas = alpha_schedule(config.objective, config.train_steps)
-    if len(config.streams) == 1:
-        alphas = None
+    alphas = alpha_schedule(objective, config.train_steps) if len(streams) > 1 else None
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        alpha: float | jax.Array = config.objective.alpha
+        alpha: float | jax.Array = objective.alpha
         if alphas is not None:
             alpha = jnp.asarray(alphas(state.step), jnp.float32)
-        loss = functools.partial(_part_loss, config, mesh, _loss_factors(config, batch, alpha))
+        # The weights of the whole batch, so that the losses of its parts add up to its loss.
+        weights = {stream: jnp.sum(batch[f"{stream}_weights"]) for stream in streams}
+        factors = coefficients(weights, alpha)
+
+        def loss(params: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+            sums = batch_sums(model, objective, streams, params, part, key, batch_shards(mesh))
+            terms = [factors[stream] * sums[stream].loss for stream in streams]
+            return sum(terms, start=jnp.float32(0)), sums
 
         def part_gradients(part: Batch, key: jax.Array) -> tuple[Any, Any]:
             gradients, sums = jax.grad(loss, has_aux=True)(state.params, part, key)
@@ -91,28 +90,6 @@ def make_train_step(
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
-
-
-def _loss_factors(config: RunConfig, batch: Batch, alpha: float | jax.Array) -> dict[str, Any]:
-    """Factor of each stream's loss sum, from the weights of the whole global batch."""
-    weights = {stream: jnp.sum(batch[f"{stream}_weights"]) for stream in config.streams}
-    return coefficients(weights, alpha)
-
-
-def _part_loss(
-    config: RunConfig,
-    mesh: Mesh,
-    factors: dict[str, Any],
-    params: Any,
-    part: Batch,
-    key: jax.Array,
-) -> tuple[jax.Array, dict[str, StreamSums]]:
-    """What a part of the batch adds to the loss, and its sums."""
-    sums = batch_sums(
-        config.model, config.objective, config.streams, params, part, key, batch_shards(mesh)
-    )
-    terms = [factors[stream] * sums[stream].loss for stream in config.streams]
-    return sum(terms, start=jnp.float32(0)), sums
 
 
 def batch_sums(
