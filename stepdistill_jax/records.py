@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -182,6 +183,31 @@ def write_atomic(path: epath.PathLike, text: str | bytes) -> None:
     temporary = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}"
     temporary.write_bytes(data)
     temporary.replace(path)
+
+
+def require_writable(flag: str, folder: epath.PathLike) -> None:
+    """Checks before a long computation that its results can be written; creates the folder.
+
+    Args:
+        flag: ``--NAME=value``, for the error.
+        folder: on a disk or a store.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    folder = epath.Path(folder)
+    if storage.is_remote(folder):
+        storage.check(flag.partition("=")[0], folder, write=True)
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "a file is in the way" if in_the_way else error.strerror
+        raise InputError(
+            f"{flag}: cannot write to {folder}: {reason}. Choose another folder."
+        ) from error
 
 
 def write_jsonl(path: epath.PathLike, rows: Iterable[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and how much memory it took."""
+"""The machine of a benchmark, and its peak memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CPU_INFO = pathlib.Path("/proc/cpuinfo")
 
 
 def machine() -> dict[str, Any]:
-    """CPU model and cores, devices as JAX counts them, versions."""
+    """CPU model and cores, JAX's devices, versions."""
     device = jax.devices()[0]
     return {
         "cpu": cpu_model(),
@@ -39,7 +39,7 @@ def cores() -> int:
 
 
 def cpu_model() -> str:
-    """The processor's own name, as far as the system tells."""
+    """Name of the processor."""
     if _CPU_INFO.exists():
         for line in _CPU_INFO.read_text().splitlines():
             name, _, value = line.partition(":")
@@ -49,9 +49,9 @@ def cpu_model() -> str:
 
 
 def return_free_memory() -> None:
-    """Gives freed memory back to the system where the C library can (glibc), else does nothing.
+    """Returns freed memory to the system if the C library can (glibc).
 
-    It keeps what PyTorch frees, gigabytes of a train step, for PyTorch alone.
+    Otherwise the gigabytes that PyTorch frees after a train step stay reserved for PyTorch.
     """
     try:
         trim = ctypes.CDLL(None).malloc_trim
@@ -61,14 +61,14 @@ def return_free_memory() -> None:
 
 
 def peak_host_bytes() -> int:
-    """Most memory that this process held at once."""
+    """Peak memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
+    # KiB on Linux, bytes on macOS.
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def peak_device_bytes() -> int | None:
-    """Most memory in use on any one local device; None where the device does not report it."""
+    """Peak memory of the fullest local device; None if devices do not report it."""
     peaks = [
         stats["peak_bytes_in_use"]
         for device in jax.local_devices()

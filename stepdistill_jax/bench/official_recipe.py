@@ -1,18 +1,17 @@
-"""The released code's training step and label evaluation, rendered in PyTorch as a reference.
+"""The released code's train step and label evaluation in PyTorch, as a reference.
 
-What the released code leaves to Hugging Face's trainer is spelled out here: two forward passes a
-step (label, rationale), each a mean over its own batch's target tokens, combined as
+It includes what the released code leaves to Hugging Face's trainer: two forward passes a step
+(label, rationale), each a mean over the target tokens of its batch, combined as
 ``alpha * label + (1 - alpha) * rationale``; one backward pass; gradients clipped by their global
-norm; AdamW under a linear schedule; every batch padded to its own longest row; bfloat16 by
-autocast over float32 parameters; labels written by `generate`.
+norm; AdamW with a linear schedule; every batch padded to its longest pair; bfloat16 by autocast
+over float32 parameters; labels decoded by `generate`.
 
-PyTorch and transformers are imported inside functions: nothing else of this package needs PyTorch.
+PyTorch and transformers are imported inside functions: the rest of this package needs neither.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
@@ -24,11 +23,10 @@ from stepdistill_jax.checkpoint.fill import arrays
 from stepdistill_jax.checkpoint.hf import ACTIVATIONS, SIZES
 from stepdistill_jax.checkpoint.names import HF_ALIASES, HF_TIED_ALIASES
 from stepdistill_jax.model.config import T5Config
-from stepdistill_jax.objective import ObjectiveConfig
-from stepdistill_jax.optim import OptimizerConfig
+from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.spec import EOS_ID, LABEL, PAD_ID, RATIONALE, STREAMS, InputError
 
-# Target ids that Hugging Face's loss leaves out.
+# Target ids that Hugging Face's loss ignores.
 IGNORED = -100
 
 Pair = Mapping[str, Any]
@@ -36,74 +34,61 @@ Pair = Mapping[str, Any]
 Batch = dict[str, dict[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class RecipeConfig:
-    """The parts of a run that the recipe shares with ours.
-
-    Attributes:
-        model: sizes, variant, dropout and dtype; how layers are compiled means nothing here.
-        objective: `alpha`.
-        optimizer: AdamW's numbers, the schedule and clipping.
-        train_steps: the schedule's length.
-        seed: of dropout.
+def check_supported(config: RunConfig) -> None:
+    """Checks that the recipe can make a run.
 
     Raises:
         InputError: a setting that the recipe does not have.
     """
-
-    model: T5Config
-    objective: ObjectiveConfig
-    optimizer: OptimizerConfig
-    train_steps: int
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        wanted = {
-            "OPTIMIZER": (self.optimizer.name, "adamw"),
-            "SCHEDULE": (self.optimizer.schedule, "linear"),
-            "Z_LOSS": (self.objective.z_loss, 0.0),
-            "LABEL_SMOOTHING": (self.objective.label_smoothing, 0.0),
-        }
-        for macro, (value, theirs) in wanted.items():
-            if value != theirs:
-                raise InputError(
-                    f"{macro}={value!r}: the released recipe has {theirs!r}; to compare with it, "
-                    f"set {macro}={theirs!r}"
-                )
-        if self.model.mlp_activations not in ACTIVATIONS.values():
+    for macro, value, expected in (
+        ("METHOD", config.method, "step_by_step"),
+        ("ALPHA_END", config.objective.alpha_end, None),
+        ("EVAL_MODE", config.eval.mode, "decode"),
+        ("OPTIMIZER", config.optimizer.name, "adamw"),
+        ("SCHEDULE", config.optimizer.schedule, "linear"),
+        ("Z_LOSS", config.objective.z_loss, 0.0),
+        ("LABEL_SMOOTHING", config.objective.label_smoothing, 0.0),
+    ):
+        if value != expected:
             raise InputError(
-                f"MLP_ACTIVATIONS={self.model.mlp_activations!r} has no counterpart in Hugging "
-                f"Face's T5; choose one of {', '.join(map(str, ACTIVATIONS.values()))}"
+                f"{macro}={value!r}: the released recipe does not support it, expected "
+                f"{expected!r}. Set {macro}={expected!r}, or omit --against."
             )
+    if config.model.mlp_activations not in ACTIVATIONS.values():
+        raise InputError(
+            f"MLP_ACTIVATIONS={config.model.mlp_activations!r}: Hugging Face's T5 supports "
+            f"{', '.join(map(str, ACTIVATIONS.values()))}. Set one of these, or omit --against."
+        )
 
 
 def require_torch() -> None:
-    """Raises InputError where PyTorch or transformers is not installed."""
+    """Raises `InputError` if PyTorch or transformers is not installed."""
     missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
     if missing:
         raise InputError(
-            f"the released recipe runs on PyTorch, and {' and '.join(missing)} cannot be found; "
-            "pip install 'stepdistill-jax[test]'"
+            f"--against=recipe: not installed: {' and '.join(missing)}. Run pip install "
+            "'stepdistill-jax[test]'."
         )
 
 
 class OfficialRecipe:
-    """A Hugging Face T5, its optimizer and schedule."""
+    """A Hugging Face T5 with its optimizer and schedule."""
 
     def __init__(
-        self, config: RecipeConfig, params: Any, device: str = "cpu", threads: int | None = None
+        self, config: RunConfig, params: Any, device: str = "cpu", threads: int | None = None
     ) -> None:
-        """Builds the model and gives it our parameters.
+        """Builds the model with our parameters.
 
         Args:
-            config: what to train.
-            params: our parameter tree, stacked or unrolled, all addressable here.
-            device: PyTorch's name of it.
-            threads: CPU threads of this process's PyTorch; None leaves them as they are.
+            config: the run.
+            params: our parameter tree, stacked or unrolled, all addressable by this process.
+            device: PyTorch's name of the device.
+            threads: CPU threads of PyTorch in this process; None = PyTorch's default.
 
         Raises:
-            InputError: PyTorch is not installed.
+            InputError: the recipe does not support the run, or PyTorch is not installed.
         """
+        check_supported(config)
         require_torch()
         import torch
         from transformers import get_linear_schedule_with_warmup
@@ -114,7 +99,7 @@ class OfficialRecipe:
         self.config = config
         self.device = device
         self.model = _model(config.model, params).to(device)
-        # The trainer's default kernel of AdamW, and its rule for what decays.
+        # AdamW's kernel and weight decay as in Hugging Face's trainer.
         self._optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, config.optimizer.weight_decay),
             lr=config.optimizer.learning_rate,
@@ -127,11 +112,11 @@ class OfficialRecipe:
         )
 
     def collate(self, pairs: Sequence[Pair]) -> Batch:
-        """One batch, each stream padded to its own longest row.
+        """One batch, each stream padded to its longest pair.
 
         Args:
             pairs: the four features as in a token cache, and ``s_weight`` of each stream: a target
-                of weight 0 is left out of the loss, as ours leaves it out.
+                of weight 0 is ignored by the loss, as in our objective.
         """
         batch = {}
         for stream in STREAMS:
@@ -155,14 +140,14 @@ class OfficialRecipe:
 
         Args:
             batch: of `collate`.
-            precise: also report the gradient's norm summed in float64. PyTorch on a CPU sums
-                float32 squares one after the other, and its norm, by which the recipe clips, is
-                0.01% too small for 2 million elements and 0.3% for 25 million.
+            precise: also report the gradient norm summed in float64. PyTorch on a CPU sums float32
+                squares sequentially: its norm, which the recipe clips by, is 0.01% too small for 2
+                million elements and 0.3% for 25 million.
 
         Returns:
             Scalar tensors under our train step's names: ``loss``, ``label_loss``,
-            ``rationale_loss`` (nats a token) and ``grad_norm`` (before clipping, as PyTorch has
-            it); with `precise` also ``precise_grad_norm``.
+            ``rationale_loss`` (nats a token) and ``grad_norm`` (PyTorch's, before clipping); with
+            `precise` also ``precise_grad_norm``.
         """
         import torch
 
@@ -183,32 +168,32 @@ class OfficialRecipe:
         return {"loss": loss.detach(), **parts, **norms}
 
     def generate(self, inputs: Sequence[np.ndarray], max_length: int) -> list[list[int]]:
-        """Greedy labels of one batch of inputs, padded to the longest of them.
+        """Greedy labels of one batch of inputs, padded to the longest input.
 
         Args:
-            inputs: token ids of each row, EOS included.
-            max_length: most tokens to write, EOS included.
+            inputs: token ids of each input, EOS included.
+            max_length: maximum tokens of a label, EOS included.
 
         Returns:
-            Each row's tokens up to and without EOS.
+            The tokens of each label, without EOS.
         """
         import torch
 
         self.model.eval()
         ids, mask = _padded(inputs, PAD_ID)
         with torch.inference_mode(), self._autocast():
-            written = self.model.generate(
+            output = self.model.generate(
                 input_ids=self._tensor(ids),
                 attention_mask=self._tensor(mask),
                 max_new_tokens=max_length,
                 num_beams=1,
                 do_sample=False,
             )
-        rows: list[list[int]] = written[:, 1:].tolist()
+        rows: list[list[int]] = output[:, 1:].tolist()
         return [row[: row.index(EOS_ID)] if EOS_ID in row else row for row in rows]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The parameters under Hugging Face's names, each once, as `checkpoint.fill.arrays` has."""
+        """The parameters under Hugging Face's names, like `checkpoint.fill.arrays`."""
         aliases = _aliases(self.config.model)
         return {
             name: tensor.detach().cpu().numpy().copy()
@@ -252,7 +237,7 @@ def _model(model: T5Config, params: Any) -> Any:
     settings |= {
         "feed_forward_proj": names[model.mlp_activations],
         "dropout_rate": model.dropout_rate,
-        # Decides in transformers whether the decoder's output is scaled, ...
+        # transformers scales the decoder's output if this is set.
         "tie_word_embeddings": model.logits_via_embedding,
         "decoder_start_token_id": PAD_ID,
         "pad_token_id": PAD_ID,
@@ -261,9 +246,9 @@ def _model(model: T5Config, params: Any) -> Any:
     config = transformers.T5Config(**settings)
     network = transformers.T5ForConditionalGeneration(config)
     if not model.logits_via_embedding:
-        # ... but no longer whether the output matrix is the embedding: transformers 5 ties always.
+        # transformers 5 ties the output matrix and the embedding regardless of the config.
         network.lm_head.weight = torch.nn.Parameter(torch.empty_like(network.lm_head.weight))
-    # Copied: what JAX gives to read is its own memory.
+    # Copied, because JAX's arrays are read-only memory of JAX.
     state = {name: torch.from_numpy(value.copy()) for name, value in arrays(params, "hf")}
     state |= {alias: state[name] for alias, name in _aliases(model).items()}
     network.load_state_dict(state)
@@ -271,7 +256,7 @@ def _model(model: T5Config, params: Any) -> Any:
 
 
 def _parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Everything decays but norms and what is named bias, as in Hugging Face's trainer."""
+    """All parameters decay except norms and biases, as in Hugging Face's trainer."""
     decaying: list[Any] = []
     rest: list[Any] = []
     for name, parameter in model.named_parameters():
@@ -283,7 +268,7 @@ def _parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def _padded(rows: Sequence[np.ndarray], filler: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows padded to the longest, and 1 where they have tokens; both int64 [B, longest]."""
+    """Rows padded to the longest, and a mask of their tokens; both int64 [B, longest]."""
     lengths = np.array([len(row) for row in rows])
     mask = np.arange(lengths.max()) < lengths[:, None]
     padded = np.full(mask.shape, filler, np.int64)

@@ -1,4 +1,4 @@
-"""Timed windows of the parts of a run: train steps, the input pipeline, decoding."""
+"""Timed windows of parts of a run: train steps, the input pipeline, any call."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from stepdistill_jax.bench.measure import Window
+from stepdistill_jax.bench.measurement import Window
 from stepdistill_jax.data.pipeline import RowSubset
 from stepdistill_jax.spec import EXAMPLE_INDEX
 
-# A window of train steps that is left to choose lasts about as long, and holds a few steps.
+# Duration and minimum steps of a window of train steps.
 TRAIN_SECONDS = 2.0
 MIN_STEPS = 2
 
@@ -26,13 +26,13 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass
 class TrainLoop:
-    """The train loop without its reports: fetch, place, step, read the step before.
+    """The train loop without reports: load, place, step, read the metrics of the step before.
 
     Attributes:
-        batches: host batches without end.
-        place: host batch to device arrays.
-        step: device batch to metrics; keeps its state to itself.
-        shards: parts of a global batch, of which `batches` yields one.
+        batches: endless host batches.
+        place: host batch -> device arrays.
+        step: device batch -> metrics; updates its own state.
+        shards: parts of a global batch; `batches` yields one of them.
         flops: model FLOPs of a step.
     """
 
@@ -43,13 +43,12 @@ class TrainLoop:
     flops: float
 
     def window(self, steps: int) -> Window:
-        """Times `steps` steps, the last one's end included.
+        """Times `steps` steps, including the end of the last one.
 
         Returns:
-            Amounts: ``steps``, ``pairs``, ``tokens``, ``slots`` and ``flops`` of all processes;
-            seconds of the three parts that the loop's time falls into: ``wait`` for a batch,
-            ``place`` (host to device), ``step`` (dispatching steps and waiting for them); and for
-            each feature ``fill FEATURE``, tokens over slots.
+            Amounts of all processes: ``steps``, ``pairs``, ``tokens``, ``slots`` and ``flops``;
+            seconds of the three parts of the loop: ``wait`` (for a batch), ``place`` (host to
+            device) and ``step`` (dispatch and device); and ``fill FEATURE``, tokens over slots.
         """
         wait = place = pairs = 0.0
         tokens: dict[str, int] = {}
@@ -57,12 +56,12 @@ class TrainLoop:
         pending = None
         started = time.perf_counter()
         for _ in range(steps):
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             batch = next(self.batches)
             fetched = time.perf_counter()
             device_batch = self.place(batch)
             placed = time.perf_counter()
-            wait += fetched - asked
+            wait += fetched - requested
             place += placed - fetched
             metrics = self.step(device_batch)
             if pending is not None:
@@ -89,15 +88,15 @@ class TrainLoop:
 
 
 def steps_for(seconds_a_step: float) -> int:
-    """How many steps make a window of about `TRAIN_SECONDS`."""
+    """Number of steps that take about `TRAIN_SECONDS`."""
     return max(MIN_STEPS, math.ceil(TRAIN_SECONDS / seconds_a_step))
 
 
 def pipeline_window(batches: Iterator[Batch], seconds: float) -> Window:
-    """Takes batches for at least `seconds` and does nothing with them.
+    """Reads batches for at least `seconds` and discards them.
 
     Returns:
-        Amounts: ``pairs``, and ``cpu``, the whole process's CPU seconds.
+        Amounts: ``pairs``, and ``cpu``, CPU seconds of the whole process.
     """
     pairs = 0
     cpu = time.process_time()
@@ -108,7 +107,7 @@ def pipeline_window(batches: Iterator[Batch], seconds: float) -> Window:
 
 
 def timed(work: Callable[[], int], name: str) -> Window:
-    """Times a call that returns how much it did of what `name` says."""
+    """Times a call that returns the amount of `name` that it processed."""
     started = time.perf_counter()
     amount = work()
     return Window(time.perf_counter() - started, {name: amount})
@@ -116,7 +115,7 @@ def timed(work: Callable[[], int], name: str) -> Window:
 
 @contextlib.contextmanager
 def one_core() -> Iterator[bool]:
-    """Keeps the calling thread on one core, where the system can; says whether it can."""
+    """Pins the calling thread to one core; yields False if the system cannot."""
     if not hasattr(os, "sched_setaffinity"):
         yield False
         return
@@ -129,7 +128,7 @@ def one_core() -> Iterator[bool]:
 
 
 class EvenSample(RowSubset):
-    """`rows` rows of a token cache, spread evenly over it."""
+    """`rows` examples of a token cache, spread evenly over it."""
 
     def __init__(self, cache: Any, rows: int) -> None:
         super().__init__(cache, np.linspace(0, len(cache) - 1, min(rows, len(cache))).astype(int))

@@ -8,7 +8,10 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from etils import epath
 
+from stepdistill_jax import hub
+from stepdistill_jax.checkpoint import hf, t5x_native
 from stepdistill_jax.checkpoint.names import (
     Binding,
     Form,
@@ -28,6 +31,10 @@ class CheckpointReader(Protocol):
     """A Hugging Face or T5X checkpoint whose arrays are read slice by slice."""
 
     @property
+    def form(self) -> Form:
+        """Names and layout of its arrays."""
+
+    @property
     def where(self) -> str:
         """Its folder or file, for messages."""
 
@@ -39,32 +46,43 @@ class CheckpointReader(Protocol):
         """The elements of one array at `index` (slices, and an integer for a layer)."""
 
 
-def check(reader: CheckpointReader, form: Form, abstract_params: PyTree) -> None:
+def open_reader(name: str) -> hf.HFCheckpoint | t5x_native.T5XCheckpoint | None:
+    """The Hugging Face or T5X checkpoint in a folder or at ``hf:OWNER/NAME``; None = neither.
+
+    Raises:
+        InputError: the checkpoint is damaged, or is not a T5.
+    """
+    folder = epath.Path(name)
+    if name.startswith(hub.PREFIX) or hf.is_checkpoint(folder):
+        return hf.HFCheckpoint(name)
+    return t5x_native.T5XCheckpoint(folder) if t5x_native.is_checkpoint(folder) else None
+
+
+def check(reader: CheckpointReader, abstract_params: PyTree) -> None:
     """Compares the names and shapes of a checkpoint's arrays with a model's; reads no array.
 
     Raises:
         InputError: arrays are unknown to the model, missing, or of another shape.
     """
-    check_shapes(stored_shapes(bindings(abstract_params, form)), reader.shapes, reader.where)
+    check_shapes(stored_shapes(bindings(abstract_params, reader.form)), reader.shapes, reader.where)
 
 
-def fill(reader: CheckpointReader, form: Form, abstract_params: PyTree) -> PyTree:
+def fill(reader: CheckpointReader, abstract_params: PyTree) -> PyTree:
     """Reads a model's parameters, each device's shards directly from the files.
 
     The host holds one shard at a time, so the model may be larger than the host's memory.
 
     Args:
         reader: the checkpoint.
-        form: the form of `reader`.
         abstract_params: tree of `jax.ShapeDtypeStruct`, stacked or unrolled. A leaf with a sharding
             becomes a `jax.Array`, a leaf without one a numpy array.
 
     Raises:
         InputError: see `check`.
     """
-    check(reader, form, abstract_params)
+    check(reader, abstract_params)
     by_path = collections.defaultdict(list)
-    for part in bindings(abstract_params, form):
+    for part in bindings(abstract_params, reader.form):
         by_path[part.path].append(part)
 
     def load(path: Any, leaf: jax.ShapeDtypeStruct) -> Any:

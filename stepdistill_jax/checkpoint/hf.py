@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from stepdistill_jax import hub, storage
-from stepdistill_jax.checkpoint.names import HF_ALIASES, HF_IGNORED, HF_TIED_ALIASES
+from stepdistill_jax.checkpoint.names import HF_ALIASES, HF_IGNORED, HF_TIED_ALIASES, Form
 from stepdistill_jax.checkpoint.weight_files import (
     PytorchFile,
     SafetensorsFile,
@@ -113,6 +113,7 @@ class HFCheckpoint:
     """A Hugging Face checkpoint; a `fill.CheckpointReader`.
 
     Attributes:
+        form: ``hf``.
         where: its folder or hub name.
         fields: the fields of `T5Config` that its ``config.json`` decides.
         shapes: key -> shape of every array that a T5 reads.
@@ -127,6 +128,7 @@ class HFCheckpoint:
         Raises:
             InputError: a file is missing or damaged, or the model is not a T5.
         """
+        self.form: Form = "hf"
         self.where = name
         self._place = _Place(name)
         path = self._place.find((CONFIG,))

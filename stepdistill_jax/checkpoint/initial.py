@@ -6,8 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from stepdistill_jax import hub
-from stepdistill_jax.checkpoint import fill, hf, restore, t5x_native
+from stepdistill_jax.checkpoint import fill, hf, restore
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import abstract_params
@@ -29,16 +28,14 @@ def check(name: str | None, model: T5Config, vocabulary: str) -> None:
     """
     if name is None:
         return
-    if _is_hf(name):
-        checkpoint = hf.HFCheckpoint(name)
-        checkpoint.check_model(model)
-        checkpoint.check_vocabulary(load_vocabulary(vocabulary), vocabulary)
-        fill.check(checkpoint, "hf", abstract_params(model))
-    elif t5x_native.is_checkpoint(epath.Path(name)):
-        t5x = t5x_native.T5XCheckpoint(name)
-        fill.check(t5x, t5x.form, abstract_params(model))
-    else:
+    reader = fill.open_reader(name)
+    if reader is None:
         restore.check_shapes(*_run_and_step(name), abstract_params(model))
+        return
+    if isinstance(reader, hf.HFCheckpoint):
+        reader.check_model(model)
+        reader.check_vocabulary(load_vocabulary(vocabulary), vocabulary)
+    fill.check(reader, abstract_params(model))
 
 
 def initial_params(name: str | None, abstract: PyTree) -> PyTree | None:
@@ -55,16 +52,10 @@ def initial_params(name: str | None, abstract: PyTree) -> PyTree | None:
     """
     if name is None:
         return None
-    if _is_hf(name):
-        return fill.fill(hf.HFCheckpoint(name), "hf", abstract)
-    if t5x_native.is_checkpoint(epath.Path(name)):
-        t5x = t5x_native.T5XCheckpoint(name)
-        return fill.fill(t5x, t5x.form, abstract)
-    return restore.restore_params(*_run_and_step(name), abstract)
-
-
-def _is_hf(name: str) -> bool:
-    return name.startswith(hub.PREFIX) or hf.is_checkpoint(epath.Path(name))
+    reader = fill.open_reader(name)
+    if reader is None:
+        return restore.restore_params(*_run_and_step(name), abstract)
+    return fill.fill(reader, abstract)
 
 
 def _run_and_step(name: str) -> tuple[epath.Path, int]:

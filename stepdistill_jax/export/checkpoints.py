@@ -10,9 +10,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from stepdistill_jax import hub
 from stepdistill_jax.checkpoint import fill, hf, restore, sizes, t5x_native
-from stepdistill_jax.checkpoint.names import Form
 from stepdistill_jax.checkpoint.run_arrays import RunArrays
 from stepdistill_jax.eval.follow import steps_to_score
 from stepdistill_jax.model.config import T5Config
@@ -60,7 +58,7 @@ class OpenedCheckpoint:
         """The parameters: a run's are read one by one on use, others are all in host memory."""
         if isinstance(self.arrays, RunArrays):
             return self.arrays.tree()
-        return fill.fill(self.arrays, _form(self.arrays), abstract_params(self.model))
+        return fill.fill(self.arrays, abstract_params(self.model))
 
     def sharded_params(self) -> PyTree:
         """The parameters, sharded over all devices."""
@@ -68,11 +66,7 @@ class OpenedCheckpoint:
         if isinstance(self.arrays, RunArrays):
             folder = epath.Path(self.arrays.where)
             return restore.restore_params(folder.parent.parent, int(folder.name), abstract)
-        return fill.fill(self.arrays, _form(self.arrays), abstract)
-
-
-def _form(arrays: hf.HFCheckpoint | t5x_native.T5XCheckpoint) -> Form:
-    return "hf" if isinstance(arrays, hf.HFCheckpoint) else arrays.form
+        return fill.fill(self.arrays, abstract)
 
 
 def open_checkpoint(
@@ -90,18 +84,15 @@ def open_checkpoint(
     Raises:
         InputError: it is no checkpoint, is damaged, or contradicts its own config.
     """
-    folder = epath.Path(name)
-    if name.startswith(hub.PREFIX) or hf.is_checkpoint(folder):
-        checkpoint = hf.HFCheckpoint(name)
-        model = T5Config(**checkpoint.fields, scan_layers=scan_layers)
-        fill.check(checkpoint, "hf", abstract_params(model))
-        return OpenedCheckpoint("hf", 0, model, checkpoint)
-    if t5x_native.is_checkpoint(folder):
-        t5x = t5x_native.T5XCheckpoint(folder)
-        model = sizes.infer(t5x.shapes, t5x.where, scan_layers)
-        fill.check(t5x, t5x.form, abstract_params(model))
-        return OpenedCheckpoint(t5x.form, t5x.step or 0, model, t5x)
-    return _open_run(folder, overrides, listing)
+    reader = fill.open_reader(name)
+    if reader is None:
+        return _open_run(epath.Path(name), overrides, listing)
+    if isinstance(reader, hf.HFCheckpoint):
+        model, step = T5Config(**reader.fields, scan_layers=scan_layers), 0
+    else:
+        model, step = sizes.infer(reader.shapes, reader.where, scan_layers), reader.step or 0
+    fill.check(reader, abstract_params(model))
+    return OpenedCheckpoint(reader.form, step, model, reader)
 
 
 def _open_run(folder: epath.Path, overrides: Sequence[str], listing: bool) -> OpenedCheckpoint:

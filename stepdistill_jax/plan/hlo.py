@@ -1,4 +1,4 @@
-"""Reads a compiled program's text (HLO): computations, instructions, shapes, attributes."""
+"""Parses the text of a compiled program (HLO): computations, instructions, shapes, attributes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a type: element type, dimensions, and whether it lies in the device's HBM."""
+    """An array type: element type, dimensions, and whether it is in HBM."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -30,12 +30,12 @@ class Array:
 
     @property
     def elements(self) -> int:
-        """Number of elements."""
+        """Number of elements of the array."""
         return math.prod(self.dims)
 
     @property
     def bytes(self) -> float:
-        """Bytes without padding."""
+        """Size without padding."""
         return self.elements * _BYTES[self.dtype]
 
 
@@ -46,10 +46,10 @@ class Instruction:
     Attributes:
         name: without ``%``.
         opcode: as ``all-gather-start``.
-        arrays: of its result, a tuple's in order.
-        operands: names.
-        attributes: the text behind the operands.
-        root: the computation's result.
+        arrays: of the result; the elements of a tuple in order.
+        operands: their names.
+        attributes: the text after the operands.
+        root: whether it is the computation's result.
     """
 
     name: str
@@ -61,28 +61,28 @@ class Instruction:
 
     @functools.cached_property
     def called(self) -> tuple[str, ...]:
-        """Names of the computations that it calls."""
+        """Names of called computations."""
         names = _CALLED.findall(self.attributes)
-        for listed in _BRANCHES.findall(self.attributes):
-            names += [name.strip().lstrip("%") for name in listed.split(",")]
+        for branches in _BRANCHES.findall(self.attributes):
+            names += [name.strip().lstrip("%") for name in branches.split(",")]
         return tuple(names)
 
     def attribute(self, name: str) -> str:
-        """Value of an attribute without blanks or braces, "" where it is not given."""
+        """Value of an attribute without blanks or braces; "" = the attribute is missing."""
         match = re.search(rf"\b{name}=%?([^,\s]+)", self.attributes)
         return match[1] if match else ""
 
 
 @dataclasses.dataclass
 class Computation:
-    """A named list of instructions; operands are of the same computation."""
+    """Named instructions; all operands belong to the same computation."""
 
     name: str
     instructions: dict[str, Instruction]
 
     @property
     def root(self) -> Instruction:
-        """Its result."""
+        """The instruction that computes the result."""
         return next(i for i in self.instructions.values() if i.root)
 
     def users(self, name: str) -> list[Instruction]:
@@ -90,29 +90,29 @@ class Computation:
         return [i for i in self.instructions.values() if name in i.operands]
 
     def operand_arrays(self, instruction: Instruction) -> list[tuple[Array, ...]]:
-        """The arrays of each operand of one of its instructions."""
+        """The arrays of each operand."""
         return [self.instructions[name].arrays for name in instruction.operands]
 
     def original(self, name: str, through: tuple[str, ...] = ("copy", "bitcast")) -> Instruction:
-        """The instruction whose result `name` is, seen through those opcodes."""
-        found = self.instructions[name]
-        while found.opcode in through:
-            found = self.instructions[found.operands[0]]
-        return found
+        """The instruction that computes `name`, skipping the opcodes of `through`."""
+        instruction = self.instructions[name]
+        while instruction.opcode in through:
+            instruction = self.instructions[instruction.operands[0]]
+        return instruction
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A program."""
+    """A program; `entry` names its first computation."""
 
     entry: str
     computations: dict[str, Computation]
 
 
 def arrays(text: str) -> tuple[Array, ...]:
-    """The arrays of a type, as ``(f32[2,3]{1,0:T(8,128)}, u32[])``."""
+    """The arrays in a type such as ``(f32[2,3]{1,0:T(8,128)}, u32[])``."""
     return tuple(
-        # S(n) names another memory than the first one, HBM.
+        # S(n) is a memory space other than HBM.
         Array(dtype, tuple(map(int, dims.split(","))) if dims else (), "S(" not in layout)
         for dtype, dims, layout in _ARRAY.findall(text)
         if dtype in _BYTES
@@ -120,7 +120,7 @@ def arrays(text: str) -> tuple[Array, ...]:
 
 
 def parse(text: str) -> Module:
-    """A program's text as XLA prints it."""
+    """Parses the text that XLA prints."""
     computations: dict[str, Computation] = {}
     entry = ""
     current: Computation | None = None
@@ -139,7 +139,7 @@ def parse(text: str) -> Module:
 
 def _instruction(head: re.Match[str], rest: str) -> Instruction:
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    # A tuple's layout may follow it; the opcode stands before the next parenthesis.
+    # A layout may follow a tuple type; the opcode precedes the next parenthesis.
     opening = rest.index("(", end)
     opcode = rest[end:opening].split()[-1]
     closing = _closing(rest, opening)

@@ -1,4 +1,4 @@
-"""Compiles the real train step and label decode for devices that need not be there."""
+"""Compiles a run's train step and label decode for devices that this machine need not have."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ PyTree = Any
 
 TRAIN, DECODE = "train step", "label decode"
 
-# Quick: the compiler looks less long for the fastest code; what it partitions, computes and
-# stores is decided before that. Full: as on a TPU.
+# Compiler options. "quick" spends less time on optimizing the code, after partitioning and memory
+# are decided; "full" compiles as on a TPU.
 EFFORTS: dict[str, dict[str, Any] | None] = {
     "quick": {"exec_time_optimization_effort": -1.0},
     "full": None,
@@ -40,19 +40,17 @@ EFFORTS: dict[str, dict[str, Any] | None] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What is compiled, whatever the devices.
+class BatchShapes:
+    """Shapes of a run's batches, over all devices.
 
     Attributes:
-        config: the run.
-        shape: of a train batch, over all devices.
-        eval_inputs: input tokens of a row that is decoded.
-        eval_tokens: the maximum of tokens written for one.
-        pairs_per_row: mean of a train batch; None where the data was not read.
+        train: of a train batch.
+        eval_inputs: input tokens of an example that is decoded.
+        eval_tokens: maximum output tokens of such an example.
+        pairs_per_row: mean pairs in a row of a train batch; None = the data was not read.
     """
 
-    config: RunConfig
-    shape: RowShape
+    train: RowShape
     eval_inputs: int
     eval_tokens: int
     pairs_per_row: float | None = None
@@ -63,19 +61,19 @@ class Memory:
     """Bytes of HBM on each device.
 
     Attributes:
-        parameters: float32.
-        optimizer: its moments; 0 in decoding.
-        activations: all else that the program allocates: activations, gradients, gathered
-            parameters, buffers.
-        total: these, the batch and the program itself.
-        told: False where the program does not fit: then only `total`, which the compiler names.
+        parameters: in float32.
+        optimizer: optimizer state; 0 for decoding.
+        activations: everything else that the program allocates, as gradients, gathered parameters
+            and buffers.
+        total: the above, the batch and the program itself.
+        itemized: False if the program does not fit; then the compiler reports only `total`.
     """
 
     parameters: float
     optimizer: float
     activations: float
     total: float
-    told: bool = True
+    itemized: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +81,14 @@ class Program:
     """A compiled program, or one that did not fit.
 
     Attributes:
-        name: ``train step`` or ``label decode``.
-        fits: it compiled within the device's HBM.
-        memory: see `Memory`.
-        work: None where it does not fit.
+        name: `TRAIN` or `DECODE`.
+        fits: compiled within the device's HBM.
+        memory: of each device.
+        work: of each device; None if the program does not fit.
         lower_seconds: from Python to StableHLO.
-        compile_seconds: from there to the program.
-        text: the compiled program.
-        failure: why there is no program and nothing else is known; "" = it compiled, or did not
-            fit.
+        compile_seconds: from StableHLO to the program.
+        text: of the compiled program.
+        failure: why compilation failed, other than for memory; "" = it did not.
     """
 
     name: str
@@ -104,14 +101,16 @@ class Program:
     failure: str = ""
 
 
-def train_program(job: Job, mesh: Mesh, effort: str = "quick") -> Program:
-    """The train step of `job` on `mesh`, state and batch as `launch.train` lays them out."""
-    optimizer, step = build_step(job.config, mesh)
-    state = abstract_state(job.config.model, optimizer, mesh)
-    batch = abstract_batch(job, mesh)
+def train_program(
+    config: RunConfig, shapes: BatchShapes, mesh: Mesh, effort: str = "quick"
+) -> Program:
+    """The train step, with state and batch sharded as in `launch.train`."""
+    optimizer, step = build_step(config, mesh)
+    state = abstract_state(config.model, optimizer, mesh)
+    batch = abstract_batch(config, shapes.train, mesh)
     return _program(
         TRAIN,
-        # Jitted, though its type says no more than that it can be called.
+        # `TrainStep` is a plain callable, but the step is jitted.
         lambda: cast(Any, step).lower(state, batch),
         state.params,
         state.opt_state,
@@ -120,36 +119,57 @@ def train_program(job: Job, mesh: Mesh, effort: str = "quick") -> Program:
     )
 
 
-def decode_program(job: Job, mesh: Mesh, effort: str = "quick") -> Program:
-    """Greedy decoding of the label stream, as an evaluation runs it."""
-    rows = _padded(job.config.eval.batch_size, batch_shards(mesh))
-    tokens = jax.ShapeDtypeStruct((rows, job.eval_inputs), jnp.int32, sharding=batch_sharding(mesh))
-    optimizer = optax.identity()
-    params = abstract_state(job.config.model, optimizer, mesh).params
-    rules = fitting_rules(logical_axes(job.config.model), abstract_params(job.config.model), mesh)
+def decode_program(
+    config: RunConfig, shapes: BatchShapes, mesh: Mesh, effort: str = "quick"
+) -> Program:
+    """Greedy decoding of the label stream, as in an evaluation."""
+    rows = padded(config.eval.batch_size, batch_shards(mesh))
+    inputs = jax.ShapeDtypeStruct(
+        (rows, shapes.eval_inputs), jnp.int32, sharding=batch_sharding(mesh)
+    )
+    params = abstract_state(config.model, optax.identity(), mesh).params
+    rules = fitting_rules(logical_axes(config.model), abstract_params(config.model), mesh)
 
     def lower() -> jax.stages.Lowered:
         with activation_rules(rules, mesh):
-            return greedy.lower(job.config.model, params, tokens, tokens, job.eval_tokens)
+            return greedy.lower(config.model, params, inputs, inputs, shapes.eval_tokens)
 
-    return _program(DECODE, lower, params, (), mesh, effort, job.eval_tokens)
+    return _program(DECODE, lower, params, (), mesh, effort, shapes.eval_tokens)
 
 
-def abstract_batch(job: Job, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a train batch on the mesh, rows padded as `parallel.place.place_batch` pads."""
-    rows = _padded(job.shape.rows, batch_shards(mesh) * job.config.microbatches)
+def abstract_batch(
+    config: RunConfig, shape: RowShape, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a train batch on the mesh, with rows padded as in `parallel.place.place_batch`."""
+    rows = padded(shape.rows, batch_shards(mesh) * config.microbatches)
     sharding = batch_sharding(mesh)
     batch = {}
-    for key in batch_keys(job.config.streams):
+    for key in batch_keys(config.streams):
         stream = key.partition("_")[0]
-        length = job.shape.inputs if "_inputs" in key else job.shape.targets[stream]
+        length = shape.inputs if "_inputs" in key else shape.targets[stream]
         dtype = jnp.float32 if key.endswith("_weights") else jnp.int32
         batch[key] = jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding)
     return batch
 
 
+def failed_program(name: str, config: RunConfig, mesh: Mesh, failure: str) -> Program:
+    """A program that did not compile, with the memory of its state.
+
+    Args:
+        name: of the program.
+        config: the run.
+        mesh: the devices.
+        failure: why it did not compile.
+    """
+    optimizer = optim.optimizer(config.optimizer, config.train_steps)
+    state = abstract_state(config.model, optimizer, mesh)
+    moments = bytes_per_device(state.opt_state) if name == TRAIN else 0
+    memory = Memory(bytes_per_device(state.params), moments, 0.0, math.inf, itemized=False)
+    return Program(name, False, memory, None, 0.0, 0.0, failure=failure)
+
+
 def bytes_per_device(tree: PyTree) -> int:
-    """Bytes that one device holds of a tree of shapes with shardings."""
+    """Bytes on one device of a tree of `jax.ShapeDtypeStruct` with shardings."""
 
     def size(leaf: Any) -> int:
         return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -157,24 +177,9 @@ def bytes_per_device(tree: PyTree) -> int:
     return sum(map(size, jax.tree.leaves(tree)))
 
 
-def failed_program(name: str, job: Job, mesh: Mesh, failure: str) -> Program:
-    """What is known where there is no program: its state.
-
-    Args:
-        name: of the program.
-        job: what was to be compiled.
-        mesh: for which devices.
-        failure: what the compiler said, or how it ended.
-    """
-    optimizer = optim.optimizer(job.config.optimizer, job.config.train_steps)
-    state = abstract_state(job.config.model, optimizer, mesh)
-    moments = bytes_per_device(state.opt_state) if name == TRAIN else 0
-    memory = Memory(bytes_per_device(state.params), moments, 0.0, math.inf, told=False)
-    return Program(name, False, memory, None, 0.0, 0.0, failure=failure)
-
-
-def _padded(rows: int, parts: int) -> int:
-    return -(-rows // parts) * parts
+def padded(size: int, multiple: int) -> int:
+    """`size` rounded up to a multiple."""
+    return -(-size // multiple) * multiple
 
 
 def _program(
@@ -184,21 +189,21 @@ def _program(
     opt_state: PyTree,
     mesh: Mesh,
     effort: str,
-    loop_rounds: int = 1,
+    open_loop_rounds: int = 1,
 ) -> Program:
     started = time.perf_counter()
     lowered = lower()
     lower_seconds = time.perf_counter() - started
-    started = time.perf_counter()
     parameters, moments = bytes_per_device(params), bytes_per_device(opt_state)
+    started = time.perf_counter()
     try:
         compiled = lowered.compile(compiler_options=EFFORTS[effort])
     except jax.errors.JaxRuntimeError as error:
-        said = str(error)
-        total = exceeded(said)
-        failure = "" if total is not None else said.splitlines()[0]
-        needed = math.inf if total is None else total
-        memory = Memory(parameters, moments, 0.0, needed, told=False)
+        message = str(error)
+        total = exceeded(message)
+        failure = "" if total is not None else message.splitlines()[0]
+        total = math.inf if total is None else total
+        memory = Memory(parameters, moments, 0.0, total, itemized=False)
         seconds = time.perf_counter() - started
         return Program(name, False, memory, None, lower_seconds, seconds, failure=failure)
     compile_seconds = time.perf_counter() - started
@@ -207,21 +212,21 @@ def _program(
         name,
         True,
         _memory(compiled.memory_analysis(), parameters, moments),
-        work(text, dict(mesh.shape), loop_rounds),
+        work(text, dict(mesh.shape), open_loop_rounds),
         lower_seconds,
         compile_seconds,
         text,
     )
 
 
-def _memory(found: Any, parameters: int, moments: int) -> Memory:
-    written = found.output_size_in_bytes - found.alias_size_in_bytes
+def _memory(analysis: Any, parameters: int, moments: int) -> Memory:
+    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return Memory(
         parameters=parameters,
         optimizer=moments,
-        activations=found.temp_size_in_bytes + written,
-        total=found.argument_size_in_bytes
-        + written
-        + found.temp_size_in_bytes
-        + found.generated_code_size_in_bytes,
+        activations=analysis.temp_size_in_bytes + outputs,
+        total=analysis.argument_size_in_bytes
+        + outputs
+        + analysis.temp_size_in_bytes
+        + analysis.generated_code_size_in_bytes,
     )

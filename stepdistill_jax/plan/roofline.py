@@ -1,4 +1,4 @@
-"""The roofline: what a program's work takes at the chip's peak figures."""
+"""The roofline: the minimum time of a program's work at the chip's peak figures."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from stepdistill_jax.plan.work import Work
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """Seconds that a device needs at least for each part, were it alone and at its peak.
+    """Minimum seconds of each part of a device's work, at peak rate.
 
     Attributes:
         compute: matrix products.
-        memory: HBM.
-        ici: what it sends within its slice.
-        dcn: what it sends to other slices; None = no public figure.
-        seconds: the longest of them, as if all overlapped.
-        limit: its name.
-        intensity: FLOPs for each byte of HBM.
+        memory: HBM traffic.
+        ici: bytes sent within the slice.
+        dcn: bytes sent to other slices; None = the chip's rate is not public.
+        seconds: maximum of the above, as if they overlap completely.
+        limit: name of the maximum.
+        intensity: FLOPs per byte of HBM traffic.
     """
 
     compute: float
@@ -32,9 +32,9 @@ class Bound:
 
 
 def bound(work: Work, chip: Chip) -> Bound:
-    """The roofline's bound: this work takes no less on this chip.
+    """The roofline bound of `work` on `chip`.
 
-    A compiler that looks longer may find a program of less HBM traffic, and so of a lower bound.
+    A longer compilation may find a program with less HBM traffic, and so a lower bound.
     """
     outside = sum(c.sent for c in work.collectives if c.between_slices)
     inside = sum(c.sent for c in work.collectives if not c.between_slices)
@@ -44,14 +44,14 @@ def bound(work: Work, chip: Chip) -> Bound:
         "ici": inside / chip.ici_bandwidth,
         "dcn": 0.0 if not outside else chip.dcn_bandwidth and outside / chip.dcn_bandwidth,
     }
-    known = {name: seconds for name, seconds in parts.items() if seconds is not None}
-    limit = max(known, key=known.__getitem__)
+    seconds = {name: value for name, value in parts.items() if value is not None}
+    limit = max(seconds, key=seconds.__getitem__)
     return Bound(
-        compute=known["compute"],
-        memory=known["memory"],
-        ici=known["ici"],
+        compute=seconds["compute"],
+        memory=seconds["memory"],
+        ici=seconds["ici"],
         dcn=parts["dcn"],
-        seconds=known[limit],
+        seconds=seconds[limit],
         limit=limit,
         intensity=work.flops / max(work.hbm_bytes, 1.0),
     )

@@ -1,4 +1,4 @@
-"""The best mesh and remat policy by the roofline, and the largest batch that fits."""
+"""Searches for the best mesh and remat policy by the roofline, and for the largest batch."""
 
 from __future__ import annotations
 
@@ -11,35 +11,30 @@ from stepdistill_jax.model.config import REMAT_POLICIES, T5Config
 from stepdistill_jax.parallel.mesh import MeshConfig
 from stepdistill_jax.plan.tables import Planned
 
-# Tensor parallelism beyond this sends more than it saves on the slices that T5 needs.
-_MOST_TENSOR = 8
+# Larger tensor parallelism sends more than it saves on the slices that T5 needs.
+_MAX_TENSOR = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """What a search may change of a run.
-
-    Attributes:
-        mesh: MESH_REPLICA, MESH_FSDP, MESH_TENSOR.
-        remat: REMAT.
-    """
+    """The settings of a run that a search changes: its mesh and REMAT."""
 
     mesh: MeshConfig
     remat: str
 
 
-# Compiles a candidate with so many rows.
+# Compiles a candidate with a number of rows.
 Plan = Callable[[Candidate, int], Planned]
 
 
 def candidates(model: T5Config, devices: int, slices: int) -> Iterator[Candidate]:
-    """Meshes with every remat policy: a replica a slice, powers of two for MESH_TENSOR.
+    """Meshes with every remat policy: one replica a slice, powers of two for MESH_TENSOR.
 
-    Those that cut heads or the MLP into unequal parts are left out.
+    Leaves out meshes that split heads or the MLP unevenly.
     """
     within = devices // slices
     tensor = 1
-    while tensor <= min(_MOST_TENSOR, within):
+    while tensor <= min(_MAX_TENSOR, within):
         even = all(size % tensor == 0 for size in (model.num_heads, model.mlp_dim))
         if within % tensor == 0 and even:
             for remat in REMAT_POLICIES:
@@ -48,10 +43,9 @@ def candidates(model: T5Config, devices: int, slices: int) -> Iterator[Candidate
 
 
 def search(plan: Plan, choices: Iterator[Candidate], rows: int) -> Iterator[Planned]:
-    """Compiles every candidate at `rows`, then changes the batch of each policy's best mesh.
+    """Compiles every candidate with `rows`, then varies the batch on the best mesh of each policy.
 
-    Where `rows` fit, up to the largest multiple of them that does; where they do not, halved until
-    they do.
+    If `rows` fit, grows to the largest multiple that fits; otherwise halves until the batch fits.
     """
     tried: dict[str, list[tuple[Candidate, Planned]]] = {}
     for candidate in choices:
@@ -73,7 +67,7 @@ def _seconds(planned: Planned) -> float:
 
 
 def _halved(plan: Callable[[int], Planned], planned: Planned) -> Iterator[Planned]:
-    """Until it fits, or every device has as few rows as it can."""
+    """Halves until the batch fits or every device has the fewest rows."""
     while not planned.fits and planned.rows > 1:
         smaller = plan(planned.rows // 2)
         if smaller.rows >= planned.rows:
@@ -83,10 +77,10 @@ def _halved(plan: Callable[[int], Planned], planned: Planned) -> Iterator[Planne
 
 
 def _grown(plan: Callable[[int], Planned], fitting: Planned) -> Iterator[Planned]:
-    """To the largest multiple of a fitting plan's rows.
+    """Grows to the largest multiple of a fitting plan's rows that fits.
 
-    Memory is a line of the rows, nearly: the next batch is where the line through the last two
-    plans meets the capacity. Where that has not halved what is open, its middle is next.
+    Memory is nearly linear in rows: the next batch is where the line through the last two plans
+    meets the chip's capacity. If that does not halve the interval, the next batch is its middle.
     """
     step = fitting.rows
     before, last = fitting, plan(2 * step)
@@ -108,7 +102,7 @@ def _grown(plan: Callable[[int], Planned], fitting: Planned) -> Iterator[Planned
 
 
 def _meets_capacity(one: Planned, other: Planned) -> int | None:
-    """Rows whose memory is the chip's by the line through two plans; None where there is none."""
+    """Rows at which the line through two plans meets the chip's memory; None = it does not."""
     grown = other.program.memory.total - one.program.memory.total
     per_row = grown / (other.rows - one.rows)
     if not 0 < per_row < math.inf:

@@ -1,4 +1,4 @@
-"""Plans as text for readers and as JSON for programs."""
+"""A planned program, as text, as a row of a table and as JSON."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class Planned:
     """One program on one mesh of one topology.
 
     Attributes:
-        topology: its name.
-        chip: of it.
-        slices: of it.
-        devices: of it.
+        topology: name of the topology.
+        chip: peak figures of a device.
+        slices: number of slices.
+        devices: number of devices.
         mesh: axis -> size.
-        remat: policy of the model.
+        remat: remat policy of the model.
         scan_layers: whether layers are scanned.
-        rows: of a train batch, or decoded at once, over all devices, with those that fill it up.
-        pairs: that those rows hold, in the mean; None where it is not known.
-        about: what else the program was compiled for.
-        parameters: of the model, in all.
-        model_flops: what the method needs of all devices (`model.flops`); None of decoding.
-        held: bytes that a device of a training run holds beside this program.
-        program: what was compiled.
+        rows: rows of a batch over all devices, padding included.
+        pairs: mean pairs in these rows; None = unknown.
+        about: lengths of the rows, in words.
+        parameters: number of parameters of the model.
+        model_flops: FLOPs of the method on all devices (`model.flops`); None for decoding.
+        held: bytes that training keeps on a device besides this program.
+        program: the compiled program.
     """
 
     topology: str
@@ -52,23 +52,23 @@ class Planned:
 
     @property
     def fits(self) -> bool:
-        """It compiled, and needs no more than the chip has."""
+        """Whether it compiled and fits the chip's memory."""
         return self.program.fits and self.program.memory.total <= self.chip.hbm_bytes
 
     @property
     def bound(self) -> Bound | None:
-        """The roofline's; None where the program does not fit."""
+        """The roofline bound; None if the program does not fit."""
         work = self.program.work
         return None if work is None else bound(work, self.chip)
 
     @property
     def rate(self) -> float:
-        """Rows a second at the roofline's bound; 0 where nothing is known."""
+        """Rows a second at the roofline bound; 0 without a bound."""
         return 0.0 if self.bound is None else self.rows / self.bound.seconds
 
 
 def text(planned: Planned) -> str:
-    """A block of lines on one program."""
+    """Several lines about one program."""
     program, memory, chip = planned.program, planned.program.memory, planned.chip
     mesh = " x ".join(f"{axis} {size}" for axis, size in planned.mesh.items())
     pairs = "" if planned.pairs is None else f" ({planned.pairs:.0f} pairs)"
@@ -77,29 +77,29 @@ def text(planned: Planned) -> str:
         f"{planned.rows} rows{pairs} of {planned.about}, remat {planned.remat}, layers "
         f"{'scanned' if planned.scan_layers else 'unrolled'}",
         f"  parameters          {planned.parameters:,}",
-        f"  state a device      {_gib(memory.parameters)} parameters, "
+        f"  state per device    {_gib(memory.parameters)} parameters, "
         f"{_gib(memory.optimizer)} optimizer",
     ]
-    if memory.told:
+    if memory.itemized:
         rest = memory.total - memory.parameters - memory.optimizer - memory.activations
         lines += [
-            f"  activations         {_gib(memory.activations)}, with gradients and buffers",
+            f"  activations         {_gib(memory.activations)}, including gradients and buffers",
             f"  batch and program   {_gib(rest)}",
         ]
     if program.failure:
         lines.append(f"  NOT COMPILED        {program.failure}")
         return "\n".join(lines)
     verdict = "fits" if planned.fits else "DOES NOT FIT"
-    lines.append(f"  HBM a device        {_gib(memory.total)} of {_gib(chip.hbm_bytes)}: {verdict}")
+    lines.append(f"  HBM per device      {_gib(memory.total)} of {_gib(chip.hbm_bytes)}: {verdict}")
     if planned.held:
-        beside = memory.total + planned.held
-        fits = "fits" if planned.fits and beside <= chip.hbm_bytes else "DOES NOT FIT"
-        lines.append(f"  while training      {_gib(beside)}, with the optimizer's state: {fits}")
+        total = memory.total + planned.held
+        fits = "fits" if planned.fits and total <= chip.hbm_bytes else "DOES NOT FIT"
+        lines.append(f"  while training      {_gib(total)}, with the optimizer's state: {fits}")
     work, limit = program.work, planned.bound
     if work is not None and limit is not None:
         lines += _work_lines(planned, limit)
     lines.append(
-        f"  compiled in         {program.compile_seconds:.1f} s, traced and lowered before in "
+        f"  compilation         {program.compile_seconds:.1f} s, after tracing and lowering for "
         f"{program.lower_seconds:.1f} s"
     )
     return "\n".join(lines)
@@ -111,16 +111,16 @@ def _work_lines(planned: Planned, limit: Bound) -> list[str]:
     chip = planned.chip
     ridge = chip.flops / chip.hbm_bandwidth
     lines = [
-        f"  work a device       {work.flops / 1e12:.3f} TFLOP, {work.hbm_bytes / 1e9:.1f} GB of "
-        f"HBM traffic: {limit.intensity:.0f} FLOP/byte (the chip's ridge: {ridge:.0f})"
+        f"  work per device     {work.flops / 1e12:.3f} TFLOP, {work.hbm_bytes / 1e9:.1f} GB of "
+        f"HBM traffic: {limit.intensity:.0f} FLOP/byte (ridge point of the chip: {ridge:.0f})"
     ]
     if planned.model_flops is not None:
         share = planned.model_flops / planned.devices / work.flops
-        lines.append(f"  of it the model's   {share:.1%} (the rest is recomputed, or filled up)")
-    # That over the tokens of an answer ends with the data, and is counted to its longest.
-    unread = work.open_loops - (planned.program.name == DECODE)
-    if unread > 0:
-        lines.append(f"  {unread} loops whose rounds the program does not tell: no figure holds")
+        lines.append(f"  model FLOPs         {share:.1%} (the rest: recomputation and padding)")
+    # Decoding has one such loop, over output tokens; it is counted with the maximum.
+    uncounted = work.open_loops - (planned.program.name == DECODE)
+    if uncounted > 0:
+        lines.append(f"  figures too low     {uncounted} loops of unknown length count once")
     for collective in work.collectives:
         where = collective.axis + (" between slices" if collective.between_slices else "")
         lines.append(
@@ -129,20 +129,21 @@ def _work_lines(planned: Planned, limit: Bound) -> list[str]:
         )
     dcn = "no public figure" if limit.dcn is None else f"{1e3 * limit.dcn:.2f}"
     lines.append(
-        f"  at its peak (ms)    compute {1e3 * limit.compute:.2f}, HBM {1e3 * limit.memory:.2f}, "
+        f"  at peak rate (ms)   compute {1e3 * limit.compute:.2f}, HBM {1e3 * limit.memory:.2f}, "
         f"ICI {1e3 * limit.ici:.2f}, DCN {dcn}"
     )
-    known = planned.pairs is not None
-    rate = planned.rate * (planned.pairs / planned.rows if planned.pairs is not None else 1)
+    rate, unit = planned.rate, "rows"
+    if planned.pairs is not None:
+        rate, unit = rate * planned.pairs / planned.rows, "pairs"
     lines.append(
         f"  lower bound         {1e3 * limit.seconds:.2f} ms, by {limit.limit}: "
-        f"{rate:,.0f} {'pairs' if known else 'rows'}/s"
+        f"{rate:,.0f} {unit}/s"
     )
     return lines
 
 
 def row(planned: Planned) -> dict[str, Any]:
-    """A plan as plain data, without the program's text."""
+    """A plan as JSON data, without the program's text."""
     program = dataclasses.asdict(dataclasses.replace(planned.program, text=""))
     del program["text"]
     limit = planned.bound
@@ -155,7 +156,7 @@ def row(planned: Planned) -> dict[str, Any]:
 
 
 def as_json(about: dict[str, Any], plans: Sequence[Planned]) -> str:
-    """All plans; an amount of HBM that the compiler did not name is null."""
+    """All plans; HBM that the compiler did not report is null."""
     document = {**about, "plans": [row(planned) for planned in plans]}
     return json.dumps(_finite(document), indent=1) + "\n"
 
@@ -175,25 +176,17 @@ _HEADINGS = (
 
 
 def summary(plans: Sequence[Planned]) -> str:
-    """One line a plan, in columns; HBM, work and traffic are of one device."""
+    """A table with one row a plan; HBM, work and traffic are per device."""
     return columns([_HEADINGS, *map(_cells, plans)])
 
 
 def largest(plans: Sequence[Planned]) -> list[Planned]:
-    """Of each topology and remat policy the plan of most rows that fits, the fastest of several.
-
-    Most rows a second first, by the bound.
-    """
-    found: dict[tuple[str, str], Planned] = {}
-    for planned in plans:
-        key = planned.topology, planned.remat
-        if planned.fits and (key not in found or _better(planned, found[key])):
-            found[key] = planned
-    return sorted(found.values(), key=lambda planned: -planned.rate)
-
-
-def _better(planned: Planned, known: Planned) -> bool:
-    return (planned.rows, planned.rate) > (known.rows, known.rate)
+    """The largest batch that fits for each topology and remat policy, ordered by rows a second."""
+    best: dict[tuple[str, str], Planned] = {}
+    for planned in sorted(plans, key=lambda planned: (planned.rows, planned.rate), reverse=True):
+        if planned.fits:
+            best.setdefault((planned.topology, planned.remat), planned)
+    return sorted(best.values(), key=lambda planned: -planned.rate)
 
 
 def _cells(planned: Planned) -> tuple[str, ...]:

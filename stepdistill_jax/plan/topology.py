@@ -1,4 +1,4 @@
-"""TPU topologies that are not there: devices to compile for."""
+"""TPU topologies: devices to compile for, without any TPU."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from stepdistill_jax.parallel.chips import CHIPS, Chip
 from stepdistill_jax.spec import InputError
 
 _NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(?:x\d+){1,2})(?:\*(?P<slices>[1-9]\d*))?")
-# What libtpu is told that this machine is; what it compiles for is the topology's name alone.
+# libtpu requires a type for this machine; the topology alone decides what it compiles for.
 _ANY_ACCELERATOR = "v5litepod-4"
-# The compiler crashes on a slice of more dimensions than its network has.
+# The compiler crashes on three-dimensional slices of these.
 _FLAT = ("v5e", "v6e")
-# JAX counts a v4 chip as one device; its compiler, left alone, as two.
+# JAX counts a v4 chip as one device, its compiler by default as two.
 _OPTIONS: dict[str, dict[str, Any]] = {"v4": {"chip_config_name": "megacore"}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice, or several alike.
+    """One slice, or several equal ones.
 
     Attributes:
-        name: as given.
-        chip: figures of its devices.
+        name: as the user wrote it.
+        chip: peak figures of a device.
         slices: number of slices.
-        devices: compile-only devices, all slices'.
+        devices: compile-only devices of all slices.
     """
 
     name: str
@@ -43,47 +43,50 @@ class Topology:
 def topology(name: str) -> Topology:
     """The topology of a name such as ``v5e:4x4``, or ``v5e:4x4*2`` for two such slices.
 
-    Needs libtpu (extra ``tpu``) and no TPU.
+    Needs libtpu (extra ``tpu``), but no TPU.
 
     Raises:
-        InputError: there is no such topology, or no TPU compiler is installed.
+        InputError: the topology does not exist, or libtpu is not installed.
     """
     match = _NAME.fullmatch(name)
     if not match or match["chip"] not in CHIPS:
         generation = name.partition(":")[0]
         near = difflib.get_close_matches(generation, CHIPS, n=1)
-        hint = f"did you mean {near[0]}? " if near and generation not in CHIPS else ""
+        hint = f"Did you mean {near[0]}? " if near and generation not in CHIPS else ""
         raise InputError(
-            f"--topology={name}: {hint}expected GENERATION:SHAPE, as v5e:4x4 or v5p:2x2x4, with "
-            f"*N for N slices; generations: {', '.join(CHIPS)}"
+            f"--topology={name}: expected GENERATION:SHAPE with a generation of "
+            f"{', '.join(CHIPS)}. {hint}Write it as v5e:4x4 or v5p:2x2x4, or v5e:4x4*2 for two "
+            "slices."
         )
     if match["chip"] in _FLAT and match["shape"].count("x") > 1:
         raise InputError(
-            f"--topology={name}: a slice of {match['chip']} has two dimensions; write "
-            f"{match['chip']}:ROWSxCOLUMNS, as {match['chip']}:8x8"
+            f"--topology={name}: a slice of {match['chip']} has two dimensions. Write "
+            f"{match['chip']}:ROWSxCOLUMNS, as {match['chip']}:8x8."
         )
-    # Else libtpu asks the metadata server of a machine that is no TPU VM, and waits for it.
+    # Otherwise libtpu waits for the metadata server of a TPU VM.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    # Else it complains that this is no worker of a TPU VM.
+    # Otherwise libtpu warns that this machine is not a worker of a TPU VM.
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", _ANY_ACCELERATOR)
-    # It guards a TPU against two users; nothing here uses one.
+    # libtpu's lock protects a TPU against two users; there is no TPU here.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     slices = int(match["slices"] or 1)
     options = dict(_OPTIONS.get(match["chip"], {}))
     if slices > 1:
         options["num_slices"] = slices
     try:
-        found = topologies.get_topology_desc(f"{match['chip']}:{match['shape']}", "tpu", **options)
+        description = topologies.get_topology_desc(
+            f"{match['chip']}:{match['shape']}", "tpu", **options
+        )
     except Exception as error:
         reason = (str(error) or repr(error)).splitlines()[0]
         if importlib.util.find_spec("libtpu") is None:
             raise InputError(
-                f"the TPU compiler cannot be had ({reason}); install it with the extra tpu: "
-                "pip install -c constraints.txt '.[tpu]'"
+                f"--topology={name}: libtpu is not installed: {reason}. Run pip install -c "
+                "constraints.txt '.[tpu]'."
             ) from error
         raise InputError(
-            f"--topology={name}: the TPU compiler knows no such slice ({reason}); name one that "
-            "Google Cloud has, as v5e:2x4, v5e:8x8, v5p:2x2x4 or v5p:4x4x8"
+            f"--topology={name}: no such slice: {reason}. Use a slice of Google Cloud, as v5e:2x4, "
+            "v5e:8x8, v5p:2x2x4 or v5p:4x4x8."
         ) from error
-    return Topology(name, CHIPS[match["chip"]], slices, tuple(found.devices))
+    return Topology(name, CHIPS[match["chip"]], slices, tuple(description.devices))

@@ -1,6 +1,6 @@
-"""FLOPs, memory traffic and collectives of a compiled program, loops counted as often as they run.
+"""FLOPs, HBM traffic and collectives of a compiled program, counting every loop iteration.
 
-XLA's own analysis counts the body of a loop once, and the layers are a loop.
+XLA's cost analysis counts the body of a loop once, but scanned layers are a loop.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from stepdistill_jax.plan.hbm_traffic import CHAIN, traffic
 from stepdistill_jax.plan.hlo import Computation, Instruction, Module, parse
-from stepdistill_jax.plan.traffic import CHAIN, traffic
 
-# Opcode -> bytes that a device sends, over bytes that it gives in, for a group of n (ring
-# algorithms, which send the least).
+# Opcode -> bytes that a device sends per byte of operand, in a group of n devices (ring algorithms,
+# which send the fewest bytes).
 _SENT = {
     "all-gather": lambda n: n - 1.0,
     "reduce-scatter": lambda n: (n - 1) / n,
@@ -26,8 +26,8 @@ _SENT = {
     "all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1.0,
 }
-# Between slices the host sends, as the runtime is told beside the instruction: what it carries out
-# -> the collective that it is; of one that is not here a device sends what it gives in.
+# Between slices the hosts send. The attribute that tells the runtime what to do -> the collective;
+# for any other value a device sends its operand.
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _MEGASCALE = {
     "ALL_GATHER": "all-gather",
@@ -36,7 +36,7 @@ _MEGASCALE = {
     "ALL_TO_ALL": "all-to-all",
 }
 _SLICES = re.compile(r'_xla_megascale_target="\{([\d,:]+)\}')
-# The compiler's own fusion of an all-reduce and the cutting of its result.
+# The compiler's fusion of an all-reduce and a slice of its result.
 _SCATTERING = "all-reduce-scatter"
 
 
@@ -46,11 +46,11 @@ class Collective:
 
     Attributes:
         kind: as ``all-gather``.
-        axis: mesh axes that it crosses, as ``fsdp`` or ``replica+fsdp``.
+        axis: mesh axes, as ``fsdp`` or ``replica+fsdp``.
         between_slices: over DCN, by the hosts.
-        count: how often a step runs it.
+        count: executions in a step.
         sent: bytes that one device sends in a step.
-        largest: bytes of the largest array that one of them leaves on a device.
+        largest: bytes of the largest result on a device.
     """
 
     kind: str
@@ -63,14 +63,13 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one device does when the program runs once.
+    """The work of one device when the program runs once.
 
     Attributes:
         flops: of matrix products; a multiply-add counts as 2.
-        hbm_bytes: read from and written to HBM by each instruction; what stays in on-chip memory
-            between two of them does not count.
+        hbm_bytes: read from and written to HBM; values that stay in on-chip memory do not count.
         collectives: by kind and axis.
-        open_loops: loops whose number of rounds the text does not tell, counted once each.
+        open_loops: loops whose number of iterations is not in the text.
     """
 
     flops: float
@@ -79,21 +78,22 @@ class Work:
     open_loops: int
 
 
-def work(text: str, mesh_shape: dict[str, int], loop_rounds: int = 1) -> Work:
-    """Adds up a program's text.
+def work(text: str, mesh_shape: dict[str, int], open_loop_rounds: int = 1) -> Work:
+    """Adds up the work of a program's text.
 
     Args:
         text: of the compiled program.
         mesh_shape: axis -> size; the program's devices are the mesh's, in order.
-        loop_rounds: rounds of loops that end when the data says so (decoding: the longest output).
+        open_loop_rounds: assumed iterations of loops that the data ends (decoding: the maximum
+            number of output tokens).
     """
     module = parse(text)
-    rounds, open_loops = _rounds(module, loop_rounds)
+    rounds, open_loops = _rounds(module, open_loop_rounds)
     fused = _fused_names(module)
     flops = hbm = 0.0
     chains: set[str] = set()
     moved: set[str] = set()
-    found: dict[tuple[str, str, bool], list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
+    totals: dict[tuple[str, str, bool], list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
     for name, times in rounds.items():
         computation = module.computations[name]
         for instruction in computation.instructions.values():
@@ -104,20 +104,21 @@ def work(text: str, mesh_shape: dict[str, int], loop_rounds: int = 1) -> Work:
             if kind and not _continues(instruction, chains):
                 axis, size = _axes(instruction, mesh_shape)
                 if size > 1:
-                    given = _given_bytes(computation, instruction)
-                    entry = found[kind, axis, instruction.opcode == "send"]
+                    sizes = _operand_bytes(computation, instruction)
+                    entry = totals[kind, axis, instruction.opcode == "send"]
                     entry[0] += times
-                    entry[1] += times * given * _SENT[kind](size)
-                    entry[2] = max(entry[2], _left(computation, instruction, kind, size))
+                    entry[1] += times * sum(sizes) * _SENT[kind](size)
+                    growth = {"all-gather": float(size), "reduce-scatter": 1 / size}.get(kind, 1.0)
+                    entry[2] = max(entry[2], max(sizes, default=0.0) * growth)
     collectives = tuple(
         Collective(*key, int(count), sent, largest)
-        for key, (count, sent, largest) in sorted(found.items())
+        for key, (count, sent, largest) in sorted(totals.items())
     )
     return Work(flops, hbm, collectives, open_loops)
 
 
-def _rounds(module: Module, loop_rounds: int) -> tuple[Counter[str], int]:
-    """Computation -> how often it runs, and how many loops have no fixed number of rounds."""
+def _rounds(module: Module, open_loop_rounds: int) -> tuple[Counter[str], int]:
+    """Computation -> number of executions, and the number of loops without a fixed trip count."""
     rounds: Counter[str] = Counter()
     open_loops = 0
 
@@ -129,7 +130,7 @@ def _rounds(module: Module, loop_rounds: int) -> tuple[Counter[str], int]:
             if instruction.opcode == "while":
                 count = _trip_count(module, computation, instruction)
                 open_loops += count is None
-                visit(instruction.attribute("body"), times * (count or loop_rounds))
+                visit(instruction.attribute("body"), times * (count or open_loop_rounds))
             elif instruction.opcode in ("fusion", "call", "conditional", "async-start"):
                 for called in instruction.called:
                     visit(called, times)
@@ -139,14 +140,14 @@ def _rounds(module: Module, loop_rounds: int) -> tuple[Counter[str], int]:
 
 
 def _trip_count(module: Module, around: Computation, loop: Instruction) -> int | None:
-    """Rounds of a loop that counts from a constant to a constant by a constant; None of others.
+    """Iterations of a loop that counts between constants by a constant; None for other loops.
 
-    A scan counts by one; the compiler's own loops, which send parts of an operand while they
-    multiply others, may do two rounds in one and count by two.
+    A scan counts by one. The compiler's own loops, which overlap sending and multiplying, may be
+    unrolled and count by two.
     """
-    known = re.search(r'known_trip_count[^}]*"n":"?(\d+)', loop.attributes)
-    if known:
-        return int(known[1])
+    attribute = re.search(r'known_trip_count[^}]*"n":"?(\d+)', loop.attributes)
+    if attribute:
+        return int(attribute[1])
     condition = module.computations[loop.attribute("condition")]
     root = condition.root
     if root.opcode != "compare" or root.attribute("direction") != "LT":
@@ -167,7 +168,7 @@ def _trip_count(module: Module, around: Computation, loop: Instruction) -> int |
 
 
 def _step(body: Computation, index: str) -> int | None:
-    """What the body of a loop adds to entry `index` of its state; None where it is no constant."""
+    """The constant that a loop's body adds to entry `index` of its state; None = not a constant."""
     added = body.original(body.root.operands[int(index)])
     if added.opcode != "add":
         return None
@@ -185,7 +186,7 @@ def _constant(instruction: Instruction) -> int | None:
 
 
 def _fused_names(module: Module) -> frozenset[str]:
-    """Computations that are the inside of a fusion, which keeps what it computes on chip."""
+    """Computations inside fusions, which keep intermediate values on chip."""
     return frozenset(
         called
         for computation in module.computations.values()
@@ -211,14 +212,14 @@ def _dims(attributes: str, name: str) -> list[int]:
 
 
 def _convolution_flops(computation: Computation, instruction: Instruction) -> float:
-    """A TPU's matrix products are convolutions; products with padding or holes do not count."""
+    """FLOPs of a convolution, which a TPU uses for matrix products; padding does not count."""
     (left, *_), (right, *_) = computation.operand_arrays(instruction)[:2]
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     assert labels, instruction.attributes
     inputs, kernel, output = labels.groups()
     window = dict(re.findall(r"(\w+)=([\dx_\-]+)", _window(instruction.attributes)))
     batch_groups = int(instruction.attribute("batch_group_count") or 1)
-    # The kernel has the features of one group alone, so feature groups need no factor.
+    # The kernel has the features of one group, so feature groups need no factor.
     products = left.dims[inputs.index("b")] // batch_groups
     products *= right.dims[kernel.index("o")] * right.dims[kernel.index("i")]
     for dimension in range(len(inputs) - 2):
@@ -238,18 +239,17 @@ def _window(attributes: str) -> str:
 
 
 def _positions(size: int, kernel: int, output: int, window: dict[str, str]) -> int:
-    """Pairs of kernel and output position whose product is with an element of the input."""
+    """Pairs of kernel and output positions that read an element of the input."""
     low = int(window.get("pad", "0_0").split("_")[0])
     stride, dilation, hole = (
         int(window.get(name, 1)) for name in ("stride", "rhs_dilate", "lhs_dilate")
     )
-    at = np.arange(output)[:, None] * stride - low + np.arange(kernel)[None, :] * dilation
-    real = (at >= 0) & (at % hole == 0) & (at // hole < size)
-    return int(np.count_nonzero(real))
+    inputs = np.arange(output)[:, None] * stride - low + np.arange(kernel)[None, :] * dilation
+    return int(np.count_nonzero((inputs >= 0) & (inputs % hole == 0) & (inputs // hole < size)))
 
 
 def _kind(computation: Computation, instruction: Instruction) -> str:
-    """The collective that an instruction is, "" for all others."""
+    """The collective that an instruction executes, "" if none."""
     if instruction.opcode == "send":
         between = _BETWEEN_SLICES.search(instruction.attributes)
         return _MEGASCALE.get(between[1], "collective-permute") if between else ""
@@ -260,7 +260,7 @@ def _kind(computation: Computation, instruction: Instruction) -> str:
 
 
 def _continues(instruction: Instruction, chains: set[str]) -> bool:
-    """Whether it is a further part of a collective that several fusions carry out between them."""
+    """Whether it continues a collective of several fusions; adds new ones to `chains`."""
     match = CHAIN.search(instruction.attributes)
     if not match or match[1] in chains:
         return bool(match)
@@ -268,23 +268,14 @@ def _continues(instruction: Instruction, chains: set[str]) -> bool:
     return False
 
 
-def _given_bytes(computation: Computation, instruction: Instruction) -> float:
-    return sum(
-        array.bytes for arrays in computation.operand_arrays(instruction) for array in arrays
-    )
-
-
-def _left(computation: Computation, instruction: Instruction, kind: str, size: int) -> float:
-    """Bytes of the largest array that a collective leaves on a device."""
-    given = [a.bytes for arrays in computation.operand_arrays(instruction) for a in arrays]
-    factor = {"all-gather": float(size), "reduce-scatter": 1 / size}.get(kind, 1.0)
-    return max(given, default=0.0) * factor
+def _operand_bytes(computation: Computation, instruction: Instruction) -> list[float]:
+    return [a.bytes for arrays in computation.operand_arrays(instruction) for a in arrays]
 
 
 def _axes(instruction: Instruction, mesh_shape: dict[str, int]) -> tuple[str, int]:
-    """The mesh axes that a collective crosses, and the devices of one of its groups.
+    """The mesh axes of a collective, and the size of its groups.
 
-    Slices differ in the first axis alone; of a collective between them a group has one device each.
+    Slices differ in the first axis only; a group between slices has one device of each slice.
     """
     if instruction.opcode == "send":
         slices = _SLICES.search(instruction.attributes)
@@ -305,13 +296,13 @@ def _axes(instruction: Instruction, mesh_shape: dict[str, int]) -> tuple[str, in
 
 
 def _count(ranges: str) -> int:
-    """How many numbers ``1,2`` or ``0:3`` name, whose ends both count."""
+    """Count of the numbers in ``1,2`` or ``0:3``; a range includes both ends."""
     ends = [part.split(":") for part in ranges.split(",")]
     return sum(1 + int(part[-1]) - int(part[0]) for part in ends)
 
 
 def _groups(attributes: str, devices: int) -> Iterator[tuple[int, ...]]:
-    """Groups of device positions of a collective, in each of the ways that XLA writes them."""
+    """Groups of device positions of a collective, in any of XLA's notations."""
     pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes)
     if pairs:
         for source, target in re.findall(r"\{(\d+),(\d+)\}", pairs[1]):
@@ -320,7 +311,7 @@ def _groups(attributes: str, devices: int) -> Iterator[tuple[int, ...]]:
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
     if mesh:
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-        yield from _of_mesh(sizes, re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", mesh[2]))
+        yield from _mesh_groups(sizes, re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", mesh[2]))
         return
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
     if iota:
@@ -329,24 +320,26 @@ def _groups(attributes: str, devices: int) -> Iterator[tuple[int, ...]]:
         ids = np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(shape)
         yield from map(tuple, ids.tolist())
         return
-    listed = re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", attributes)
-    groups = re.findall(r"\{([\d,]+)\}", listed[1]) if listed else []
+    lists = re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", attributes)
+    groups = re.findall(r"\{([\d,]+)\}", lists[1]) if lists else []
     for group in groups:
         yield tuple(map(int, group.split(",")))
     if not groups:
         yield tuple(range(devices))
 
 
-def _of_mesh(sizes: dict[str, int], axes: list[tuple[str, str, str]]) -> Iterator[tuple[int, ...]]:
-    """Groups over axes, or over parts of axes ``(name, size before the part, size of it)``."""
+def _mesh_groups(
+    sizes: dict[str, int], axes: list[tuple[str, str, str]]
+) -> Iterator[tuple[int, ...]]:
+    """Groups over (parts of) axes, each ``(name, size before the part, size of the part)``."""
     dims: list[int] = []
     grouped: list[int] = []
     for name, size in sizes.items():
         part = next((a for a in axes if a[0] == name), None)
         if part and part[1]:
-            before, own = int(part[1]), int(part[2])
+            before, inside = int(part[1]), int(part[2])
             grouped.append(len(dims) + 1)
-            dims += [before, own, size // before // own]
+            dims += [before, inside, size // before // inside]
         else:
             if part:
                 grouped.append(len(dims))

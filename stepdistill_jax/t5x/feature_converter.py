@@ -1,4 +1,4 @@
-"""SeqIO feature converter: pairs of the four task features -> batch features in T5X's names."""
+"""SeqIO feature converter: the four task features -> batch features under T5X's names."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _FLOAT = seqio.FeatureConverter.FeatureSpec(dtype=tf.float32)
 
 
 class StepByStepFeatureConverter(seqio.FeatureConverter):
-    """Converts the tasks of `tasks` (and any with the same features) for `StepByStepModel`.
+    """Converts tasks with our four features for `StepByStepModel`.
 
-    Two pairs, the second without a rationale (weight 0, EOS alone), packed into one row with
+    Two pairs, the second without a rationale (weight 0, only EOS), packed into one row with
     ``task_feature_lengths`` 5, 4, 5 and 4:
 
         label_inputs       7 8 1 | 9 1      rationale_inputs   6 8 1 | 6 1
@@ -33,16 +33,15 @@ class StepByStepFeatureConverter(seqio.FeatureConverter):
         decoder_segment_ids     1 1 2 2     rationale_decoder_segment_ids     1 1 1 2
         decoder_positions       0 1 0 1     rationale_decoder_positions       0 1 2 0
 
-    SeqIO's packer puts a pair into a row only where all four of its features fit, so a pair is
-    never split and has one segment id in all of them. Without packing a row is one pair, and there
-    are no segment ids and positions.
+    SeqIO packs a pair into a row only if all four features fit: a pair is never split, and its
+    features share one segment id. Without packing a row is one pair, without segment ids and
+    positions.
 
-    Weights come from the task's ``label_weight`` and ``rationale_weight``. Where the dataset has
-    none (a SeqIO mixture drops them), a target that is EOS alone has weight 0, any other 1: what
-    the registered tasks give too.
+    Weights come from the task's ``label_weight`` and ``rationale_weight``. A SeqIO mixture drops
+    them: then a target of only EOS has weight 0 and any other 1, as in the registered tasks.
 
-    A length of ``task_feature_lengths`` is that of a row, and no feature of a pair may be longer:
-    the tasks cut it and keep EOS.
+    ``task_feature_lengths`` are lengths of a row. No feature of a pair may be longer; the tasks
+    truncate it and keep EOS.
     """
 
     TASK_FEATURES: ClassVar = dict.fromkeys(FEATURES, _INT)
@@ -61,7 +60,7 @@ class StepByStepFeatureConverter(seqio.FeatureConverter):
         use_custom_packing_ops: bool = False,
         apply_length_check: bool = True,
     ) -> None:
-        """Takes what T5X's `DatasetConfig` gives.
+        """Takes the arguments of T5X's `DatasetConfig`.
 
         Args:
             pack: several pairs a row.
@@ -69,12 +68,12 @@ class StepByStepFeatureConverter(seqio.FeatureConverter):
             apply_length_check: see `seqio.FeatureConverter`.
 
         Raises:
-            InputError: `use_custom_packing_ops` is set.
+            InputError: `use_custom_packing_ops` is True.
         """
         if use_custom_packing_ops:
             raise InputError(
-                "DatasetConfig.use_custom_packing_ops is True, but pairs are packed by SeqIO's own "
-                "operations alone; set it to False"
+                "DatasetConfig.use_custom_packing_ops=True: only SeqIO's own packing is supported. "
+                "Set it to False."
             )
         super().__init__(pack=pack, apply_length_check=apply_length_check)
 
@@ -110,7 +109,7 @@ class StepByStepFeatureConverter(seqio.FeatureConverter):
         return converted
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
-        """Batch feature -> slots of its row; see `seqio.FeatureConverter`."""
+        """Batch feature -> length of its row; see `seqio.FeatureConverter`."""
         names = (*MODEL_FEATURES, *(PACKING_FEATURES if self.pack else ()))
         return {
             prefix + name: task_feature_lengths[
@@ -122,7 +121,7 @@ class StepByStepFeatureConverter(seqio.FeatureConverter):
 
 
 def _with_weights(features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """The four features, and each stream's weight at every token of its target, encoded."""
+    """The four features, and each stream's weight, encoded, at every token of its target."""
     kept = {feature: features[feature] for feature in FEATURES}
     for stream in STREAMS:
         targets = features[f"{stream}_targets"]
@@ -134,8 +133,8 @@ def _with_weights(features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return kept
 
 
-# SeqIO packs int32 alone and takes 0 for padding. A float's bits are an int32, and the zero that
-# is not padding has a sign.
+# SeqIO packs only int32 and treats 0 as padding, so weights are packed as the bits of a float32.
+# A weight of 0 becomes -0.0, whose bits are not 0.
 def _encode_weight(weight: tf.Tensor) -> tf.Tensor:
     return tf.bitcast(tf.where(tf.equal(weight, 0.0), -0.0, weight), tf.int32)
 

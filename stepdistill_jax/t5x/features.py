@@ -1,8 +1,7 @@
-"""Names of the batch features that the converter makes and the model reads.
+"""Names of the batch features that the converter creates and the model reads.
 
-The label stream has T5X's own names, so that all of T5X that reads an encoder-decoder batch
-(initialisation, prediction, scoring) reads the label stream alone; the rationale stream has the
-same names behind ``rationale_``.
+The label stream has T5X's own names: T5X's initialization, prediction and scoring then read only
+the label stream. The rationale stream has the same names with the prefix ``rationale_``.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ PACKING_FEATURES = (
 
 
 def stream_features(batch: Mapping[str, Any], stream: str) -> dict[str, Any]:
-    """One stream's part of a batch, under T5X's names; packing features where there are any."""
+    """One stream's features under T5X's names, including packing features if present."""
     prefix = PREFIXES[stream]
     names = (*MODEL_FEATURES, *PACKING_FEATURES)
     return {name: batch[prefix + name] for name in names if prefix + name in batch}

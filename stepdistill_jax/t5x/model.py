@@ -1,14 +1,13 @@
 """T5X's encoder-decoder model with the loss of Distilling Step-by-Step (Hsieh et al. 2023).
 
-It wraps any Flax module that T5X's own `EncoderDecoderModel` takes. The loss is that of
-`stepdistill_jax.objective`, the same as in this library's own train step:
+It takes any Flax module that T5X's `EncoderDecoderModel` takes. The loss is the one of
+`stepdistill_jax.objective`, as in this package's train step:
 
     alpha * label_sum / label_weight + (1 - alpha) * rationale_sum / rationale_weight
 
-Sums and weights run over all rows that `loss_fn` is given. T5X compiles its step over the global
-batch, so these are the means of the global batch on any number of devices and hosts. T5X's
-gradient accumulation, though, adds up `loss_fn` over microbatches; `StepByStepTrainer` makes that
-exact, T5X's own trainer cannot, and is refused (see `StepByStepModel.loss_fn`).
+T5X compiles its step over the global batch, so these are means of the global batch on any number of
+devices and hosts. With microbatches T5X adds the losses of the parts. `StepByStepTrainer` makes
+that sum exact. T5X's own trainer cannot, so `StepByStepModel.loss_fn` refuses it.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from stepdistill_jax.t5x.features import PREFIXES, stream_features
 
 Batch = Mapping[str, jax.Array]
 
-# A beam search over one beam is not greedy: it may prefer a shorter end that it passed by.
+# A beam search with one beam is not greedy: it may return a shorter, earlier candidate.
 greedy_decode = functools.partial(decoding.temperature_sample, temperature=0.0)
 
-# Of T5X's metrics, those that would set the loss of two streams against the tokens of one.
+# Metrics of T5X that would divide the loss of both streams by the tokens of one.
 _OF_ONE_STREAM = (
     "loss_per_nonpadding_target_token",
     "loss_per_all_target_tokens",
@@ -49,10 +48,10 @@ _OF_ONE_STREAM = (
 
 
 class StepByStepModel(models.EncoderDecoderModel):
-    """Trains on label and rationale; predicts and scores the label alone.
+    """Trains on label and rationale; predicts and scores only the label.
 
-    `predict_batch`, `predict_batch_with_aux`, `score_batch` and `get_initial_variables` are T5X's
-    own and read the label stream, which has T5X's names: the rationale costs nothing at inference.
+    `predict_batch`, `predict_batch_with_aux` and `score_batch` are T5X's. They read the label
+    stream, which has T5X's names, so the rationale costs nothing at inference.
     """
 
     FEATURE_CONVERTER_CLS = StepByStepFeatureConverter
@@ -77,16 +76,16 @@ class StepByStepModel(models.EncoderDecoderModel):
             input_vocabulary: of the inputs.
             output_vocabulary: of the targets.
             optimizer_def: T5X's optimizer.
-            decode_fn: how labels are predicted; greedy, as in the paper's code.
+            decode_fn: predicts labels; greedy by default, as in the paper's code.
             feature_converter_cls: None = `StepByStepFeatureConverter`.
             alpha: weight of the label stream in [0, 1]. 1 is standard finetuning: the rationale
-                stream is then not run at all.
+                stream is not computed.
             label_smoothing: see `ObjectiveConfig`.
             z_loss: see `ObjectiveConfig`.
             default_decoder_params: see T5X.
 
         Raises:
-            InputError: `alpha`, `label_smoothing` or `z_loss` is out of its range.
+            InputError: `alpha`, `label_smoothing` or `z_loss` is out of range.
         """
         self._objective = ObjectiveConfig(
             alpha=alpha, z_loss=z_loss, label_smoothing=label_smoothing
@@ -111,29 +110,29 @@ class StepByStepModel(models.EncoderDecoderModel):
         input_shapes: Mapping[str, Any],
         input_types: Mapping[str, Any] | None = None,
     ) -> Any:
-        """T5X's own; remembers the rows of the global batch, by which `loss_fn` knows a part."""
+        """As in T5X; also records the rows of the global batch, so `loss_fn` detects a part."""
         self._global_rows = input_shapes["encoder_input_tokens"][0]
         return super().get_initial_variables(rng, input_shapes, input_types)
 
     def loss_fn(
         self, params: Any, batch: Batch, dropout_rng: jax.Array | None
     ) -> tuple[jax.Array, dict[str, clu_metrics.Metric]]:
-        """The combined loss over all rows given, and metrics.
+        """The combined loss of a batch, and metrics.
 
         Args:
             params: parameters.
-            batch: of `StepByStepFeatureConverter`; with `with_loss_factors` it may be a part of
-                the global batch, and the losses of all parts add up to that of the whole.
+            batch: of `StepByStepFeatureConverter`. After `with_loss_factors` it may be a part of
+                the global batch; the losses of all parts then add up to the global loss.
             dropout_rng: None = no dropout.
 
         Returns:
-            The loss, and metrics: ``loss``, for each stream ``s`` ``s_loss`` (nats a token) and
-            ``s_accuracy`` (teacher-forced, a token; a tie counts), ``accuracy`` (the label
-            stream's as T5X counts it), and T5X's of time and padding.
+            The loss, and metrics: ``loss``; for each stream ``s`` ``s_loss`` (nats a token) and
+            ``s_accuracy`` (of tokens, teacher-forced; a tie counts as correct); ``accuracy`` (the
+            label stream's, as T5X computes it); and T5X's metrics of time and padding.
 
         Raises:
-            InputError: in training, a part of the global batch without the factors of the whole:
-                T5X's own trainer with ``num_microbatches``.
+            InputError: in training, the batch is a part without loss factors, as T5X's own trainer
+                passes it with ``num_microbatches``.
         """
         self._refuse_part(batch, dropout_rng)
         parts = {stream: stream_features(batch, stream) for stream in self._streams}
@@ -155,14 +154,11 @@ class StepByStepModel(models.EncoderDecoderModel):
         return loss, self._step_metrics(loss, sums, parts, logits[LABEL])
 
     def with_loss_factors(self, batch: Batch) -> dict[str, jax.Array]:
-        """The batch with what `loss_fn` needs to be given it in parts.
-
-        Args:
-            batch: the whole global batch.
+        """The global batch with each stream's loss factor, so that `loss_fn` can take its parts.
 
         Returns:
-            Besides the batch, for each stream float32 [rows]: the factor of its loss sum,
-            its share over its token weight in the global batch, the same in every row.
+            The batch, and for each stream float32 [rows]: its weight in the loss divided by its
+            token weight in the global batch, the same in every row.
         """
         rows = batch["encoder_input_tokens"].shape[0]
         factors = self._factors(batch)
@@ -184,10 +180,9 @@ class StepByStepModel(models.EncoderDecoderModel):
         if dropout_rng is None or _factor_name(LABEL) in batch or whole is None or rows >= whole:
             return
         raise InputError(
-            f"Trainer.num_microbatches: the loss was asked for {rows} of a batch's {whole} rows, "
-            "and means over parts do not add up to the mean over the batch; set "
-            "train.trainer_cls = @StepByStepTrainer (stepdistill_jax.t5x.trainer), whose "
-            "microbatches give the same loss, or num_microbatches = None"
+            f"Trainer.num_microbatches: got {rows} of a batch's {whole} rows, but T5X's trainer "
+            "needs the whole batch for an exact loss. Set train.trainer_cls = @StepByStepTrainer "
+            "(stepdistill_jax.t5x.trainer), or num_microbatches = None."
         )
 
     def _stream_logits(
@@ -202,8 +197,8 @@ class StepByStepModel(models.EncoderDecoderModel):
                 stream: self._compute_logits(params, part, rngs[stream])
                 for stream, part in parts.items()
             }
-        # Rows of the streams are interleaved, [B, streams, L] -> [B * streams, L]: so each device
-        # encodes the rows that it holds, and nothing moves.
+        # The streams' rows are interleaved, [B, streams, L] -> [B * streams, L]: each device
+        # encodes the rows that it holds, without communication.
         both: dict[str, Any] = {
             name: jnp.stack([part[name] for part in parts.values()], axis=1)
             for name in ("encoder_input_tokens", "encoder_segment_ids", "encoder_positions")
@@ -224,7 +219,7 @@ class StepByStepModel(models.EncoderDecoderModel):
         }
 
     def _can_share_encoder(self, parts: Mapping[str, Batch]) -> bool:
-        """Whether one encoder pass can serve all streams: equal lengths, and a module that can."""
+        """Whether one encoder pass serves all streams: equal lengths, and the module allows it."""
         lengths = {part["encoder_input_tokens"].shape for part in parts.values()}
         return (
             len(lengths) == 1
@@ -236,11 +231,11 @@ class StepByStepModel(models.EncoderDecoderModel):
     def _apply(
         self, params: Any, method: Callable[..., Any], rng: jax.Array | None, **features: Any
     ) -> Any:
-        # Modules with relative positions leave out the arguments for absolute ones.
-        taken = {name: value for name, value in features.items() if name in _parameters(method)}
+        # Modules with relative positions have no arguments for absolute positions.
+        accepted = {name: value for name, value in features.items() if name in _parameters(method)}
         return self.module.apply(
             {"params": params},
-            **taken,
+            **accepted,
             enable_dropout=rng is not None,
             rngs=None if rng is None else {"dropout": rng},
             method=method,

@@ -1,4 +1,4 @@
-"""T5X's trainer, whose microbatches give the loss and gradient of the whole batch."""
+"""T5X's trainer with microbatches that give the loss and gradient of the whole batch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from t5x import trainer
 
 
 class StepByStepTrainer(trainer.Trainer):
-    """`t5x.trainer.Trainer` for `StepByStepModel`; the same arguments.
+    """`t5x.trainer.Trainer` for `StepByStepModel`, with the same arguments.
 
-    T5X's adds up the loss of every microbatch. Here each is given the factors of the whole global
-    batch first, so that with any ``num_microbatches`` the sum is the loss of the batch (dropout
-    draws other masks).
+    T5X adds the losses of the microbatches. Here each microbatch has the loss factors of the global
+    batch, so the sum is the loss of the batch for any ``num_microbatches``. Dropout masks differ.
     """
 
     @functools.cached_property

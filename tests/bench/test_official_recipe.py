@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from random_params import random_params
 
-from stepdistill_jax.bench.official_recipe import IGNORED, OfficialRecipe, RecipeConfig
+from stepdistill_jax.bench.official_recipe import IGNORED, OfficialRecipe, check_supported
 from stepdistill_jax.checkpoint.fill import arrays
 from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.objective import ObjectiveConfig
 from stepdistill_jax.optim import OptimizerConfig
+from stepdistill_jax.run import load
 from stepdistill_jax.spec import EOS_ID, InputError
 
 MODEL = T5Config(
@@ -24,7 +25,13 @@ MODEL = T5Config(
     dropout_rate=0.0,
 )
 TIED = dataclasses.replace(MODEL, logits_via_embedding=True, mlp_activations=("relu",))
-CONFIG = RecipeConfig(MODEL, ObjectiveConfig(alpha=0.25), OptimizerConfig(), train_steps=10)
+CONFIG = dataclasses.replace(
+    load.parse(["demo.gin"], ["MODEL_DIR=unused"]),
+    model=MODEL,
+    objective=ObjectiveConfig(alpha=0.25),
+    optimizer=OptimizerConfig(),
+    train_steps=10,
+)
 
 
 def recipe(**changes):
@@ -34,14 +41,14 @@ def recipe(**changes):
 
 
 def pair(label_inputs, label, rationale_inputs, rationale, rationale_weight=1.0):
-    found = {
+    features = {
         "label_inputs": label_inputs,
         "label_targets": label,
         "rationale_inputs": rationale_inputs,
         "rationale_targets": rationale,
     }
-    found = {name: np.array([*ids, EOS_ID], np.int32) for name, ids in found.items()}
-    return found | {"label_weight": 1.0, "rationale_weight": rationale_weight}
+    features = {name: np.array([*ids, EOS_ID], np.int32) for name, ids in features.items()}
+    return features | {"label_weight": 1.0, "rationale_weight": rationale_weight}
 
 
 PAIRS = [
@@ -112,14 +119,24 @@ def test_writes_what_our_decoder_writes(model):
     [
         ({"optimizer": OptimizerConfig("adafactor")}, "OPTIMIZER='adafactor': .* 'adamw'"),
         ({"optimizer": OptimizerConfig(schedule="cosine")}, "SCHEDULE='cosine'.* 'linear'"),
-        ({"objective": ObjectiveConfig(z_loss=0.1)}, r"Z_LOSS=0.1: .* set Z_LOSS=0.0"),
+        ({"objective": ObjectiveConfig(z_loss=0.1)}, r"Z_LOSS=0.1: .* Set Z_LOSS=0.0"),
         ({"objective": ObjectiveConfig(label_smoothing=0.1)}, "LABEL_SMOOTHING=0.1"),
+        ({"objective": ObjectiveConfig(alpha_end=0.0)}, r"ALPHA_END=0.0: .* Set ALPHA_END=None"),
         ({"model": dataclasses.replace(MODEL, mlp_activations=("linear",))}, "MLP_ACTIVATIONS="),
+        ({"method": "standard"}, "METHOD='standard': .* Set METHOD='step_by_step'"),
+        ({"method": "pinto"}, "METHOD='pinto': .* Set METHOD='step_by_step'"),
+        (
+            {"eval": dataclasses.replace(CONFIG.eval, mode="choices")},
+            "EVAL_MODE='choices': .* Set EVAL_MODE='decode'",
+        ),
     ],
 )
 def test_refuses_what_the_recipe_does_not_have(changes, message):
+    config = dataclasses.replace(CONFIG, **changes)
     with pytest.raises(InputError, match=message):
-        dataclasses.replace(CONFIG, **changes)
+        check_supported(config)
+    with pytest.raises(InputError, match=message):
+        OfficialRecipe(config, params={})
 
 
 def test_names_what_is_not_installed(monkeypatch):
@@ -127,5 +144,5 @@ def test_names_what_is_not_installed(monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "torch" else there(name)
     )
-    with pytest.raises(InputError, match=r"PyTorch, and torch cannot .*'stepdistill-jax\[test\]'"):
+    with pytest.raises(InputError, match=r"not installed: torch\. .*'stepdistill-jax\[test\]'"):
         OfficialRecipe(CONFIG, params={})

@@ -54,8 +54,8 @@ def test_train_window_tells_its_three_parts_apart():
     window = TrainLoop(batches(wait=0.01), place, step, shards=1, flops=1.0).window(4)
     parts = [window.amounts[name] for name in ("wait", "place", "step")]
     assert sum(parts) == pytest.approx(window.seconds)
-    for part, least in zip(parts, (0.04, 0.08, 0.12), strict=True):
-        assert part >= least
+    for part, minimum in zip(parts, (0.04, 0.08, 0.12), strict=True):
+        assert part >= minimum
     # Sleeps overrun on a busy machine, by little beside the next part.
     assert parts[0] < parts[1] < parts[2]
 
@@ -93,8 +93,8 @@ def test_pipeline_window_counts_pairs_and_cpu():
 def test_one_core_holds_this_thread_and_lets_go():
     before = os.sched_getaffinity(0)
     seen = []
-    with one_core() as held:
-        assert held
+    with one_core() as pinned:
+        assert pinned
         assert os.sched_getaffinity(0) == {min(before)}
         inside = threading.Thread(target=lambda: seen.append(len(os.sched_getaffinity(0))))
         inside.start()

@@ -43,27 +43,29 @@ def minimal(gated, seed=0):
     for stack, count in LAYERS.items():
         shapes[f"{stack}/relpos_bias/rel_embedding"] = (H, BUCKETS)
         shapes[f"{stack}/{stack}_norm/scale"] = (D,)
-        own = attention[stack] | mlp | {f"{norm}/scale": (D,) for norm in norms[stack]}
+        layer_shapes = attention[stack] | mlp | {f"{norm}/scale": (D,) for norm in norms[stack]}
         for layer in range(count):
-            shapes |= {f"{stack}/layers_{layer}/{name}": shape for name, shape in own.items()}
+            shapes |= {
+                f"{stack}/layers_{layer}/{name}": shape for name, shape in layer_shapes.items()
+            }
     rng = np.random.default_rng(seed)
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def scalable(params):
     """The same of its scanned network (t5x/examples/scalable_t5): layers on axis 1, heads apart."""
-    found = {name: value for name, value in params.items() if "/layers_" not in name}
+    stacked = {name: value for name, value in params.items() if "/layers_" not in name}
     for stack, count in LAYERS.items():
-        bias = found.pop(f"{stack}/relpos_bias/rel_embedding")
-        found[f"{stack}/{stack}/relpos_bias/rel_embedding"] = np.stack([bias] * count, axis=1)
+        bias = stacked.pop(f"{stack}/relpos_bias/rel_embedding")
+        stacked[f"{stack}/{stack}/relpos_bias/rel_embedding"] = np.stack([bias] * count, axis=1)
         first = f"{stack}/layers_0/"
         for name in [name.removeprefix(first) for name in params if name.startswith(first)]:
             layers = [params[f"{stack}/layers_{layer}/{name}"] for layer in range(count)]
             if "attention/" in name:
                 shape = (H, K, D) if "/out/" in name else (D, H, K)
                 layers = [layer.reshape(shape) for layer in layers]
-            found[f"{stack}/{stack}/{name}"] = np.stack(layers, axis=1)
-    return found
+            stacked[f"{stack}/{stack}/{name}"] = np.stack(layers, axis=1)
+    return stacked
 
 
 def zarr(folder, array, chunks):

@@ -85,10 +85,10 @@ def read(name: str, config: T5Config) -> dict[str, np.ndarray]:
     return dict(fill.arrays(initial.initial_params(name, abstract_params(config)), "hf"))
 
 
-def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert found.keys() == expected.keys()
+def assert_equal(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert actual.keys() == expected.keys()
     for key, value in expected.items():
-        np.testing.assert_array_equal(found[key], value, err_msg=key)
+        np.testing.assert_array_equal(actual[key], value, err_msg=key)
 
 
 @pytest.mark.parametrize("scan", [True, False])

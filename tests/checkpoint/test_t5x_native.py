@@ -43,8 +43,8 @@ def test_every_form_is_read(tmp_path, writer, scanned, gated, scan_layers):
     config = model(gated, scan_layers=scan_layers)
     assert sizes.infer(checkpoint.shapes, path, scan_layers) == config
     expected = t5x_writer.nested(params)
-    found = fill.fill(checkpoint, checkpoint.form, abstract_params(config))
-    assert_same(found, stack_layers(expected) if scan_layers else expected)
+    actual = fill.fill(checkpoint, abstract_params(config))
+    assert_same(actual, stack_layers(expected) if scan_layers else expected)
 
 
 @pytest.mark.parametrize("scanned", [True, False], ids=["scanned", "unrolled"])
@@ -67,8 +67,8 @@ def test_a_device_reads_its_own_slices(tmp_path, monkeypatch, scanned):
         shapes,
         shardings,
     )
-    found = initial.initial_params(path, abstract)
-    assert_same(found, stack_layers(t5x_writer.nested(params)))
+    actual = initial.initial_params(path, abstract)
+    assert_same(actual, stack_layers(t5x_writer.nested(params)))
     embedding = t5x_writer.V * t5x_writer.D
     assert read_parts["token_embedder/embedding"] == {embedding // 8}
     # Cut in two by width, in four by heads; all layers of a scanned array at once.
@@ -99,10 +99,10 @@ def test_a_checkpoint_is_read_where_it_lies_now(tmp_path, driver):
 def test_bfloat16_becomes_the_models_float32(tmp_path):
     params = {k: v.astype(ml_dtypes.bfloat16) for k, v in t5x_writer.minimal(True).items()}
     checkpoint = t5x_native.T5XCheckpoint(t5x_writer.native(tmp_path, params))
-    found = fill.fill(checkpoint, "t5x", abstract_params(model()))
-    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
+    actual = fill.fill(checkpoint, abstract_params(model()))
+    assert {leaf.dtype for leaf in jax.tree.leaves(actual)} == {np.dtype(np.float32)}
     wide = {k: v.astype(np.float32) for k, v in params.items()}
-    assert_same(found, stack_layers(t5x_writer.nested(wide)))
+    assert_same(actual, stack_layers(t5x_writer.nested(wide)))
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
@@ -115,7 +115,7 @@ def test_ours_to_t5x_and_back_is_the_same_bit_for_bit(tmp_path, form, gated, sca
     checkpoint = t5x_native.T5XCheckpoint(tmp_path)
     assert (checkpoint.form, checkpoint.step) == (form, 30)
     abstract = abstract_params(model(gated, scan_layers=scan_layers))
-    assert_same(fill.fill(checkpoint, form, abstract), ours)
+    assert_same(fill.fill(checkpoint, abstract), ours)
 
 
 def test_what_is_written_has_t5xs_names_and_layouts(tmp_path):
@@ -179,7 +179,7 @@ def test_a_lost_chunk_does_not_read_as_zeros(tmp_path):
     (folder / "target.token_embedder.embedding" / "1.0").unlink()
     checkpoint = t5x_native.T5XCheckpoint(folder)
     with pytest.raises(InputError, match=r"cannot read token_embedder/embedding: .*missing"):
-        fill.fill(checkpoint, "t5x", abstract_params(model()))
+        fill.fill(checkpoint, abstract_params(model()))
 
 
 def test_a_damaged_chunk_is_named(tmp_path):
@@ -188,7 +188,7 @@ def test_a_damaged_chunk_is_named(tmp_path):
     chunk.write_bytes(chunk.read_bytes()[:20])
     checkpoint = t5x_native.T5XCheckpoint(folder)
     with pytest.raises(InputError, match=r"cannot read token_embedder/embedding"):
-        fill.fill(checkpoint, "t5x", abstract_params(model()))
+        fill.fill(checkpoint, abstract_params(model()))
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.999])
@@ -242,7 +242,7 @@ def test_a_bias_of_each_layer_its_own_is_refused(tmp_path):
     params["encoder/encoder/relpos_bias/rel_embedding"][:, 2] += 1
     checkpoint = t5x_native.T5XCheckpoint(t5x_writer.native(tmp_path, params))
     with pytest.raises(InputError, match="differs between layers 0 and 2"):
-        fill.fill(checkpoint, checkpoint.form, abstract_params(model()))
+        fill.fill(checkpoint, abstract_params(model()))
 
 
 def test_a_tensorflow_checkpoint_is_told(tmp_path):
@@ -322,7 +322,7 @@ def test_t5x_itself_restores_a_student_and_we_read_what_it_saves(tmp_path, initi
     for written in ("native", "orbax"):
         checkpoint = t5x_native.T5XCheckpoint(tmp_path / written)
         assert (checkpoint.form, checkpoint.step) == (form, 30)
-        assert_same(fill.fill(checkpoint, form, abstract_params(model())), ours)
+        assert_same(fill.fill(checkpoint, abstract_params(model())), ours)
 
 
 @pytest.mark.parametrize(("pattern", "step"), [("state.*", 0), ("state/param_states.*", 30)])

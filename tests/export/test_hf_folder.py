@@ -58,7 +58,7 @@ def test_ours_to_hugging_face_and_back_is_the_same_bit_for_bit(
     params = host_params(config)
     checkpoint = hf.HFCheckpoint(write(tmp_path, config, params, shard_bytes=shard_bytes))
     checkpoint.check_model(config)
-    assert_same(fill.fill(checkpoint, "hf", abstract_params(config)), params)
+    assert_same(fill.fill(checkpoint, abstract_params(config)), params)
 
 
 @variants
@@ -70,12 +70,12 @@ def test_hugging_face_to_ours_and_back_is_the_same_bit_for_bit(tmp_path, variant
     save_file(arrays, tmp_path / "published" / "model.safetensors")
     (tmp_path / "published" / "config.json").write_text(json.dumps(hf_folder.config_json(config)))
     checkpoint = hf.HFCheckpoint(str(tmp_path / "published"))
-    params = fill.fill(checkpoint, "hf", abstract_params(config))
+    params = fill.fill(checkpoint, abstract_params(config))
     write(tmp_path / "exported", config, params)
-    found = load_file(tmp_path / "exported" / "model.safetensors")
-    assert found.keys() == arrays.keys()
+    exported = load_file(tmp_path / "exported" / "model.safetensors")
+    assert exported.keys() == arrays.keys()
     for key, value in arrays.items():
-        np.testing.assert_array_equal(found[key], value, err_msg=key)
+        np.testing.assert_array_equal(exported[key], value, err_msg=key)
 
 
 def test_a_shard_holds_no_more_than_it_may(tmp_path):
@@ -93,18 +93,18 @@ def test_a_shard_holds_no_more_than_it_may(tmp_path):
 
 def test_arrays_are_asked_for_one_at_a_time_and_in_order(tmp_path):
     config = model("v1.1", scan_layers=True)
-    asked = []
+    reads = []
 
     class Lazy:
         def __init__(self, name, value):
             self.name, self.value, self.shape = name, value, value.shape
 
         def __getitem__(self, layer):
-            asked.append(self.name)
+            reads.append(self.name)
             return self.value[layer]
 
         def __array__(self, dtype=None, copy=None):
-            asked.append(self.name)
+            reads.append(self.name)
             return self.value
 
     flat = names.flat(host_params(config))
@@ -117,7 +117,7 @@ def test_arrays_are_asked_for_one_at_a_time_and_in_order(tmp_path):
         node[leaf] = Lazy(name, value)
     write(tmp_path, config, tree)
     # Left and come back to, an array would have to be read twice or kept.
-    changes = [name for before, name in zip([None, *asked], asked, strict=False) if name != before]
+    changes = [name for before, name in zip([None, *reads], reads, strict=False) if name != before]
     assert sorted(changes) == sorted(flat)
 
 
@@ -143,12 +143,12 @@ def test_logits_of_the_loaded_model_are_ours(tmp_path, variant):
         {"params": params}, inputs, (inputs != PAD_ID).astype(np.int32), shifted, targets * 0 + 1
     )
     with torch.no_grad():
-        found = theirs(
+        expected = theirs(
             input_ids=torch.tensor(inputs, dtype=torch.long),
             attention_mask=torch.tensor(inputs != PAD_ID),
             labels=torch.tensor(targets, dtype=torch.long),
         ).logits.numpy()
-    assert np.abs(found - ours).max() <= 1e-5 * np.abs(found).max()
+    assert np.abs(expected - ours).max() <= 1e-5 * np.abs(expected).max()
 
 
 def tokenizer(folder, vocabulary, texts):
@@ -171,28 +171,28 @@ TEXTS = [
 def test_t5s_tokenizer_gives_our_ids(tmp_path, spiece, shared):
     vocabulary = load_vocabulary(str(spiece))
     rows = (shared / "data" / "cqa" / "cqa_test.json").read_text().splitlines()[:300]
-    found = tokenizer(tmp_path, vocabulary, [*TEXTS, *rows])
-    assert (len(found), found.model_max_length) == (vocabulary.size, 32)
-    assert found("a b " * 40, truncation=True)["input_ids"][-1] == EOS_ID
+    loaded = tokenizer(tmp_path, vocabulary, [*TEXTS, *rows])
+    assert (len(loaded), loaded.model_max_length) == (vocabulary.size, 32)
+    assert loaded("a b " * 40, truncation=True)["input_ids"][-1] == EOS_ID
     assert (tmp_path / "spiece.model").read_bytes() == vocabulary.model
 
 
 def test_the_byte_tokenizer_gives_our_ids(tmp_path):
     vocabulary = load_vocabulary("bytes")
-    found = tokenizer(tmp_path, vocabulary, TEXTS)
-    assert len(found) == vocabulary.size
+    loaded = tokenizer(tmp_path, vocabulary, TEXTS)
+    assert len(loaded) == vocabulary.size
     ids = vocabulary.encode("colour ß")
-    assert found.decode([*ids, EOS_ID], skip_special_tokens=True) == "colour ß"
+    assert loaded.decode([*ids, EOS_ID], skip_special_tokens=True) == "colour ß"
 
 
 def test_the_demos_tokenizer_gives_our_ids(tmp_path):
     vocabulary = load_vocabulary("demo")
     words = demo.words()
     texts = [" ".join(words[start : start + 7]) for start in range(len(words))]
-    found = tokenizer(tmp_path, vocabulary, [*texts, "saffron</s>cocoa", "", "a horse cocoa"])
-    assert len(found) == vocabulary.size
+    loaded = tokenizer(tmp_path, vocabulary, [*texts, "saffron</s>cocoa", "", "a horse cocoa"])
+    assert len(loaded) == vocabulary.size
     ids = vocabulary.encode(texts[0])
-    assert found.decode([*ids, EOS_ID], skip_special_tokens=True) == vocabulary.decode(ids)
+    assert loaded.decode([*ids, EOS_ID], skip_special_tokens=True) == vocabulary.decode(ids)
 
 
 def test_a_tokenizer_that_gives_other_ids_is_refused(tmp_path, spiece):
@@ -231,5 +231,5 @@ def test_a_tokenizer_of_bytes_is_known_again_where_training_goes_on_from_the_fol
     hf_folder.write_tokenizer(epath.Path(tmp_path), load_vocabulary("bytes"), 32)
     checkpoint = hf.HFCheckpoint(str(tmp_path))
     checkpoint.check_vocabulary(load_vocabulary("bytes"), "bytes")
-    with pytest.raises(InputError, match=r"spiece\.model or tokenizer\.json is not in"):
+    with pytest.raises(InputError, match=r"has no spiece\.model or tokenizer\.json\. Put"):
         checkpoint.check_vocabulary(load_vocabulary(str(spiece)), str(spiece))

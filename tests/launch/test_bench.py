@@ -83,14 +83,15 @@ def bench(folder, *flags):
 def test_measures_a_run_with_a_warm_token_cache_and_no_tensorflow(folder):
     done = bench(folder, f"--json={folder / 'numbers.json'}", "--startup")
     assert done.returncode == 0, done.stderr
-    found = json.loads((folder / "numbers.json").read_text())
-    assert found["machine"]["devices"] == 8
-    assert found["run"]["dtype"] == "float32"
-    assert found["unpacked batch"]["rows"] == 32
-    assert [what.split(" (")[0] for what in found["left_out"]] == ["start-up", "token cache build"]
+    report = json.loads((folder / "numbers.json").read_text())
+    assert report["machine"]["devices"] == 8
+    assert report["run"]["dtype"] == "float32"
+    assert report["unpacked batch"]["rows"] == 32
+    assert [what.split(" (")[0] for what in report["left_out"]] == ["start-up", "token cache build"]
 
     medians = {
-        (m["name"], m["unit"]): m["spread"] and m["spread"]["median"] for m in found["measurements"]
+        (m["name"], m["unit"]): m["spread"] and m["spread"]["median"]
+        for m in report["measurements"]
     }
     for name in ("train, packed", "train, unpacked"):
         # The demo's pairs hold 18 input tokens a stream and at least three of targets.
@@ -114,7 +115,7 @@ def test_measures_a_run_with_a_warm_token_cache_and_no_tensorflow(folder):
         assert medians[measured] > 0
     assert medians["peak device memory", "MiB"] is None
 
-    repeated = [m for m in found["measurements"] if m["name"].startswith("train")]
+    repeated = [m for m in report["measurements"] if m["name"].startswith("train")]
     assert {len(m["spread"]["values"]) for m in repeated} == {2}
     for line in (
         "machine: cpu ",
@@ -124,14 +125,21 @@ def test_measures_a_run_with_a_warm_token_cache_and_no_tensorflow(folder):
     ):
         assert f"\n{line}" in f"\n{done.stdout}"
     assert "not reported by this device" in done.stdout
+    # Each figure is printed when it is measured, the table at the end.
+    lines = done.stdout.splitlines()
+    table = next(i for i, line in enumerate(lines) if line.startswith("machine: "))
+    names = [line.partition(": ")[0] for line in lines[: table - 1]]
+    assert names[0] == "first step, packed"
+    assert names[-1] == "peak device memory"
+    assert len(names) == len(report["measurements"])
     assert not (folder / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--against=recipe", "torch cannot be found; pip install 'stepdistill-jax[test]'"),
-        ("--trajectories=there", "compares two trainers; add --against=recipe"),
+        ("--against=recipe", "not installed: torch. Run pip install 'stepdistill-jax[test]'."),
+        ("--trajectories=there", "needs a second trainer. Add --against=recipe."),
     ],
 )
 def test_a_comparison_that_cannot_be_made_is_one_line(folder, flag, message):

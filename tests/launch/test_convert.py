@@ -99,11 +99,11 @@ def exported(run, tmp_path_factory):
     return out
 
 
-def assert_same(found, expected):
-    found, expected = names.flat(found), names.flat(expected)
-    assert found.keys() == expected.keys()
+def assert_same(actual, expected):
+    actual, expected = names.flat(actual), names.flat(expected)
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
 def sharded(run):
@@ -140,13 +140,13 @@ def test_the_step_is_chosen_as_in_eval(run, tmp_path, name, overrides, step):
     source = open_checkpoint(f"{run.model_dir}/{name}".rstrip("/"), overrides)
     assert source.step == step
     convert(source, "orbax", str(tmp_path / "out"))
-    found = restore.restore_params(tmp_path / "out", step, sharded(run))
-    assert_same(found, params_of(run, step))
+    actual = restore.restore_params(tmp_path / "out", step, sharded(run))
+    assert_same(actual, params_of(run, step))
 
 
 def test_the_exported_folder_says_what_transformers_needs(exported, run):
-    held = {path.name for path in exported.iterdir()}
-    assert held == {
+    files = {path.name for path in exported.iterdir()}
+    assert files == {
         "README.md",
         "config.json",
         "generation_config.json",

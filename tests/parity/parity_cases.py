@@ -92,8 +92,8 @@ def _deviation(config, path, shape):
         "/rel_embedding": 2 if tied else 0.5,
         "_norm/scale": 0.2,
     }
-    found = [factor for end, factor in factors.items() if path.endswith(end)]
-    return (found[0] if found else 1) * fan_in**-0.5
+    matching = [factor for end, factor in factors.items() if path.endswith(end)]
+    return (matching[0] if matching else 1) * fan_in**-0.5
 
 
 def weights(config, seed=None):
@@ -327,21 +327,21 @@ def our_generation(config, params, rows):
     """Tokens of each input, through evaluation's batches: sorted by length, padded, filled up."""
     source = Pairs([dict.fromkeys(FEATURES, row) for row in rows])
     params = jax.tree.map(jnp.asarray, params)
-    found = [None] * len(rows)
+    outputs = [None] * len(rows)
     for index, inputs, segment_ids in eval_batches(source, min(EVAL_BATCH, len(rows))):
         tokens = np.asarray(greedy(config, params, inputs, segment_ids, DECODE_LENGTH))
         for number, row in zip(index, tokens, strict=True):
             if number >= 0:
-                found[number] = trimmed(row)
+                outputs[number] = trimmed(row)
             else:
                 assert not row.any(), "a row that fills a batch up must stay empty"
-    return found
+    return outputs
 
 
-def difference(found, expected):
+def difference(actual, expected):
     """Largest difference relative to the largest magnitude expected."""
     expected = np.asarray(expected, np.float64)
-    return float(np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max())
+    return float(np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max())
 
 
 def sample(array):
@@ -357,6 +357,6 @@ def sample(array):
 
 def gradient_differences(gradient, expected):
     """Hugging Face's name -> `difference` of that parameter's gradient."""
-    found = state_dict(gradient)
-    assert found.keys() == expected.keys()
-    return {name: difference(found[name], expected[name]) for name in expected}
+    actual = state_dict(gradient)
+    assert actual.keys() == expected.keys()
+    return {name: difference(actual[name], expected[name]) for name in expected}

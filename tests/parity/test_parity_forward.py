@@ -23,8 +23,8 @@ MODELS = pytest.mark.parametrize("name", list(cases.MODELS))
 def test_every_distance_has_the_same_bucket(bidirectional):
     distance = np.arange(-1200, 1201)
     expected = T5Attention._relative_position_bucket(torch.tensor(distance), bidirectional, 32, 128)
-    found = relative_position_bucket(distance, bidirectional, 32, 128)
-    assert found.tolist() == expected.tolist()
+    actual = relative_position_bucket(distance, bidirectional, 32, 128)
+    assert actual.tolist() == expected.tolist()
 
 
 @MODELS
@@ -36,9 +36,9 @@ def test_logits(name):
     )
     for scan_layers in (True, False):
         config = dataclasses.replace(config, scan_layers=scan_layers)
-        found = np.asarray(cases.our_logits(config, cases.weights(config), *batch))
+        actual = np.asarray(cases.our_logits(config, cases.weights(config), *batch))
         real = decoder_mask > 0
-        assert cases.difference(found[real], expected[real]) < cases.TOLERANCE, scan_layers
+        assert cases.difference(actual[real], expected[real]) < cases.TOLERANCE, scan_layers
 
 
 @MODELS

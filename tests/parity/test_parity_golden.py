@@ -40,10 +40,10 @@ def test_losses_and_the_gradient_of_every_parameter(name, groups):
     metrics, gradient = jax.device_get(cases.our_losses(config, cases.weights(config), batch))
     for key, loss in golden["losses"].items():
         assert metrics[key] == pytest.approx(loss, rel=cases.TOLERANCE), key
-    found = cases.state_dict(gradient)
-    assert found.keys() == golden["gradients"].keys()
+    actual = cases.state_dict(gradient)
+    assert actual.keys() == golden["gradients"].keys()
     for parameter, expected in golden["gradients"].items():
-        for key, value in cases.sample(found[parameter]).items():
+        for key, value in cases.sample(actual[parameter]).items():
             np.testing.assert_allclose(
                 value,
                 expected[key],
@@ -71,5 +71,5 @@ def test_generated_tokens_of_real_inputs(name, shared, spiece):
             "the vocabulary, or the tokenisation differ"
         )
     rows = [row for rows in inputs.values() for row in rows]
-    found = cases.our_generation(config, cases.weights(config), rows)
-    assert found == [tokens for dataset in inputs for tokens in golden[dataset]["tokens"]]
+    actual = cases.our_generation(config, cases.weights(config), rows)
+    assert actual == [tokens for dataset in inputs for tokens in golden[dataset]["tokens"]]

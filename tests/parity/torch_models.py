@@ -56,11 +56,11 @@ def hf_logits(model, inputs, mask, decoder_inputs):
 
 def least_relu_input(model, pairs):
     """Smallest magnitude of what any ReLU of the model is given at a real token of the pairs."""
-    masks, found = {}, []
+    masks, magnitudes = {}, []
 
     def hook(stack):
         def measure(module, args, output):
-            found.append(float(output[torch.tensor(masks[stack] > 0)].abs().min()))
+            magnitudes.append(float(output[torch.tensor(masks[stack] > 0)].abs().min()))
 
         return measure
 
@@ -76,7 +76,7 @@ def least_relu_input(model, pairs):
         hf_logits(model, inputs, masks["encoder"], decoder_inputs)
     for handle in hooks:
         handle.remove()
-    return min(found, default=1.0)
+    return min(magnitudes, default=1.0)
 
 
 def hf_losses(model, pairs):
@@ -115,7 +115,7 @@ def hf_generation(model, rows, batch=32):
     rounding, two right implementations may choose differently.
     """
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
-    found, leads = [None] * len(rows), []
+    outputs, leads = [None] * len(rows), []
     for start in range(0, len(order), batch):
         members = order[start : start + batch]
         inputs, mask = padded([rows[number] for number in members])
@@ -130,8 +130,8 @@ def hf_generation(model, rows, batch=32):
         )
         for row, number in enumerate(members):
             tokens = trimmed(output.sequences[row, 1:].tolist())
-            found[number] = tokens
+            outputs[number] = tokens
             for logits in output.logits[: len(tokens)]:
                 best, second = torch.topk(logits[row], 2).values.tolist()
                 leads.append((best - second) / float(logits[row].abs().max()))
-    return found, leads
+    return outputs, leads

@@ -28,7 +28,7 @@ def planned(rows=64, total=0.0, work=None, remat="full", **more):
         "program": Program(
             TRAIN,
             fits,
-            Memory(1.0, 2.0, 3.0, total, told=fits),
+            Memory(1.0, 2.0, 3.0, total, itemized=fits),
             (work or Work(1e12, 1e9, (), 0)) if fits else None,
             lower_seconds=1.0,
             compile_seconds=2.0,

@@ -29,7 +29,7 @@ def planner(memory, seconds=lambda rows, mesh: rows * 1e-3, shards=1):
 ONE = [Candidate(MeshConfig(1, 4, 1), "full")]
 
 
-def most(memory):
+def largest_fitting(memory):
     """The largest multiple of ROWS that fits, by trying them all."""
     return max(rows for rows in range(ROWS, 10**6, ROWS) if memory(rows) <= CHIP.hbm_bytes)
 
@@ -47,8 +47,8 @@ def most(memory):
 )
 def test_the_largest_batch_is_found_in_few_compilations(memory, compiled):
     plans = list(search(planner(memory), iter(ONE), ROWS))
-    (found,) = largest(plans)
-    assert found.rows == most(memory)
+    (best,) = largest(plans)
+    assert best.rows == largest_fitting(memory)
     assert len(plans) <= compiled
     assert len({plan.rows for plan in plans}) == len(plans)
 
@@ -59,10 +59,10 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does():
     assert [plan.rows for plan in largest(plans)] == [16]
 
 
-@pytest.mark.parametrize(("shards", "least"), [(1, 1), (4, 4)])
-def test_halving_ends_where_each_device_has_one_row(shards, least):
+@pytest.mark.parametrize(("shards", "minimum"), [(1, 1), (4, 4)])
+def test_halving_ends_where_each_device_has_one_row(shards, minimum):
     plans = list(search(planner(lambda _: 17 * GIB, shards=shards), iter(ONE), ROWS))
-    assert [plan.rows for plan in plans] == [n for n in (64, 32, 16, 8, 4, 2, 1) if n >= least]
+    assert [plan.rows for plan in plans] == [n for n in (64, 32, 16, 8, 4, 2, 1) if n >= minimum]
     assert largest(plans) == []
 
 

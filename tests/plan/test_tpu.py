@@ -21,12 +21,12 @@ from stepdistill_jax.optim import OptimizerConfig, optimizer
 from stepdistill_jax.parallel.chips import GIB
 from stepdistill_jax.parallel.device_memory import exceeded
 from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
+from stepdistill_jax.plan.compiler_process import CompilerCrashedError, CompilerProcess
 from stepdistill_jax.plan.hlo import parse
-from stepdistill_jax.plan.isolated import CrashedError, Isolated
-from stepdistill_jax.plan.plans import job
+from stepdistill_jax.plan.planner import batch_shapes
 from stepdistill_jax.plan.program import (
     TRAIN,
-    Job,
+    BatchShapes,
     bytes_per_device,
     failed_program,
     train_program,
@@ -63,22 +63,25 @@ RUN = RunConfig(
     eval=EvalConfig(batch_size=16),
     train_steps=100,
 )
-JOB = Job(RUN, RowShape(64, 128, {"label": 16, "rationale": 64}), eval_inputs=128, eval_tokens=8)
+TARGETS = {"label": 16, "rationale": 64}
+SHAPES = BatchShapes(RowShape(64, 128, TARGETS), eval_inputs=128, eval_tokens=8)
 
 
 @pytest.fixture(scope="module")
 def on_one_slice():
-    return train_program(JOB, make_mesh(MeshConfig(), topology("v5e:4x4").devices))
+    return train_program(RUN, SHAPES, make_mesh(MeshConfig(), topology("v5e:4x4").devices))
 
 
 @pytest.fixture(scope="module")
 def on_two_slices():
-    return train_program(JOB, make_mesh(MeshConfig(2, -1, 1), topology("v5e:2x2*2").devices))
+    return train_program(
+        RUN, SHAPES, make_mesh(MeshConfig(2, -1, 1), topology("v5e:2x2*2").devices)
+    )
 
 
 def test_flops_of_a_device_are_its_share_of_the_model_s(on_one_slice):
     """Of the method's own count, but for what the remat policy computes again."""
-    model = train_flops(MODEL, 64, 128, JOB.shape.targets) / 16
+    model = train_flops(MODEL, 64, 128, TARGETS) / 16
     assert 1.0 <= on_one_slice.work.flops / model < 1.25
 
 
@@ -109,8 +112,9 @@ def arrays_of(program, *opcodes):
 
 
 def test_no_device_has_more_logits_than_its_own_rows(on_one_slice):
-    own = 64 // 16 * JOB.shape.targets["rationale"] * MODEL.vocab_size
-    assert max(a.elements for a in arrays_of(on_one_slice) if MODEL.vocab_size in a.dims) == own
+    elements = 64 // 16 * TARGETS["rationale"] * MODEL.vocab_size
+    logits = [a for a in arrays_of(on_one_slice) if MODEL.vocab_size in a.dims]
+    assert max(a.elements for a in logits) == elements
 
 
 def test_what_is_gathered_is_one_layer_s_at_a_time(on_one_slice):
@@ -131,9 +135,9 @@ def test_a_bias_gradient_is_not_summed_over_devices_for_every_layer(on_one_slice
 def test_between_slices_only_gradients_and_sums_travel(on_two_slices):
     between = [c for c in on_two_slices.work.collectives if c.between_slices]
     assert {c.axis for c in between} == {"replica"}
-    # Of a device's own part of the parameters, float32 at the most, and of no rows.
-    own = on_two_slices.memory.parameters
-    assert 0 < sum(c.sent for c in between) <= 1.25 * own
+    # At most a device's own part of the parameters in float32, and no rows.
+    parameters = on_two_slices.memory.parameters
+    assert 0 < sum(c.sent for c in between) <= 1.25 * parameters
     assert max(c.largest for c in between) <= 4 * MODEL.vocab_size * MODEL.emb_dim / 4
     assert bound(on_two_slices.work, topology("v5e:2x2*2").chip).dcn > 0
 
@@ -165,18 +169,18 @@ def test_state_of_every_size_is_split_over_its_slice(size, name, mesh):
         config.model, optimizer(config.optimizer, 100), make_mesh(mesh, target.devices)
     )
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config.model)))
-    held = bytes_per_device(state)
-    assert 12 * count / len(target.devices) <= held < 12.5 * count / len(target.devices)
-    assert held < target.chip.hbm_bytes / 2
+    state_bytes = bytes_per_device(state)
+    assert 12 * count / len(target.devices) <= state_bytes < 12.5 * count / len(target.devices)
+    assert state_bytes < target.chip.hbm_bytes / 2
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("v5litepod-16", r"--topology=v5litepod-16: .*expected GENERATION:SHAPE"),
-        ("v6:2x2", r"did you mean v6e\? expected"),
-        ("v6e:4x4x4", r"a slice of v6e has two dimensions; write v6e:ROWSxCOLUMNS, as v6e:8x8"),
-        ("v5e:3x5", r"--topology=v5e:3x5: the TPU compiler knows no such slice"),
+        ("v6:2x2", r"Did you mean v6e\? Write it as"),
+        ("v6e:4x4x4", r"a slice of v6e has two dimensions\. Write v6e:ROWSxCOLUMNS, as v6e:8x8"),
+        ("v5e:3x5", r"--topology=v5e:3x5: no such slice"),
         ("v5e:2x2*0", r"--topology=v5e:2x2\*0: expected GENERATION:SHAPE"),
     ],
 )
@@ -188,20 +192,20 @@ def test_a_topology_that_is_none(name, message):
 def test_a_shape_that_is_none():
     config = configs.parse(("demo.gin",), ())
     with pytest.raises(InputError, match=r"--shape=64x512: expected ROWSxINPUTSxLABELxRATIONALE"):
-        job(config, "64x512")
-    assert job(config, "8x16x4x6").shape == RowShape(8, 16, {"label": 4, "rationale": 6})
+        batch_shapes(config, "64x512")
+    assert batch_shapes(config, "8x16x4x6").train == RowShape(8, 16, {"label": 4, "rationale": 6})
 
 
 @pytest.mark.parametrize(
     ("sent", "message"),
     [
-        (signal.SIGSEGV, r"crashed \(SIGSEGV\); try another mesh, REMAT or PRNG_IMPL"),
-        (signal.SIGKILL, r"was killed \(SIGKILL\); has this machine enough memory\?"),
+        (signal.SIGSEGV, r"crashed \(SIGSEGV\)\. Try another mesh, REMAT or PRNG_IMPL"),
+        (signal.SIGKILL, r"was killed \(SIGKILL\)\. Free host memory"),
     ],
 )
 def test_a_crash_is_told_and_the_next_call_answered(sent, message):
-    with Isolated() as process:
-        with pytest.raises(CrashedError, match=message):
+    with CompilerProcess() as process:
+        with pytest.raises(CompilerCrashedError, match=message):
             process.call(signal.raise_signal, sent)
         assert process.call(abs, -3) == 3
         with pytest.raises(ZeroDivisionError):
@@ -210,7 +214,7 @@ def test_a_crash_is_told_and_the_next_call_answered(sent, message):
 
 
 @pytest.mark.parametrize(
-    ("said", "needed"),
+    ("message", "needed"),
     [
         (
             "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G",
@@ -223,13 +227,13 @@ def test_a_crash_is_told_and_the_next_call_answered(sent, message):
         ("INTERNAL: anything", None),
     ],
 )
-def test_the_compiler_s_words_on_memory(said, needed):
-    assert exceeded(said) == needed
+def test_the_compiler_s_words_on_memory(message, needed):
+    assert exceeded(message) == needed
 
 
 def test_a_program_that_failed_has_its_state(on_one_slice):
     mesh = make_mesh(MeshConfig(), topology("v5e:4x4").devices)
-    failed = failed_program(TRAIN, JOB, mesh, "it broke")
+    failed = failed_program(TRAIN, RUN, mesh, "it broke")
     assert (failed.fits, failed.work, failed.failure) == (False, None, "it broke")
     assert failed.memory.parameters == on_one_slice.memory.parameters
     assert failed.memory.optimizer == on_one_slice.memory.optimizer
@@ -237,30 +241,31 @@ def test_a_program_that_failed_has_its_state(on_one_slice):
 
 def test_decoding_is_planned_as_the_method_evaluates():
     """A student of one task writes the rationale and the marker before the label."""
-    given = (
+    settings = (
         "VOCABULARY='bytes'",
         "MODEL_DIR='x'",
         "MAX_DECODE_LENGTH=5",
         "MAX_RATIONALE_LENGTH=30",
     )
     shape = "8x16x4x6"
-    plain = job(configs.parse(("demo.gin",), (*given, "PACK=True")), shape)
+    plain = batch_shapes(configs.parse(("demo.gin",), (*settings, "PACK=True")), shape)
     assert (plain.eval_tokens, plain.eval_inputs, plain.pairs_per_row) == (5, 16, None)
-    single = configs.parse(("demo.gin",), (*given, "METHOD='single_task'"))
-    assert job(single, "8x16x4").eval_tokens == tokens_before_label(single) + 5 > 5 + 29
-    assert job(configs.parse(("demo.gin",), (*given, "PACK=False")), shape).pairs_per_row == 1
+    single = configs.parse(("demo.gin",), (*settings, "METHOD='single_task'"))
+    assert batch_shapes(single, "8x16x4").eval_tokens == tokens_before_label(single) + 5 > 5 + 29
+    unpacked = configs.parse(("demo.gin",), (*settings, "PACK=False"))
+    assert batch_shapes(unpacked, shape).pairs_per_row == 1
 
 
 @pytest.mark.parametrize(
-    ("flag", "told"),
+    ("flag", "message"),
     [
-        ("--json={}/file/plan.json", ": {}/file cannot be written: a file is in the way; choose"),
-        ("--json={}", " is a folder; name a file in it"),
-        ("--hlo={}/file", ": {}/file cannot be written: a file is in the way; choose"),
-        ("--hlo=/proc", ": /proc cannot be written: "),
+        ("--json={}/file/plan.json", ": cannot write to {}/file: a file is in the way. Choose"),
+        ("--json={}", " is a folder. Name a file in it."),
+        ("--hlo={}/file", ": cannot write to {}/file: a file is in the way. Choose"),
+        ("--hlo=/proc", ": cannot write to /proc: "),
     ],
 )
-def test_a_plan_that_could_not_be_written_is_told_before_it_is_made(tmp_path, flag, told):
+def test_a_plan_that_could_not_be_written_is_told_before_it_is_made(tmp_path, flag, message):
     (tmp_path / "file").touch()
     flag = flag.format(tmp_path)
     command = ["-m", "launch.plan", "--gin_file=demo.gin", "--topology=v5e:2x2"]
@@ -272,7 +277,7 @@ def test_a_plan_that_could_not_be_written_is_told_before_it_is_made(tmp_path, fl
         check=False,
     )
     assert done.returncode == 2, done.stderr[-3000:]
-    assert f"error: {flag}{told.format(tmp_path)}" in done.stderr
+    assert f"error: {flag}{message.format(tmp_path)}" in done.stderr
     assert "train step" not in done.stdout
 
 
@@ -290,6 +295,6 @@ def test_what_does_not_fit_says_by_how_much():
         check=False,
     )
     assert done.returncode == EXIT_INCOMPLETE, done.stderr[-3000:]
-    used = re.search(r"HBM a device +([\d.]+) GiB of 16.00 GiB: DOES NOT FIT", done.stdout)
+    used = re.search(r"HBM per device +([\d.]+) GiB of 16.00 GiB: DOES NOT FIT", done.stdout)
     assert used, done.stdout
     assert float(used[1]) > 16

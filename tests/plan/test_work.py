@@ -54,9 +54,9 @@ ENTRY %main (x: f32[8,16], w: f32[16,32]) -> f32[8,64] {
 
 
 def test_a_loop_counts_as_often_as_it_runs():
-    found = work(PROGRAM, MESH)
-    assert found.flops == 5 * 2 * 8 * 16 * 32 + 2 * 8 * 16 * 64
-    assert found.open_loops == 0
+    result = work(PROGRAM, MESH)
+    assert result.flops == 5 * 2 * 8 * 16 * 32 + 2 * 8 * 16 * 64
+    assert result.open_loops == 0
 
 
 def test_a_loop_may_count_by_two_and_through_a_copy():
@@ -92,9 +92,9 @@ def test_a_loop_counts_from_where_it_starts():
 
 def test_a_loop_that_the_data_ends_counts_the_rounds_given():
     endless = PROGRAM.replace("direction=LT", "direction=NE")
-    found = work(endless, MESH, loop_rounds=7)
-    assert found.open_loops == 1
-    assert found.flops == 7 * 2 * 8 * 16 * 32 + 2 * 8 * 16 * 64
+    result = work(endless, MESH, open_loop_rounds=7)
+    assert result.open_loops == 1
+    assert result.flops == 7 * 2 * 8 * 16 * 32 + 2 * 8 * 16 * 64
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,9 @@ def test_a_compiled_scan_has_the_flops_of_its_rounds():
     rows = NamedSharding(mesh, PartitionSpec("fsdp"))
     split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
     compiled = jax.jit(layers, in_shardings=(rows, split), out_shardings=rows).lower(x, w)
-    found = work(compiled.compile().as_text(), {"fsdp": 8})
-    assert found.flops == 6 * 2 * 64 * 32 * 32 / 8
-    (gather,) = found.collectives
+    result = work(compiled.compile().as_text(), {"fsdp": 8})
+    assert result.flops == 6 * 2 * 64 * 32 * 32 / 8
+    (gather,) = result.collectives
     assert (gather.kind, gather.axis) == ("all-gather", "fsdp")
     # Each layer's [32, 32] in turn, of which a device has an eighth.
     assert gather.sent == 6 * 4 * 32 * 32 / 8 * 7
@@ -153,36 +153,36 @@ def test_between_slices_the_host_sends():
         '_xla_megascale_transfer_type="ALL_REDUCE"}\n  ROOT %product'
     )
     program = PROGRAM.replace("  ROOT %product", "  %token = token[] after-all()\n" + sent)
-    (found,) = (c for c in work(program, MESH).collectives if c.axis == "replica")
-    assert (found.kind, found.count, found.sent) == ("all-reduce", 1, 4 * 16 * 32)
-    assert found.between_slices
+    (result,) = (c for c in work(program, MESH).collectives if c.axis == "replica")
+    assert (result.kind, result.count, result.sent) == ("all-reduce", 1, 4 * 16 * 32)
+    assert result.between_slices
     # Another transfer, as a permute's, sends what it is given.
-    (found,) = (
+    (result,) = (
         c
         for c in work(program.replace("ALL_REDUCE", "ONE_TO_ONE"), MESH).collectives
         if c.between_slices
     )
-    assert (found.kind, found.sent) == ("collective-permute", 4 * 16 * 32)
+    assert (result.kind, result.sent) == ("collective-permute", 4 * 16 * 32)
 
 
 def test_what_replicas_of_one_slice_send_does_not_leave_it():
     """Four replicas on two slices: pairs of them lie in one."""
     program = PROGRAM.replace("replica_groups={{0,2},{1,3}}", "replica_groups={{0,1},{2,3}}")
-    found = work(program, {"replica": 4, "fsdp": 1, "tensor": 1})
-    assert bound(found, CHIPS["v5e"]).dcn == 0
-    assert bound(found, CHIPS["v5e"]).ici > 0
+    result = work(program, {"replica": 4, "fsdp": 1, "tensor": 1})
+    assert bound(result, CHIPS["v5e"]).dcn == 0
+    assert bound(result, CHIPS["v5e"]).ici > 0
 
 
 def test_a_bound_is_the_longest_of_its_parts():
     chip = CHIPS["v5e"]
     inside = Collective("all-gather", "fsdp", False, 1, 2e9, 1.0)
     outside = Collective("all-reduce", "replica", True, 1, 1e9, 1.0)
-    found = bound(Work(1e12, 1e9, (inside, outside), 0), chip)
-    assert found.compute == 1e12 / 197e12
-    assert found.memory == 1e9 / 819e9
-    assert found.ici == 2e9 / 200e9
-    assert found.dcn == 1e9 / 3.125e9 == found.seconds
-    assert (found.limit, found.intensity) == ("dcn", 1000)
+    result = bound(Work(1e12, 1e9, (inside, outside), 0), chip)
+    assert result.compute == 1e12 / 197e12
+    assert result.memory == 1e9 / 819e9
+    assert result.ici == 2e9 / 200e9
+    assert result.dcn == 1e9 / 3.125e9 == result.seconds
+    assert (result.limit, result.intensity) == ("dcn", 1000)
     # Where nothing is known of the network between slices, it is left out.
-    found = bound(Work(1e12, 1e9, (inside, outside), 0), CHIPS["v4"])
-    assert (found.dcn, found.limit) == (None, "ici")
+    result = bound(Work(1e12, 1e9, (inside, outside), 0), CHIPS["v4"])
+    assert (result.dcn, result.limit) == (None, "ici")

@@ -90,16 +90,16 @@ def test_weights_of_the_task_survive_as_they_are(pack):
     weights = [(0.1, 1e-30), (0.0, 0.0), (2.5, 1.0)]
     rows = convert(pack, weights=weights)
     for stream, column in (("", 0), ("rationale_", 1)):
-        found = np.concatenate(
+        actual = np.concatenate(
             [
                 row[f"{stream}decoder_loss_weights"][row[f"{stream}decoder_target_tokens"] > 0]
                 for row in rows
             ]
         )
         counts = [len(pair[2 * column + 1]) for pair in PAIRS]
-        given = np.repeat(np.array(weights, np.float32)[:, column], counts)
-        np.testing.assert_array_equal(found, given)
-        assert not np.signbit(found).any()
+        expected = np.repeat(np.array(weights, np.float32)[:, column], counts)
+        np.testing.assert_array_equal(actual, expected)
+        assert not np.signbit(actual).any()
 
 
 def test_the_standard_task_gives_rationales_no_weight():

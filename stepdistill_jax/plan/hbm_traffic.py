@@ -1,4 +1,4 @@
-"""Bytes that the instructions of a compiled program read from and write to HBM."""
+"""Bytes of HBM that the instructions of a compiled program read and write."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from stepdistill_jax.plan.hlo import Array, Computation, Instruction, Module
 
-# A collective that several fusions carry out between them, while they compute.
+# A collective that several fusions execute together while they compute.
 CHAIN = re.compile(r'chain_id="(\d+)"')
-# Instructions that move nothing, or whose parts are counted where they stand.
+# Instructions that move nothing, or whose parts are counted separately.
 _FREE = frozenset(
     {
         *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "iota", "after-all"),
@@ -20,8 +20,8 @@ _FREE = frozenset(
     }
 )
 _SLICES = ("dynamic-slice", "slice", "gather")
-# A buffer that others write into.
-_NO_CALL = 'custom_call_target="AllocateBuffer"'
+# A buffer that other instructions write to.
+_ALLOCATION = 'custom_call_target="AllocateBuffer"'
 
 
 def traffic(
@@ -31,12 +31,12 @@ def traffic(
 
     Args:
         module: the program.
-        computation: that the instruction is of.
-        instruction: it.
-        moved: chains whose bytes are counted already; is added to.
+        computation: of the instruction.
+        instruction: the instruction.
+        moved: chains whose bytes are already counted; updated in place.
     """
     opcode = instruction.opcode
-    if opcode in _FREE or _NO_CALL in instruction.attributes:
+    if opcode in _FREE or _ALLOCATION in instruction.attributes:
         return 0.0
     operands = computation.operand_arrays(instruction)
     if opcode == "fusion":
@@ -51,30 +51,30 @@ def traffic(
     if opcode == "dynamic-update-slice":
         return _hbm(operands[1]) + _updated(instruction, operands[1])
     if opcode == "scatter":
-        # It adds to what it finds.
+        # It reads and writes the elements that it updates.
         return sum(map(_hbm, operands[1:])) + 2 * _updated(instruction, operands[-1])
     if opcode == "send":
         return _hbm(operands[0])
     if opcode.endswith("-start") and opcode != "all-reduce-start":
-        # Operand and result are both of its type.
+        # Its type contains both operand and result.
         return _hbm(instruction.arrays)
     return _hbm(instruction.arrays) + sum(map(_hbm, operands))
 
 
 def _updated(instruction: Instruction, update: Sequence[Array]) -> float:
-    """Bytes that an update in place writes into HBM."""
+    """Bytes that an in-place update writes to HBM."""
     return sum(array.bytes for array in update) * instruction.arrays[0].in_hbm
 
 
 def _read_in_fusion(inside: Computation, moved: set[str]) -> float:
-    """A fusion reads what it uses of its operands; what it hands on or overwrites, it does not."""
+    """Bytes of the operands that a fusion uses, without those passed on or overwritten."""
     total = 0.0
     for parameter in inside.instructions.values():
         if parameter.opcode != "parameter" or not _hbm(parameter.arrays):
             continue
-        users = [user for user in _users(inside, parameter.name) if not _hands_on(user)]
-        users = [user for user in users if not _goes_on(user, moved)]
-        if all(_takes_of(inside, user, parameter.name) for user in users):
+        users = [user for user in _users(inside, parameter.name) if not _passes_on(user)]
+        users = [user for user in users if not _is_counted(user, moved)]
+        if all(_slices(inside, user, parameter.name) for user in users):
             total += sum(user.arrays[0].bytes for user in users)
         elif any(not _overwrites(inside, user, parameter.name) for user in users):
             total += _hbm(parameter.arrays)
@@ -82,52 +82,52 @@ def _read_in_fusion(inside: Computation, moved: set[str]) -> float:
 
 
 def _written_by_fusion(inside: Computation, moved: set[str]) -> float:
-    """A fusion writes its results: of an update in place the update, of a chain its end, once."""
+    """Bytes of a fusion's results: of an in-place update only the update, of a chain once."""
     results = inside.root.operands if inside.root.opcode == "tuple" else (inside.root.name,)
     total = 0.0
     for name in results:
-        made = inside.original(name, through=("bitcast",))
-        if made.opcode == "dynamic-update-slice":
-            total += _updated(made, inside.operand_arrays(made)[1])
-        elif made.opcode != "parameter" and not _goes_on(made, moved):
-            total += _hbm(made.arrays)
-    # Only now: its first fusion reads the operand and writes the result.
+        result = inside.original(name, through=("bitcast",))
+        if result.opcode == "dynamic-update-slice":
+            total += _updated(result, inside.operand_arrays(result)[1])
+        elif result.opcode != "parameter" and not _is_counted(result, moved):
+            total += _hbm(result.arrays)
+    # Last, because the chain's first fusion reads the operand and writes the result.
     moved |= {
-        found[1] for i in inside.instructions.values() if (found := CHAIN.search(i.attributes))
+        chain[1] for i in inside.instructions.values() if (chain := CHAIN.search(i.attributes))
     }
     return total
 
 
 def _users(computation: Computation, name: str) -> list[Instruction]:
-    """What reads `name`, or the same bytes by another name."""
-    found: list[Instruction] = []
+    """Instructions that read `name`, directly or through a bitcast."""
+    users: list[Instruction] = []
     for user in computation.users(name):
-        found += _users(computation, user.name) if user.opcode == "bitcast" else [user]
+        users += _users(computation, user.name) if user.opcode == "bitcast" else [user]
         if user.opcode == "bitcast" and user.root:
-            found.append(user)
-    return found
+            users.append(user)
+    return users
 
 
-def _hands_on(user: Instruction) -> bool:
-    """Whether a use of a parameter is that it is a result, as it came."""
+def _passes_on(user: Instruction) -> bool:
+    """Whether `user` returns a parameter unchanged."""
     return user.root and user.opcode == "tuple"
 
 
-def _goes_on(instruction: Instruction, moved: set[str]) -> bool:
-    """Whether it is a collective whose bytes an earlier fusion of its chain has moved."""
+def _is_counted(instruction: Instruction, moved: set[str]) -> bool:
+    """Whether an earlier fusion of its chain has moved the bytes of a collective."""
     chain = CHAIN.search(instruction.attributes)
     return chain is not None and chain[1] in moved
 
 
-def _takes_of(inside: Computation, user: Instruction, name: str) -> bool:
-    """Whether `user` reads no more of `name` than its own result."""
+def _slices(inside: Computation, user: Instruction, name: str) -> bool:
+    """Whether `user` reads only a slice of `name`."""
     if user.opcode not in _SLICES:
         return False
     return inside.original(user.operands[0], through=("bitcast",)).name == name
 
 
 def _overwrites(inside: Computation, user: Instruction, name: str) -> bool:
-    """Whether `user` writes a part of `name` in place and reads nothing of it."""
+    """Whether `user` overwrites a part of `name` without reading it."""
     if user.opcode != "dynamic-update-slice":
         return False
     buffer, update = (inside.original(x, through=("bitcast",)).name for x in user.operands[:2])

@@ -1,4 +1,4 @@
-"""Calls a function in a process of its own, so that a compiler that crashes ends that one alone."""
+"""A separate process that compiles, so that a crash of the compiler does not end this one."""
 
 from __future__ import annotations
 
@@ -11,50 +11,50 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class CrashedError(Exception):
-    """The process ended without an answer; says how."""
+class CompilerCrashedError(Exception):
+    """The process ended without a result; the message says how."""
 
 
-class Isolated:
-    """One process that answers calls in turn; a new one takes its place after a crash."""
+class CompilerProcess:
+    """A process that runs one call after another; restarted after a crash."""
 
     def __init__(self) -> None:
-        # Not forked: JAX's threads would not come along.
+        # JAX's threads do not survive a fork.
         self._context = multiprocessing.get_context("spawn")
         self._process: multiprocessing.context.SpawnProcess | None = None
         self._pipe: Connection | None = None
 
-    def __enter__(self) -> Isolated:
+    def __enter__(self) -> CompilerProcess:
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._process is not None:
-            # It has nothing to clear up, and at SIGTERM it would print a trace.
+            # It holds nothing to clean up, and on SIGTERM it would print a stack trace.
             self._process.kill()
         self._close()
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
-        """``function(*args)``, which both have to be picklable; it raises what that raises.
+        """Returns or raises what ``function(*args)`` does; all of it must be picklable.
 
         Raises:
-            CrashedError: the process died.
+            CompilerCrashedError: the process died.
         """
         if self._pipe is None:
-            self._pipe, theirs = self._context.Pipe()
-            self._process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+            self._pipe, child_pipe = self._context.Pipe()
+            self._process = self._context.Process(target=_serve, args=(child_pipe,), daemon=True)
             self._process.start()
-            theirs.close()
+            child_pipe.close()
         try:
             self._pipe.send((function, args))
-            answered, value = self._pipe.recv()
+            succeeded, value = self._pipe.recv()
         except (EOFError, ConnectionError) as error:
-            raise CrashedError(_end(self._close())) from error
-        if not answered:
+            raise CompilerCrashedError(_describe_exit(self._close())) from error
+        if not succeeded:
             raise value
         return value
 
     def _close(self) -> int | None:
-        """Waits for the process and forgets it; its exit code."""
+        """Waits for the process to end; returns its exit code."""
         process, self._process = self._process, None
         if self._pipe is not None:
             self._pipe.close()
@@ -77,10 +77,10 @@ def _serve(pipe: Connection) -> None:
             pipe.send((False, error))
 
 
-def _end(code: int | None) -> str:
+def _describe_exit(code: int | None) -> str:
     if code is None or code >= 0:
         return f"the compiler ended with exit code {code}"
     name = signal.Signals(-code).name
     if -code == signal.SIGKILL:
-        return f"the compiler was killed ({name}); has this machine enough memory?"
-    return f"the compiler crashed ({name}); try another mesh, REMAT or PRNG_IMPL"
+        return f"the compiler was killed ({name}). Free host memory and try again."
+    return f"the compiler crashed ({name}). Try another mesh, REMAT or PRNG_IMPL."
