@@ -143,7 +143,7 @@ def test_between_slices_only_gradients_and_sums_travel(on_two_slices):
 
 
 def test_slices_want_a_replica_each():
-    with pytest.raises(InputError, match=r"MESH_REPLICA=1, but the 8 devices lie in 2 slices"):
+    with pytest.raises(InputError, match=r"MESH_REPLICA=1, but the 8 devices form 2 slices"):
         make_mesh(MeshConfig(), topology("v5e:2x2*2").devices)
     mesh = make_mesh(MeshConfig(4, -1, 1), topology("v5e:2x2*2").devices)
     for replica, devices in enumerate(mesh.devices):
