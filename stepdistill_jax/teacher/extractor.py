@@ -45,8 +45,7 @@ class Counts:
     """Numbers of this process so far.
 
     Attributes:
-        examples: of this worker.
-        done: of those, examples that need no further request.
+        done: examples that need no further request.
         earlier: of `done`, examples that needed none at the start.
         parsed: of `done`, examples with a label.
         received: responses from the teacher.
@@ -91,18 +90,9 @@ class Extractor:
         unanswered: Iterable[Sending] = (),
         show: Callable[[Counts], None] = lambda counts: None,
     ) -> None:
-        """Prepares `run`.
+        """Prepares `run`, which closes `client`; `show` is called after every response.
 
-        Args:
-            annotator: makes the requests.
-            states: the examples of this worker.
-            store: logs responses, and requests before they are sent.
-            cache: responses to equal requests.
-            budget: MAX_COST.
-            bounds: worst-case tokens of a request.
-            client: sends requests; `run` closes it.
-            unanswered: requests of earlier processes; those in offline batches are taken up.
-            show: called after every response.
+        `unanswered` are requests of earlier processes: those in offline batches are taken up.
         """
         self.annotator = annotator
         self.budget = budget

@@ -180,12 +180,7 @@ class _Measures:
 
 
 def assess(rows: Sequence[Annotated], metric: str, *, hints_asked: int = 0) -> Assessment:
-    """All numbers of one unit.
-
-    Args:
-        rows: annotated examples.
-        metric: of the data set, a key of `data.metrics.METRICS`.
-        hints_asked: examples that were asked again with the gold label given.
+    """All numbers of one unit; `metric` is a key of `data.metrics.METRICS`.
 
     Raises:
         InputError: a gold label has no value under `metric`.
@@ -217,10 +212,7 @@ def worst(
     `maximum`, each main reason gives its worst ones in turn, so the most frequent hides no other.
 
     Args:
-        rows: as for `assess`.
-        metric: as for `assess`.
         raw: `Example.id` -> text of the response.
-        maximum: of lines.
 
     Returns:
         Lines ``{"id", "reasons", "score", "input", "gold", "label", "rationale", "raw",

@@ -59,14 +59,7 @@ def load(
     share: Share,
     remedy: str = "Repeat its settings to continue it, or set another EXTRACT_DIR.",
 ) -> ResumeState:
-    """Reads the folder of an extraction.
-
-    Args:
-        folder: EXTRACT_DIR.
-        units: name -> examples that are selected.
-        annotator: the teacher.
-        share: this worker's.
-        remedy: for a folder of another teacher or prompt.
+    """Reads the folder of an extraction; `units` are the selected examples by unit.
 
     Raises:
         InputError: the folder holds responses to other requests: the line, both values, the remedy.

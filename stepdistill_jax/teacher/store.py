@@ -60,8 +60,6 @@ class Response:
     """A line of the log: one request and its outcome.
 
     Attributes:
-        id, purpose, sample, key: of the request.
-        prompt_hash: of the prompt that the request was made with.
         answered_by: the model's name at the endpoint, where it differs from `model`.
         text, finish_reason: of the completion; "" where there is an error.
         prompt_tokens, completion_tokens: the endpoint's counts; None where it reports none.
@@ -277,7 +275,6 @@ class Sending:
 
     Attributes:
         send: its name.
-        slot, key: of the request.
         bound: worst-case tokens.
         batch: it goes into an offline batch, whose completions outlive the process.
         where: ``file:line``; "" for a sending of this process.

@@ -138,9 +138,8 @@ def check_context(prompt_tokens: int, extract: ExtractConfig, context: int, wher
 
     Args:
         prompt_tokens: of the whole prompt, the example included.
-        extract: MAX_NEW_TOKENS.
-        context: the teacher's context length: CONTEXT_LENGTH, else the endpoint's.
-        where: ``file:line`` of the example, for the message.
+        context: CONTEXT_LENGTH, else what the endpoint reports.
+        where: ``file:line`` of the example.
 
     Raises:
         InputError: the message says by how many tokens the prompt is too long.

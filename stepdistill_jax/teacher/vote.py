@@ -47,11 +47,9 @@ def annotate(
     """The annotation of one example.
 
     Args:
-        example: to annotate.
-        samples: its parsed responses, at least one, in the order of their numbers.
+        samples: parsed responses, at least one, in the order of their numbers.
         hint: the parsed response with the gold label given; used only where it arrives at that
             label, and with the gold label as the data writes it.
-        metric: decides which labels are equal.
     """
     outcome, agreeing = vote(samples, metric)
     kept = outcome

@@ -48,7 +48,6 @@ class Part:
 
     Attributes:
         name: of the part and its file; unique over all extractions.
-        requests: how many are in the file.
         batch_id: "" until the endpoint has accepted the batch.
         status: the endpoint's word; "written" before that.
         completed, failed: requests, counted by the endpoint.

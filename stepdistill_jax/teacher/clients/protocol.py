@@ -45,12 +45,7 @@ class MalformedError(Exception):
 
 
 def read(response: Any, model: str, seconds: float) -> Completion:
-    """The completion in a response's body.
-
-    Args:
-        response: the body, decoded from JSON.
-        model: used where the body names none.
-        seconds: of the `Completion`.
+    """The completion in a response's JSON; `model` is used where it names none.
 
     Raises:
         MalformedError: the body has no completion.
