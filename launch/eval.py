@@ -45,7 +45,7 @@ def main(arguments: flags.Arguments) -> None:
     cluster.start()
     named = runs(arguments)
     processes.refuse_difference(
-        "folders", str([config.model_dir for config in named]), "start the same command in all"
+        "folders", str([config.model_dir for config in named]), "Start the same command in all."
     )
     for config in named:
         check_processes(config)

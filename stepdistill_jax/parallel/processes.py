@@ -99,7 +99,7 @@ def refuse_difference(what: str, value: str, remedy: str) -> None:
     lead = from_lead(lambda: value)
     if lead != value:
         raise InputError(
-            f"process {index()} of {count()} has the {what} {value}, process 0 has {lead}; {remedy}"
+            f"process {index()} of {count()} has the {what} {value}, process 0 has {lead}. {remedy}"
         )
 
 

@@ -25,7 +25,7 @@ def open_split(config: RunConfig, split: str) -> SplitCache:
     processes.refuse_difference(
         f"{split} data and vocabulary",
         cache.manifest.fingerprint,
-        "give all hosts the same files (DATA_DIR, VOCABULARY and their environment variables)",
+        "Give all hosts the same files (DATA_DIR, VOCABULARY and their environment variables).",
     )
     return token_view(cache, config.method, config.views, vocabulary, config.seed)
 

@@ -45,8 +45,8 @@ for name, call in {
     "failed": lambda: processes.from_lead(fail),
     "failed oddly": lambda: processes.lead_first(fail_oddly),
     "no pickle": lambda: processes.from_lead(lambda: sys.stdout),
-    "different": lambda: processes.refuse_difference("data", f"d{processes.index()}", "mend it"),
-    "same": lambda: processes.refuse_difference("data", "d", "mend it"),
+    "different": lambda: processes.refuse_difference("data", f"d{processes.index()}", "Mend it."),
+    "same": lambda: processes.refuse_difference("data", "d", "Mend it."),
 }.items():
     try:
         found[name] = call()
@@ -82,7 +82,7 @@ def test_one_process_is_the_lead_and_does_all_itself():
     assert processes.is_lead()
     assert processes.from_lead(lambda: 3) == 3
     assert processes.lead_first(lambda: 4) == 4
-    processes.refuse_difference("data", "d", "mend it")
+    processes.refuse_difference("data", "d", "Mend it.")
 
 
 def test_the_lead_does_and_decides_for_all(tmp_path):
@@ -101,7 +101,7 @@ def test_the_lead_does_and_decides_for_all(tmp_path):
         assert "pickle" in found["no pickle"]
     assert (lead["failed oddly"], other["failed oddly"]) == ("code 7", "OddError: code 7")
     assert lead["different"] is None
-    assert other["different"] == "process 1 of 2 has the data d1, process 0 has d0; mend it"
+    assert other["different"] == "process 1 of 2 has the data d1, process 0 has d0. Mend it."
 
 
 @pytest.mark.parametrize("number", [0, 1])
