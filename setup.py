@@ -56,6 +56,7 @@ setup(
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
         "protobuf>=5",
+        "pydantic>=2.11",
         "safetensors>=0.5",
         "scipy>=1.15",
         "sentencepiece>=0.2",

@@ -16,7 +16,7 @@ from stepdistill_jax.bench.measurement import Results, announce
 from stepdistill_jax.bench.recipe_speed import OURS, RECIPE, make_recipe, pairs_of
 from stepdistill_jax.bench.run_speed import BenchmarkRun
 from stepdistill_jax.checkpoint.fill import arrays
-from stepdistill_jax.report import plots
+from stepdistill_jax.bench import figure
 from stepdistill_jax.run import load
 from stepdistill_jax.run.config import RunConfig
 
@@ -224,4 +224,4 @@ def _draw(path: epath.Path, config: RunConfig, runs: list[list[TrajectoryStep]])
         f"{config.data.dataset}, {load.model_name(config.model)}, {config.model.dtype}, "
         f"{'packed' if config.pipeline.pack else 'unpacked'}, dropout {config.model.dropout_rate}"
     )
-    plots.curves(path, title, panels, below if exact else None, TOLERANCE)
+    figure.draw(path, title, panels, below if exact else None, TOLERANCE)

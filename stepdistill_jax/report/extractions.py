@@ -6,18 +6,15 @@ import collections
 import dataclasses
 import itertools
 import json
-import math
 import os
 import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import pydantic
 from etils import epath
 
 from stepdistill_jax import records
-from stepdistill_jax.settings import fits
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher.budget import paid_rows
 from stepdistill_jax.teacher.quality import Assessment
@@ -25,9 +22,6 @@ from stepdistill_jax.teacher.store import SUMMARY_FILE
 
 # Examples to check that the report shows for each split.
 SHOWN = 10
-_TYPE_NAMES = {
-    str: "a text", int: "a whole number", float: "a number", list: "a list", bool: "true or false",
-}  # fmt: skip
 
 _Data = TypeVar("_Data")
 _NAME = re.compile(r"[\w-]+", re.ASCII)
@@ -111,7 +105,13 @@ class _SummaryFile:
     dataset: str
     model: str
     prompt: PromptSummary | None = None
+    units: Mapping[str, AnnotatedSplit] = dataclasses.field(default_factory=dict)
     lost: LostRequests | None = None
+
+
+_STRICT = pydantic.with_config(pydantic.ConfigDict(strict=True, allow_inf_nan=False))
+_SUMMARY = pydantic.TypeAdapter(_STRICT(_SummaryFile))
+_SUSPECT = pydantic.TypeAdapter(_STRICT(Suspect))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,11 +193,8 @@ def _read(folder: epath.Path, name: str) -> ExtractionSummary:
             f"{path}:{error.lineno}: not JSON ({records.json_fault(error)}). Run launch.extract "
             "again, which rewrites the file."
         ) from error
-    summary = _data(_SummaryFile, content, str(path))
-    splits = content.get("units", {})
-    if not isinstance(splits, dict):
-        raise InputError(f"{path}: units: got {_shown(splits)}, expected an object.")
-    for split in splits:
+    summary = _checked(_SUMMARY, content, str(path))
+    for split in summary.units:
         if not _NAME.fullmatch(split):
             raise InputError(
                 f"{path}: units: got the name {split!r}, expected letters, digits, - and _."
@@ -207,11 +204,8 @@ def _read(folder: epath.Path, name: str) -> ExtractionSummary:
         dataset=summary.dataset,
         model=summary.model,
         prompt=summary.prompt or PromptSummary(),
-        splits={
-            split: _data(AnnotatedSplit, value, f"{path}: units.{split}")
-            for split, value in splits.items()
-        },
-        worst={split: _worst(folder / f"worst_{split}.jsonl") for split in splits},
+        splits=summary.units,
+        worst={split: _worst(folder / f"worst_{split}.jsonl") for split in summary.units},
         lost=summary.lost or LostRequests(),
     )
 
@@ -221,49 +215,31 @@ def _worst(path: epath.Path) -> list[Suspect]:
         return []
     try:
         rows = itertools.islice(records.read_jsonl(path), SHOWN)
-        return [_data(Suspect, row, where) for where, row in rows]
+        return [_checked(_SUSPECT, row, where) for where, row in rows]
     except InputError as error:
         raise InputError(f"{path.parent}: {error}") from error
 
 
-def _data(kind: type[_Data], value: Any, where: str) -> _Data:
-    """A dataclass from a JSON object; unknown keys are ignored.
+def _checked(kind: pydantic.TypeAdapter[_Data], content: Any, where: str) -> _Data:
+    """A dataclass from JSON; unknown keys are ignored.
 
     Raises:
         InputError: a field is missing or has the wrong type.
     """
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: got {_shown(value)}, expected an object.")
-    hints = typing.get_type_hints(kind)
-    fields = {}
-    for field in dataclasses.fields(typing.cast(Any, kind)):
-        if field.name in value:
-            at = f"{where}: {field.name}" if ": " not in where else f"{where}.{field.name}"
-            fields[field.name] = _value(hints[field.name], value[field.name], at)
-        elif field.default is dataclasses.MISSING:
-            raise InputError(f"{where}: no {field.name}. Write the file again with launch.extract.")
-    return kind(**fields)
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    options = typing.get_args(hint) if typing.get_origin(hint) is types.UnionType else (hint,)
-    if value is None and type(None) in options:
-        return None
-    (expected,) = (option for option in options if option is not type(None))
-    if dataclasses.is_dataclass(expected):
-        return _data(typing.cast(type[Any], expected), value, where)
-    origin, args = typing.get_origin(expected), typing.get_args(expected)
-    if origin is list and isinstance(value, list):
-        return [_value(args[0], item, where) for item in value]
-    if origin is Mapping and isinstance(value, dict):
-        return {key: _value(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    plain = origin is None and fits(value, expected)
-    if not plain or (isinstance(value, float) and not math.isfinite(value)):
-        kind = _TYPE_NAMES.get(origin or expected, "an object")
-        raise InputError(f"{where}: got {_shown(value)}, expected {kind}.")
-    return value
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"
+    try:
+        return kind.validate_json(json.dumps(content))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        *outer, last = map(str, first["loc"])
+        if first["type"] == "missing":
+            place = ".".join(outer)
+            raise InputError(
+                f"{where}: {f'{place}: ' if place else ''}no {last}. Run launch.extract again, "
+                "which rewrites the file."
+            ) from error
+        expected = first["msg"].removeprefix("Input should be ")
+        value = repr(first["input"])
+        value = value if len(value) <= 40 else f"{value[:40]}…"
+        raise InputError(
+            f"{where}: {'.'.join((*outer, last))}: got {value}, expected {expected}."
+        ) from error

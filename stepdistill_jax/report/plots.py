@@ -8,12 +8,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from etils import epath
-
-from stepdistill_jax import records
-
 # Okabe and Ito's colours, distinguishable without colour vision; two of them are too pale.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # These lists and the colours have different lengths, so a style recurs only after hundreds.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES: tuple[Any, ...] = (
@@ -41,59 +37,6 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-
-
-def curves(
-    path: epath.PathLike,
-    title: str,
-    panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
-    below: Mapping[str, Sequence[float]] | None = None,
-    limit: float | None = None,
-) -> None:
-    """Draws panels side by side, each with a line for every run of every trainer.
-
-    Args:
-        path: a PNG file.
-        panels: label of the vertical axis -> trainer -> its runs, each one value a step. The
-            first trainer's lines are wide and pale to stay visible below the others.
-        below: the same labels -> relative difference at each step, for a row below on a log scale.
-        limit: a horizontal line in that row.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6 * len(panels), 6.4 if below else 3.8), layout="constrained")
-    axes = figure.subplots(2 if below else 1, len(panels), squeeze=False, sharex=True)
-    for column, (label, trainers) in enumerate(panels.items()):
-        _lines(axes[0][column], label, trainers)
-        if below:
-            _differences(axes[1][column], below[label], limit)
-        axes[-1][column].set_xlabel("step")
-    axes[0][0].legend(frameon=False)
-    figure.suptitle(title)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=120)
-    records.write_atomic(path, drawn.getvalue())
-
-
-def _lines(axis: Any, label: str, trainers: Mapping[str, Sequence[Sequence[float]]]) -> None:
-    styles = ({"linewidth": 4, "alpha": 0.45}, {"linewidth": 1.1}, {"linewidth": 1.1})
-    for (name, runs), color, style in zip(trainers.items(), _COLORS, styles, strict=False):
-        for number, values in enumerate(runs):
-            steps = range(1, len(values) + 1)
-            axis.plot(steps, values, color=color, label=None if number else name, **style)
-    axis.set_ylabel(label)
-    axis.grid(alpha=0.25)
-
-
-def _differences(axis: Any, values: Sequence[float], limit: float | None) -> None:
-    # A log scale cannot show a difference of 0.
-    shown = [value or float("nan") for value in values]
-    axis.plot(range(1, len(values) + 1), shown, ".", color=_COLORS[2], markersize=4)
-    if limit is not None:
-        axis.axhline(limit, color="0.3", linestyle="--", linewidth=1)
-    axis.set_yscale("log")
-    axis.set_ylabel("relative difference")
-    axis.grid(alpha=0.25)
 
 
 # x, y and the standard error of y or None.
@@ -169,7 +112,7 @@ def panel(
             axis.axhline(height, color=_INK, linewidth=1.1, linestyle=dashes, label=label)
         for band in bands:
             x, low, high = zip(*band.points, strict=True)
-            color = _COLORS[band.style % len(_COLORS)]
+            color = COLORS[band.style % len(COLORS)]
             axis.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
         for curve in curves:
             _curve(axis, curve)
@@ -224,7 +167,7 @@ def _curve(axis: Any, curve: Curve) -> None:
         y,
         yerr=[error or 0.0 for error in errors],
         label=curve.label or None,
-        color=_COLORS[curve.style % len(_COLORS)],
+        color=COLORS[curve.style % len(COLORS)],
         marker=_MARKERS[curve.style % len(_MARKERS)] if curve.marked else "",
         linestyle=_DASHES[curve.style % len(_DASHES)] if curve.joined else "",
         linewidth=1.8,

@@ -73,24 +73,28 @@ def test_names_do_not_depend_on_the_place_and_folders_count_once(tmp_path):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("units.train.rows", "ten", r"units\.train\.rows: got 'ten', expected a whole number"),
-        ("units.train.rows", True, r"units\.train\.rows: got True, expected a whole number"),
-        ("units.train.cost", [1], r"units\.train\.cost: got \[1\], expected a number"),
-        ("units.train.cost", float("nan"), r"units\.train\.cost: got nan, expected a number"),
-        ("model", 3, r"summary\.json: model: got 3, expected a text"),
-        ("dataset", None, r"summary\.json: no dataset\. Write the file again"),
+        ("units.train.rows", "ten", r"units\.train\.rows: got 'ten', expected a valid integer"),
+        ("units.train.rows", True, r"units\.train\.rows: got True, expected a valid integer"),
+        ("units.train.cost", [1], r"units\.train\.cost: got \[1\], expected a valid number"),
+        (
+            "units.train.cost",
+            float("nan"),
+            r"units\.train\.cost: got nan, expected a finite number",
+        ),
+        ("model", 3, r"summary\.json: model: got 3, expected a valid string"),
+        ("dataset", None, r"summary\.json: no dataset\. Run launch\.extract again"),
         ("units", [], r"summary\.json: units: got \[\], expected an object"),
         ("units.train", 1, r"units\.train: got 1, expected an object"),
-        ("units.train.quality.usable", None, r"units\.train\.quality: no usable\. Write"),
+        ("units.train.quality.usable", None, r"units\.train\.quality: no usable\. Run"),
         (
             "units.train.quality.outcomes.parsed",
             "x",
-            r"quality\.outcomes\.parsed: got 'x', expected a whole number",
+            r"quality\.outcomes\.parsed: got 'x', expected a valid integer",
         ),
         (
             "units.train.quality.accuracy.share",
             "x",
-            r"quality\.accuracy\.share: got 'x', expected a number",
+            r"quality\.accuracy\.share: got 'x', expected a valid number",
         ),
     ],
 )
@@ -119,7 +123,8 @@ def test_damaged_files_are_named_with_their_line(tmp_path):
     broken = {**json.loads(lines[1]), "reasons": "wrong"}
     worst.write_text("\n".join([lines[0], json.dumps(broken)]) + "\n")
     with pytest.raises(
-        InputError, match=r"first: worst_train\.jsonl:2: reasons: got 'wrong', expected a list"
+        InputError,
+        match=r"first: worst_train\.jsonl:2: reasons: got 'wrong', expected a valid array",
     ):
         read_extractions([tmp_path / "first"])
     (tmp_path / "first/summary.json").write_text('{"dataset":\n "cqa",,}')
