@@ -79,7 +79,7 @@ def _paper_table(
     paper_rows: Sequence[paper.PaperRow],
     others: Sequence[Recipe],
 ) -> Table:
-    lines: list[tuple[str, Recipe | None, Mapping[str, float]]] = [
+    lines: list[tuple[str, Recipe | None, Mapping[str, str]]] = [
         (row.name, _recipe(row), row.accuracy) for row in paper_rows
     ]
     lines += [(formats.method(recipe), recipe, {}) for recipe in others]
@@ -93,8 +93,7 @@ def _paper_table(
             variant = recipe and scores.variants.get(VariantKey(task, student, recipe, 1.0))
             cells[formats.task(task), "ours"] = formats.accuracy(variant or None)
             if task.dataset in paper.DATASETS:
-                shown = {dataset: f"{value:.2f}" for dataset, value in printed.items()}
-                cells[formats.task(task), "paper"] = paper_entry(shown, task.dataset)
+                cells[formats.task(task), "paper"] = paper_entry(printed, task.dataset)
         rows.append(cells)
     return Table(f"{title}. Ours: {formats.student(student)}", rows)
 

@@ -22,7 +22,7 @@ def tests(data: ReportData) -> Section:
     """Every comparison with standard finetuning, and those that were impossible."""
     title = "Tests against standard finetuning"
     if not data.comparisons:
-        text = "Not run: only standard finetuning was trained."
+        text = "Not run: this needs a method besides standard finetuning."
         return Section("tests", title, [Paragraph(text)])
     text = (
         "Each method against standard finetuning with the same data, labels, fraction and model. "
@@ -75,6 +75,8 @@ def costs(data: ReportData) -> Section:
         "their serving FLOPs exclude it."
     )
     rows = [_cost_row(data.scores, variant) for variant in data.scores.variants.values()]
+    if not rows:
+        return Section("costs", "Cost", [Paragraph("Not run: no run has a selected step.")])
     return Section("costs", "Cost", [Paragraph(text), Table("Cost of each variant", rows)])
 
 

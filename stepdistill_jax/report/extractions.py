@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
 import json
@@ -15,6 +14,7 @@ import pydantic
 from etils import epath
 
 from stepdistill_jax import records
+from stepdistill_jax.report.runs import unique_names
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher.budget import paid_rows
 from stepdistill_jax.teacher.quality import Assessment
@@ -164,18 +164,8 @@ def read_extractions(folders: Sequence[epath.PathLike]) -> list[ExtractionSummar
     Raises:
         InputError: a folder holds no extraction, or a file in it is damaged.
     """
-    paths = [*dict.fromkeys(os.path.realpath(os.fspath(folder)) for folder in folders)]
-    return [_read(epath.Path(path), name) for path, name in zip(paths, _names(paths), strict=True)]
-
-
-def _names(paths: Sequence[str]) -> list[str]:
-    """The shortest end of each path that no other path has."""
-    ends = [
-        [os.sep.join(path.split(os.sep)[-n:]) for n in range(1, path.count(os.sep) + 2)]
-        for path in paths
-    ]
-    counts = collections.Counter(itertools.chain(*ends))
-    return [next(end for end in of_path if counts[end] == 1) for of_path in ends]
+    names = unique_names({os.path.realpath(folder): 1 for folder in folders})
+    return [_read(epath.Path(path), name) for path, name in names.items()]
 
 
 def _read(folder: epath.Path, name: str) -> ExtractionSummary:

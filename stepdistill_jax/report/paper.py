@@ -21,17 +21,18 @@ class PaperRow:
 
     Attributes:
         method, rationales: of our runs in this row; None if we have no such rationales.
-        accuracy: data set -> percent.
+        accuracy: data set -> percent, as printed.
     """
 
     name: str
     method: str
     rationales: str | None
-    accuracy: Mapping[str, float]
+    accuracy: Mapping[str, str]
 
 
 def _row(name: str, method: str, rationales: str | None, *percent: float) -> PaperRow:
-    return PaperRow(name, method, rationales, dict(zip(DATASETS, percent, strict=True)))
+    accuracy = {name: f"{value:.2f}" for name, value in zip(DATASETS, percent, strict=True)}
+    return PaperRow(name, method, rationales, accuracy)
 
 
 _STANDARD = (88.38, 43.58, 62.19, 62.63)

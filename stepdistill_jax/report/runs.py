@@ -63,7 +63,7 @@ def read_runs(folders: Sequence[epath.PathLike]) -> Runs:
         InputError: a folder does not exist or holds no run, no run has a result, or a line is
             damaged.
     """
-    names_of: dict[str, tuple[str, ...]] = {}
+    minimum_parts: dict[str, int] = {}
     for root in map(epath.Path, folders):
         if not root.is_dir():
             raise InputError(f"{root}: no such folder. Name folders of runs, or their parents.")
@@ -73,11 +73,13 @@ def read_runs(folders: Sequence[epath.PathLike]) -> Runs:
                 f"{root}: no run in it or below: a run's folder holds {RESULTS_FILE} or "
                 f"{CONFIG_FILE}. Name folders of runs, or their parents."
             )
-        for folder in below:
-            names_of.setdefault(storage.absolute(folder), _possible_names(root, folder))
+        for folder in map(storage.absolute, below):
+            # Names below the given folder do not depend on the place of that folder.
+            inside = os.path.relpath(folder, storage.absolute(root))
+            minimum_parts.setdefault(folder, len(inside.split(os.sep)))
     lines: list[Line] = []
     empty: list[str] = []
-    for path, name in sorted(_unique_names(names_of).items(), key=lambda item: item[1]):
+    for path, name in sorted(unique_names(minimum_parts).items(), key=lambda item: item[1]):
         results = _read(epath.Path(path))
         lines += [Line(name, epath.Path(path), result) for result in results]
         if not results:
@@ -106,20 +108,19 @@ def _runs_below(folder: epath.Path) -> Iterator[epath.Path]:
         yield folder
 
 
-def _possible_names(root: epath.Path, run: epath.Path) -> tuple[str, ...]:
-    """The run's path below `root`, or its folder's name; then longer and longer ends of its path.
+def unique_names(minimum_parts: Mapping[str, int]) -> dict[str, str]:
+    """Absolute path -> its shortest end that no other path has.
 
-    The first ones do not depend on the place of `root`: a copy elsewhere gives the same report.
+    Args:
+        minimum_parts: absolute path -> minimum number of parts of its name.
     """
-    inside = os.path.relpath(storage.absolute(run), storage.absolute(root)).split(os.sep)
-    parts = storage.absolute(run).split(os.sep)
-    return tuple(os.sep.join(parts[-n:]) for n in range(len(inside), len(parts) + 1))
-
-
-def _unique_names(names_of: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Folder -> the shortest of its possible names that no other folder has."""
-    counts = collections.Counter(name for names in names_of.values() for name in {*names})
-    return {path: next(n for n in names if counts[n] == 1) for path, names in names_of.items()}
+    ends = {
+        path: [os.sep.join(parts[-n:]) for n in range(minimum, len(parts) + 1)]
+        for path, minimum in minimum_parts.items()
+        for parts in [path.split(os.sep)]
+    }
+    counts = collections.Counter(end for of_path in ends.values() for end in {*of_path})
+    return {path: next(e for e in of_path if counts[e] == 1) for path, of_path in ends.items()}
 
 
 def _read(folder: epath.Path) -> list[Result]:

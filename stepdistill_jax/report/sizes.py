@@ -88,8 +88,8 @@ def _figure(data: ReportData, sizes: SizeSet) -> Figure:
     by_recipe = group(sizes.variants, lambda variant: variant.key.recipe)
     lines = []
     for recipe, variants in by_recipe.items():
-        known = [(variant.key.student.parameters, variant) for variant in variants]
-        points = [accuracy_point(float(size), v) for size, v in known if size is not None]
+        sized = [(variant.key.student.parameters, variant) for variant in variants]
+        points = [accuracy_point(float(size), v) for size, v in sized if size is not None]
         if points:
             name = formats.method(recipe, with_added=False)
             lines.append(plots.Curve(name, points, style_of[style_key(recipe)]))

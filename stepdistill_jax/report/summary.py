@@ -19,7 +19,7 @@ def summary(data: ReportData) -> Section:
     """Step-by-step against standard finetuning on all data, its control and trivial baseline."""
     rows = [_row(data, curves) for curves in curve_sets(data.scores, several=False)]
     if not rows:
-        text = "No student was trained: only the teacher was scored."
+        text = "No student has a step that was selected on validation."
         return Section("summary", "In short", [Paragraph(text)])
     text = (
         "Accuracy on all training data in percent: mean ± standard error over seeds (number of "

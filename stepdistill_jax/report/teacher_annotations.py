@@ -66,7 +66,7 @@ def section(extractions: Sequence[ExtractionSummary]) -> Section:
         Table("Cost", [*_costs(splits, extractions)]),
         *_table("Outcomes", _outcomes(splits)),
         Paragraph(_RATIONALES_EXPLANATION),
-        Table("Rationales", [_rationales(*split) for split in splits]),
+        *_table("Rationales", _rationales(splits)),
         *_table("Reasons to check an example; it may have several", _suspicions(splits)),
     ]
     for extraction, name, _ in splits:
@@ -161,34 +161,23 @@ def _outcomes_of(quality: Assessment) -> Iterator[tuple[str, int, int]]:
         yield outcome, agreement.rows, quality.rows
 
 
-def _rationales(extraction: ExtractionSummary, name: str, split: AnnotatedSplit) -> Row:
-    row = {"annotations": f"{extraction.name}, {name}"}
-    texts = split.quality and split.quality.rationales
-    columns: dict[str, Entry] = {
-        "rationales": _NONE,
-        "words": _NONE,
-        "in the input": _NONE,
-        "copied": _NONE,
-        "states its label": _NONE,
-        "states gold": _NONE,
-        "repeated": _NONE,
-        "same as another": _NONE,
-        "like human ones": _NONE,
-    }
-    if texts:
-        lengths = f"{texts.words_median:,}; {texts.words_95:,}; "
-        columns |= {
-            "rationales": _count(texts.rows),
-            "words": number(f"{lengths}{texts.words_least:,} to {texts.words_most:,}"),
-            "in the input": _share(texts.input_overlap),
-            "copied": number(f"{texts.copied_median:,}; {texts.copied_most:,}"),
-            "states its label": _share(texts.states_label),
-            "states gold": _share(texts.states_gold),
-            "repeated": _share(texts.repetition),
-            "same as another": _count(texts.identical),
-            "like human ones": _likeness(texts),
-        }
-    return {**row, **columns}
+def _rationales(splits: _Splits) -> Iterator[Row]:
+    for extraction, name, split in splits:
+        texts = split.quality and split.quality.rationales
+        if texts:
+            lengths = f"{texts.words_median:,}; {texts.words_95:,}; "
+            yield {
+                "annotations": f"{extraction.name}, {name}",
+                "rationales": _count(texts.rows),
+                "words": number(f"{lengths}{texts.words_least:,} to {texts.words_most:,}"),
+                "in the input": _share(texts.input_overlap),
+                "copied": number(f"{texts.copied_median:,}; {texts.copied_most:,}"),
+                "states its label": _share(texts.states_label),
+                "states gold": _share(texts.states_gold),
+                "repeated": _share(texts.repetition),
+                "same as another": _count(texts.identical),
+                "like human ones": _likeness(texts),
+            }
 
 
 def _likeness(texts: Rationales) -> Entry:

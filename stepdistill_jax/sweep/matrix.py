@@ -129,26 +129,26 @@ def read(
 
     Args:
         gin_files: looked for in the working folder, `search_paths` and the shipped gin folder.
-        overrides: ``NAME=value`` each, of a sweep's macro or of a run's for every run.
+        overrides: ``NAME=value`` each; a macro of the sweep, or of a run for all runs.
         search_paths: more folders for gin files; the shipped ones and those of `gin_files` follow.
 
     Raises:
-        InputError: a file is missing or wrong, a name is unknown, or a setting is one of an axis.
+        InputError: a file is missing or wrong, a name is unknown, or a setting is an axis.
     """
     if not gin_files:
         raise InputError(
-            "--gin_file is missing: name a sweep file, as in --gin_file=sweeps/demo.gin; --help "
-            "lists those shipped"
+            "--gin_file is missing. Name a sweep file, as in --gin_file=sweeps/demo.gin; --help "
+            "lists the shipped ones."
         )
-    known = {**configs.macros(), **macros()}
+    all_macros = {**configs.macros(), **macros()}
     paths = [find(str(name), (".", *search_paths), "--gin_file") for name in gin_files]
-    # Beside the sweep file last: sweeps/demo.gin names the demo.gin that is no sweep.
+    # The folder of the sweep file comes last: sweeps/demo.gin names demo.gin, the run file.
     beside = (path.parent for path in paths)
     folders = (".", *search_paths, gin_folder(), *beside)
-    own = [setting for path in paths for setting in read_file(path, known, folders)]
-    flags = [override(text, known) for text in overrides]
-    resolved = resolve([*own, *flags], known)
-    _refuse_run_file(gin_files[0], own, flags)
+    in_files = [setting for path in paths for setting in read_file(path, all_macros, folders)]
+    flags = [override(text, all_macros) for text in overrides]
+    resolved = resolve([*in_files, *flags], all_macros)
+    _refuse_run_file(gin_files[0], in_files, flags)
     values = {
         macro.field: typed(macro, resolved[name])
         for name, macro in macros().items()
@@ -156,16 +156,16 @@ def read(
     }
     config = SweepConfig(**values)
     _refuse_axes(config, resolved)
-    common = [s for s in own if not s.name.startswith(_PREFIX)]
+    common = [s for s in in_files if not s.name.startswith(_PREFIX)]
     last = [s for s in flags if not s.name.startswith(_PREFIX)]
     return _expand(config, common, last, folders)
 
 
 def _refuse_run_file(
-    name: epath.PathLike, own: Sequence[Setting], flags: Sequence[Setting]
+    name: epath.PathLike, in_files: Sequence[Setting], flags: Sequence[Setting]
 ) -> None:
-    in_files = any(setting.name.startswith(_PREFIX) for setting in own)
-    if not in_files and all(setting.name != "SWEEP_RUN_FILES" for setting in flags):
+    is_sweep_file = any(setting.name.startswith(_PREFIX) for setting in in_files)
+    if not is_sweep_file and all(setting.name != "SWEEP_RUN_FILES" for setting in flags):
         raise InputError(
             f"{name} is a run file; train it with python -m launch.train --gin_file={name}. For a "
             'sweep, write a file with SWEEP_DIR = "runs/sweep" and SWEEP_RUN_FILES = '

@@ -127,6 +127,13 @@ def test_costs_and_the_teachers(written):
     assert above.endswith("*11B* (paper) |")
 
 
+def test_a_report_without_a_selected_step_names_the_run(tmp_path):
+    write_run(tmp_path / "runs/a", 0.5, selected_on="none")
+    written = write_report([tmp_path / "runs"], tmp_path / "out")
+    assert written.without_number == ("a",)
+    assert "No student has a step that was selected" in (tmp_path / "out/report.md").read_text()
+
+
 def test_results_csv_holds_every_line(written):
     with (written / "out/results.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -202,7 +202,7 @@ def test_where_a_missing_file_was_looked_for_is_said_once(read):
 
 
 def test_a_missing_sweep_file():
-    with pytest.raises(InputError, match=r"--gin_file is missing: name a sweep file"):
+    with pytest.raises(InputError, match=r"--gin_file is missing. Name a sweep file"):
         matrix.read([])
     with pytest.raises(
         InputError, match=r"no file 'sweeps/demp\.gin'.*Did you mean sweeps/demo\.gin"
