@@ -12,11 +12,11 @@ import numpy as np
 from etils import epath
 
 from stepdistill_jax import records
+from stepdistill_jax.bench import figure
 from stepdistill_jax.bench.measurement import Results, announce
 from stepdistill_jax.bench.recipe_speed import OURS, RECIPE, make_recipe, pairs_of
 from stepdistill_jax.bench.run_speed import BenchmarkRun
 from stepdistill_jax.checkpoint.fill import arrays
-from stepdistill_jax.bench import figure
 from stepdistill_jax.run import load
 from stepdistill_jax.run.config import RunConfig
 
