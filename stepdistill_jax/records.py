@@ -1,4 +1,4 @@
-"""The plain data that modules hand to each other, and strict JSONL in and out."""
+"""The plain data that modules exchange, and strict JSON lines in and out."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from stepdistill_jax.spec import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One row of a data set, before any teacher.
+    """One item of a data set, before any teacher.
 
     Attributes:
         id: unique within the data set's split; the release's own where it has one, else the row
             number as text.
         input: the text without a task prefix.
         label: gold label; None in unlabelled data.
-        explanation: a human's rationale, where the data set has one.
-        choices: the closed set that the label is from; empty where labels are free text.
+        explanation: a human's rationale; None if there is none.
+        choices: the closed label set; empty where labels are free text.
         where: ``file:line``, for error messages.
     """
 
@@ -44,11 +44,11 @@ class Annotation:
     """What a teacher wrote for one example.
 
     Attributes:
-        id: the `Example.id` that it belongs to.
-        rationale: may be empty only where the teacher wrote none.
-        label: the teacher's label, in the data set's label space where the parser could tell.
-        repaired: the label was not given in the agreed format, and was certain all the same.
-        hinted: it was written with the gold label given, so `label` is that one.
+        id: of the example.
+        rationale: empty only where the teacher wrote none.
+        label: the teacher's, of the example's choices if it has any.
+        repaired: the label was not in the agreed format, but certain.
+        hinted: the teacher was shown the gold label, so `label` is that one.
     """
 
     id: str
@@ -64,8 +64,8 @@ class ParseFailure:
 
     Attributes:
         reason: a short constant, for counting (`no answer marker`, `label not in set`, ...).
-        rationale: the text before the answer where that much is certain, else "".
-        raw: the output as it came.
+        rationale: the text before the answer if this much is certain, else "".
+        raw: the output.
     """
 
     id: str
@@ -76,12 +76,12 @@ class ParseFailure:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One training or evaluation row: an input with its label and rationale targets.
+    """An input with its label and rationale targets, for training or evaluation.
 
     Attributes:
         label: the training target (gold or the teacher's); "" with `label_weight` 0 if unknown.
-        gold: the gold label that evaluation scores against; None in unlabelled data.
-        rationale: the rationale target; None where there is none (its weight is then 0).
+        gold: the gold label, for scoring; None in unlabelled data.
+        rationale: the rationale target; None if there is none (its weight is then 0).
         label_weight, rationale_weight: factors on every token of the target in the loss, >= 0.
     """
 
@@ -95,17 +95,17 @@ class Pair:
     rationale_weight: float = 1.0
 
 
-# What to do about a damaged line.
-MEND = "mend or remove the line"
-FETCH = "fetch it again"
+# Remedies for a damaged line.
+MEND = "Fix or remove the line."
+FETCH = "Fetch the file again."
 
 
 def read_jsonl(path: epath.PathLike, remedy: str = MEND) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields ``("file:line", object)`` for every line of a JSON-lines file.
 
     Args:
-        path: the file.
-        remedy: `FETCH` where somebody else published the file.
+        path: of the file.
+        remedy: `FETCH` for a downloaded file.
 
     Raises:
         InputError: the file is missing, or a line is not one JSON object in UTF-8 (naming the
@@ -119,16 +119,18 @@ def read_jsonl(path: epath.PathLike, remedy: str = MEND) -> Iterator[tuple[str, 
             where = f"{path.name}:{number}"
             line = decode_utf8(raw, path.name, number)
             if not line.strip():
-                raise InputError(f"{where}: empty line where a JSON object was expected; remove it")
+                raise InputError(f"{where}: got an empty line, expected a JSON object. Remove it.")
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise InputError(
                     f"{where}: not a JSON object ({json_fault(error)} of {len(line)}); the line "
-                    f"is damaged or the file was cut short: {remedy}"
+                    f"is damaged or truncated. {remedy}"
                 ) from error
             if not isinstance(row, dict):
-                raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
+                raise InputError(
+                    f"{where}: got {type(row).__name__}, expected a JSON object. {remedy}"
+                )
             if "\\u" in line:
                 refuse_surrogates(row, where)
             yield where, row
@@ -151,12 +153,12 @@ def decode_utf8(raw: bytes, name: str, line: int = 1) -> str:
     except UnicodeDecodeError as error:
         line += raw.count(b"\n", 0, error.start)
         raise InputError(
-            f"{name}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; convert the file to UTF-8"
+            f"{name}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8. Convert the file to UTF-8."
         ) from error
 
 
 def refuse_surrogates(value: Any, where: str) -> None:
-    """Refuses a JSON value of which a text holds half a character, which cannot be written again.
+    """Refuses a JSON value with half a character in a text, which cannot be encoded as UTF-8.
 
     Raises:
         InputError: naming `where`.
@@ -166,8 +168,8 @@ def refuse_surrogates(value: Any, where: str) -> None:
     except UnicodeEncodeError as error:
         code = ord(error.object[error.start])
         raise InputError(
-            f"{where}: a text holds \\u{code:04x} alone, which is half a character (a lone "
-            "surrogate); write the character whole, or take it out"
+            f"{where}: a text contains \\u{code:04x} alone, half a character (a lone surrogate). "
+            "Write the whole character, or remove it."
         ) from error
 
 
@@ -176,7 +178,7 @@ def write_atomic(path: epath.PathLike, text: str | bytes) -> None:
     path = epath.Path(path)
     data = text.encode() if isinstance(text, str) else text
     if storage.is_remote(path):
-        # A store shows an object when all of it has arrived, and renames by copying.
+        # A store shows only complete objects, and renames by copying.
         path.write_bytes(data)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,16 +218,16 @@ def write_jsonl(path: epath.PathLike, rows: Iterable[dict[str, Any]]) -> None:
 
 
 class LineWriter:
-    """A text file that grows by lines; on a disk each is there once it is written.
+    """A text file that grows by lines; on a disk, each line is written at once.
 
-    A store cannot append: there the whole file is written anew, every `REWRITE_SECONDS` at most
-    and at `flush`. What a killed process had not written is lost.
+    A store cannot append: there the whole file is rewritten, at most every `REWRITE_SECONDS` and at
+    `flush`. A killed process loses the lines since then.
     """
 
     REWRITE_SECONDS = 30.0
 
     def __init__(self, path: epath.PathLike, lines: Iterable[str] = ()) -> None:
-        """Begins the file anew with `lines`, each with its line end."""
+        """Starts a new file with `lines`, each with its line end."""
         self._path = epath.Path(path)
         self._lines = list(lines)
         write_atomic(self._path, "".join(self._lines))
@@ -246,13 +248,13 @@ class LineWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Has every line where another process can read it."""
+        """Makes every line readable by other processes."""
         if self._file is None and len(self._lines) > self._count:
             write_atomic(self._path, "".join(self._lines))
             self._written, self._count = time.monotonic(), len(self._lines)
 
     def close(self) -> None:
-        """Flushes; nothing can be written any more."""
+        """Flushes and ends the file."""
         self.flush()
         if self._file is not None:
             self._file.close()

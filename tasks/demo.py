@@ -1,4 +1,4 @@
-"""SeqIO tasks of the embedded demo, whose only labels are gold and whose vocabulary is its own."""
+"""SeqIO tasks of the embedded demo, which has gold labels alone and its own vocabulary."""
 
 from tasks.registration import register
 

@@ -1,8 +1,7 @@
-"""How the data sets of this folder become SeqIO tasks, T5X-style: ``<dataset>_<labels>_<method>``.
+"""Data sets as SeqIO tasks, T5X-style: ``<dataset>_<labels>_<method>``.
 
-Importing a data set's module registers its tasks; no file is read until a task is used. Where the
-data and the vocabulary lie is then taken from the environment: STEPDISTILL_DATA_DIR and
-STEPDISTILL_VOCABULARY.
+Importing a data set's module registers its tasks; no file is read until a task is used. The
+environment then names the data and the vocabulary: STEPDISTILL_DATA_DIR and STEPDISTILL_VOCABULARY.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ METHOD_RATIONALES = {"standard": "none", "step_by_step": "teacher"}
 def label_accuracy(
     metric: str, targets: Sequence[str], predictions: Sequence[str]
 ) -> dict[str, float]:
-    """SeqIO metric function: the share of `predictions` that are right, in [0, 1]."""
+    """SeqIO metric function: the share of correct `predictions`, in [0, 1]."""
     return {"accuracy": metrics.accuracy(metric, predictions, targets).accuracy}
 
 
@@ -36,8 +35,8 @@ def register(dataset: str, vocabulary: str = "", labels: Sequence[str] = LABELS)
 
     Args:
         dataset: a key of `SOURCES`.
-        vocabulary: as `load_vocabulary` takes it; "" = what the environment says.
-        labels: the label sources that the data set has.
+        vocabulary: see `load_vocabulary`; "" = the environment's.
+        labels: of `LABELS`, those that the data set has.
     """
     tokens = TokenConfig(vocabulary=vocabulary)
     accuracy = functools.partial(label_accuracy, SOURCES[dataset].metric)

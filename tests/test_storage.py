@@ -111,11 +111,11 @@ def test_a_bucket_that_can_be_used_is_asked_once(store, gs_folder):
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("gs://nobody/run", "there is no bucket 'nobody'; create it, or correct the name"),
+        ("gs://nobody/run", "no bucket 'nobody'. Create it, or correct the name"),
         ("gs://readable/run", r"lack storage\.objects\.create, storage\.objects\.delete in bucket"),
         ("gs://closed/run", r"lack storage\.buckets\.get, storage\.objects\.list, .* grant the"),
-        ("gs://bucket", "expected a folder on a disk, or gs://BUCKET/FOLDER"),
-        ("s3://bucket/run", "expected a folder on a disk, or gs://BUCKET/FOLDER"),
+        ("gs://bucket", "expected a local folder or gs://BUCKET/FOLDER"),
+        ("s3://bucket/run", "expected a local folder or gs://BUCKET/FOLDER"),
     ],
 )
 def test_a_store_that_cannot_be_used_is_refused(store, path, said):
@@ -141,7 +141,7 @@ def test_what_may_be_listed_may_be_read(store):
     store.buckets |= {"public": {}, "closed": {}}
     store.permissions |= {"public": ("storage.objects.list",), "closed": ()}
     storage.check("INITIAL_CHECKPOINT", "gs://public/t5")
-    with pytest.raises(InputError, match=r"may not use bucket 'closed' .*storage\.objects\.list"):
+    with pytest.raises(InputError, match=r"bucket 'closed' denied .*storage\.objects\.list"):
         storage.check("INITIAL_CHECKPOINT", "gs://closed/t5")
 
 
@@ -159,7 +159,9 @@ def test_credentials_without_a_project_will_do(store, monkeypatch):
 
 def test_a_client_that_is_not_installed(store, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(InputError, match=r"not installed .*; pip install 'stepdistill-jax\[gcs\]'"):
+    with pytest.raises(
+        InputError, match=r"not installed .*\. Run pip install 'stepdistill-jax\[gcs\]'"
+    ):
         storage.check("MODEL_DIR", "gs://bucket/run")
 
 
@@ -169,7 +171,7 @@ def test_no_credentials(monkeypatch, tmp_path):
     # Else it would ask the machine's own metadata server, which only Google's machines have.
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
-    with pytest.raises(InputError, match="no credentials for Google Cloud here; attach a service"):
+    with pytest.raises(InputError, match=r"no credentials for Google Cloud\. Attach a service"):
         storage.check("MODEL_DIR", "gs://bucket/run")
 
 
@@ -179,13 +181,13 @@ def test_credentials_that_are_refused(store, monkeypatch):
             raise type(store).Error(403, "The account is disabled.")
 
     monkeypatch.setattr(store, "buckets", Forbidding())
-    with pytest.raises(InputError, match=r"may not use bucket 'bucket' .*The account is disabled"):
+    with pytest.raises(InputError, match=r"bucket 'bucket' denied .*The account is disabled"):
         storage.check("MODEL_DIR", "gs://bucket/run")
 
 
 def test_no_network(monkeypatch, impatient):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(UnavailableError, match=r"gave no answer within 1 s .*check the network"):
+    with pytest.raises(UnavailableError, match=r"did not answer within 1 s .*Check the network"):
         storage.check("MODEL_DIR", "gs://bucket/run")
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from stepdistill_jax.bench.measurement import Window
-from stepdistill_jax.data.pipeline import RowSubset
+from stepdistill_jax.data.pipeline import PairSubset
 from stepdistill_jax.spec import EXAMPLE_INDEX
 
 # Duration and minimum steps of a window of train steps.
@@ -127,7 +127,7 @@ def one_core() -> Iterator[bool]:
         os.sched_setaffinity(0, allowed)
 
 
-class EvenSample(RowSubset):
+class EvenSample(PairSubset):
     """`rows` examples of a token cache, spread evenly over it."""
 
     def __init__(self, cache: Any, rows: int) -> None:

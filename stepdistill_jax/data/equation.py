@@ -1,7 +1,7 @@
-"""Safe arithmetic: the value of a model's equation, without ever running it as code.
+"""Safe arithmetic: the value of a model's equation, without running it as code.
 
 A shunting-yard evaluator over exact fractions. It neither recurses nor exponentiates, so time and
-memory are linear in the text and no input can stop the interpreter.
+memory are linear in the text.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-# Raised whenever a text would have another value, or a failure another reason.
+# Increase it whenever a text would have another value, or a failure another reason.
 VERSION = 1
 
 MAX_CHARACTERS = 1000
@@ -31,18 +31,17 @@ class EquationError(ValueError):
 
     def __init__(self, reason: str, text: str) -> None:
         self.reason = reason
-        shown = text if len(text) <= 60 else f"{text[:60]}…"
-        super().__init__(f"{reason}: {shown!r}")
+        super().__init__(f"{reason}: {text!r:.60}")
 
 
 def evaluate(text: str) -> Fraction:
-    """The exact value of numbers joined by ``+ - * /``, parentheses and unary minus.
+    """The exact value of an expression of numbers, ``+ - * /``, parentheses and unary minus.
 
     ``evaluate("( 84.0 / 2.0 )")`` is ``Fraction(42)``. Numbers are decimal without exponent or
     thousands separators.
 
     Raises:
-        EquationError: with a typed reason; never any other exception.
+        EquationError: with a reason; no other exception.
     """
     if len(text) > MAX_CHARACTERS:
         raise EquationError("too long", text)

@@ -1,4 +1,4 @@
-"""The rows that a teacher is asked about: those that training will see, whatever LABELS says."""
+"""The examples that a teacher annotates: those that training will see, whatever LABELS is."""
 
 from __future__ import annotations
 
@@ -9,156 +9,131 @@ from etils import epath
 
 from stepdistill_jax.data.added_inputs import read_choices
 from stepdistill_jax.data.config import FILE_PREFIX, OWN, DataConfig
-from stepdistill_jax.data.read import Reader
+from stepdistill_jax.data.read import SplitReader
 from stepdistill_jax.data.sources import SOURCES, Options
 from stepdistill_jax.data.sources.base import SPLITS, collect, field, text
-from stepdistill_jax.data.subsets import carve_validation, take_fraction, without
+from stepdistill_jax.data.subsets import take_fraction, without
 from stepdistill_jax.records import Example, read_jsonl
 from stepdistill_jax.spec import InputError
 
-# The unit of inputs that belong to no split.
+# The split of unlabelled inputs.
 ADDED = "inputs"
 
 
 def load(data: DataConfig, splits: Sequence[str], added: str) -> dict[str, list[Example]]:
-    """Unit -> its rows, in the order of the file.
+    """Released split -> its examples to annotate, in the order of the file.
 
-    A unit is the released split that rows come from: a validation that is carved from train has its
-    rows in ``train``, since that is the split whose rationale file names them. What
-    `join.load_pairs` would drop for want of a usable teacher's label is here too.
+    A validation that is carved from train has its examples in ``train``, since the rationale file
+    of that split names them. Examples that `join.load_pairs` drops for lack of a usable teacher's
+    label are included.
 
     Args:
-        data: whose rows; carve, FRACTION, DATA_SEED and SKIP_BAD_ROWS count as in training.
+        data: carve, FRACTION, DATA_SEED and SKIP_BAD_ROWS count as in training.
         splits: [EXTRACT_SPLITS] of train, validation and test.
         added: [EXTRACT_INPUTS] "", ``asdiv``, or ``file:PATH`` with lines of id, input and, where
-            each row of the data set has its own, choices. Inputs that are in validation or test are
-            left out, as training would leave them out.
+            each example of the data set has its own, choices. Inputs that are in validation or
+            test are left out, as in training.
 
     Raises:
-        InputError: a file is missing or malformed, or nothing is left to ask about.
+        InputError: a file is missing or malformed, or nothing is left to annotate.
     """
     files: dict[str, list[Example]] = {}
-    asked: dict[str, set[str]] = {}
+    chosen: dict[str, set[str]] = {}
     for split in splits:
-        reader = Reader(data, split, for_teacher=True)
-        unit = reader.file_split
-        if unit not in files:
-            files[unit], _ = reader.read(reader.source, unit)
-        asked.setdefault(unit, set()).update(e.id for e in _rows(data, reader, files[unit]))
-    units = {
-        unit: [example for example in examples if example.id in asked[unit]]
-        for unit, examples in files.items()
+        reader = SplitReader(data, split, for_teacher=True)
+        files.setdefault(reader.file_split, reader.file.examples)
+        ids = {example.id for example in _in_split(data, reader)}
+        chosen.setdefault(reader.file_split, set()).update(ids)
+    examples = {
+        split: [example for example in file if example.id in chosen[split]]
+        for split, file in files.items()
     }
     if added:
-        units[ADDED] = _added(data, added)
-    for unit, examples in units.items():
-        if not examples:
+        examples[ADDED] = _added(data, added)
+    for split, of_split in examples.items():
+        if not of_split:
             raise InputError(
-                f"DATASET={data.dataset!r} has no row to ask a teacher about in {unit!r}; change "
-                "EXTRACT_SPLITS or EXTRACT_INPUTS, or mend the data"
+                f"DATASET={data.dataset!r} has no example to annotate in {split!r}. Change "
+                "EXTRACT_SPLITS or EXTRACT_INPUTS, or fix the data."
             )
-    return units
+    return examples
 
 
-def evaluated(data: DataConfig, units: Collection[str]) -> dict[str, set[str]]:
-    """Unit -> ids of its rows that are validated or tested on, whoever asks about them."""
-    found = {}
+def evaluated(data: DataConfig, splits: Collection[str]) -> dict[str, set[str]]:
+    """Released split -> ids of its examples that are validated or tested on, in any run."""
+    ids: dict[str, set[str]] = {}
     for split in SPLITS:
-        reader = Reader(data, split, for_teacher=True)
-        unit = reader.file_split
-        if unit == data.train_split and not reader.carves:
+        reader = SplitReader(data, split, for_teacher=True)
+        file_split = reader.file_split
+        if file_split == data.train_split and not reader.carves:
             continue
-        if unit in units and unit in reader.splits and unit not in found:
-            found[unit] = reader.evaluated(reader.read(reader.source, unit)[0])
-    return found
+        if file_split in splits and file_split in reader.splits and file_split not in ids:
+            ids[file_split] = reader.evaluated_ids()
+    return ids
 
 
-def of_unit(data: DataConfig, unit: str, added: str) -> list[Example]:
-    """All rows that a unit can have; of the added inputs those of `added`."""
-    if unit == ADDED:
+def of_split(data: DataConfig, split: str, added: str) -> list[Example]:
+    """All examples that a released split can have; of the unlabelled inputs those of `added`."""
+    if split == ADDED:
         return _added(data, added) if added else []
-    return Reader(data, unit, for_teacher=True).read(SOURCES[data.dataset], unit)[0]
+    reader = SplitReader(data, split, for_teacher=True)
+    return reader.read(reader.source, split).examples
 
 
-def _rows(data: DataConfig, reader: Reader, examples: Sequence[Example]) -> Sequence[Example]:
-    """The rows of one split, of all those of its file."""
-    if reader.split != "train":
-        if reader.split == "validation" and reader.carves:
-            return carve_validation(examples, data.data_seed)[1]
-        return examples
-    if reader.carves:
-        own = carve_validation(examples, data.data_seed)[0]
-    else:
-        own = without(examples, reader.read(reader.source, "validation")[0])
-    if data.fraction == 1.0:
-        return own
-    # FRACTION is a share of all training rows, those that AUGMENT adds included.
-    return take_fraction([*own, *_augmentation(data, own)], data.fraction, data.data_seed)
+def _in_split(data: DataConfig, reader: SplitReader) -> Sequence[Example]:
+    if reader.split != "train" or data.fraction == 1.0:
+        return reader.examples
+    examples = list(reader.examples)
+    if data.augment:
+        # FRACTION is a share of all training examples, including those that AUGMENT adds.
+        examples += _unseen(reader, reader.augmentation()[0].examples)
+    return take_fraction(examples, data.fraction, data.data_seed)
 
 
-def _augmentation(data: DataConfig, own: Sequence[Example]) -> list[Example]:
-    """What AUGMENT adds to the training rows."""
-    if not data.augment:
-        return []
-    reader = Reader(data, "train", for_teacher=True)
-    if data.augment_path:
-        examples, _ = reader.added(own)
-    else:
-        examples, _ = reader.read(SOURCES[data.augment], "train")
-    return without(examples, _evaluated(data))
+def _unseen(reader: SplitReader, examples: Sequence[Example]) -> list[Example]:
+    """Those of `examples` whose input is in neither evaluation split."""
+    return without(examples, [*reader.validation, *reader.test])
 
 
 def _added(data: DataConfig, added: str) -> list[Example]:
     """The inputs of EXTRACT_INPUTS that are in neither evaluation split."""
-    reader = Reader(data, "train", for_teacher=True)
-    evaluated = _evaluated(data)
+    reader = SplitReader(data, "validation", for_teacher=True)
     if added.startswith(FILE_PREFIX):
-        examples = _read(data, added, evaluated)
-    elif data.dataset != "svamp":
+        return _unseen(reader, _read(reader, added))
+    if data.dataset != "svamp":
         raise InputError(
             f"EXTRACT_INPUTS is {added!r} but DATASET is {data.dataset!r}: ASDiv's problems belong "
-            "to svamp; set EXTRACT_INPUTS='', or 'file:PATH' with inputs of your own"
+            "to svamp. Set EXTRACT_INPUTS='', or 'file:PATH' with your own inputs."
         )
-    else:
-        examples, _ = reader.read(SOURCES[added], "train")
-    return without(examples, evaluated)
+    return _unseen(reader, reader.read(SOURCES[added], "train").examples)
 
 
-def _evaluated(data: DataConfig) -> list[Example]:
-    """The rows of validation, and of test where there is one."""
-    reader = Reader(data, "validation", for_teacher=True)
-    examples, _ = reader.read(reader.source, reader.file_split)
-    if reader.carves:
-        examples = carve_validation(examples, data.data_seed)[1]
-    if "test" in reader.splits:
-        examples = [*examples, *reader.read(reader.source, "test")[0]]
-    return examples
-
-
-def _read(data: DataConfig, added: str, rows: Sequence[Example]) -> list[Example]:
-    """The lines of EXTRACT_INPUTS=file:PATH; `rows` are some of the data set's own."""
+def _read(reader: SplitReader, added: str) -> list[Example]:
+    """The lines of EXTRACT_INPUTS=file:PATH."""
+    data = reader.config
     path = epath.Path(added.removeprefix(FILE_PREFIX)).expanduser()
     if not path.is_file():
         raise InputError(
-            f"EXTRACT_INPUTS is {added!r}, but {path} is no file; correct EXTRACT_INPUTS"
+            f"EXTRACT_INPUTS is {added!r}, but {path} does not exist. Correct EXTRACT_INPUTS."
         )
     columns = data.columns if data.dataset in OWN else None
-    label_set = columns.label_texts() if columns else SOURCES[data.dataset].labels
-    needs_choices = not label_set and any(row.choices for row in rows)
+    label_set = reader.label_set
+    evaluated = [*reader.validation, *reader.test]
+    needs_choices = not label_set and any(example.choices for example in evaluated)
 
     def parse(where: str, row: Mapping[str, Any]) -> Example:
         if columns and "input" not in row:
             raise InputError(
-                f"{where}: no key 'input', found {', '.join(map(repr, row))}; write the whole "
-                f"input there, as INPUT_TEMPLATE {columns.input_template!r} makes it of a row"
+                f"{where}: no key 'input', got {', '.join(map(repr, row))}. Write the whole input "
+                f"there, as INPUT_TEMPLATE {columns.input_template!r} would render it."
             )
-        row_id = str(field(row, "id", where, (str, int)))
+        example_id = str(field(row, "id", where, (str, int)))
         choices = read_choices(row, label_set, where)
         if needs_choices and not choices:
             raise InputError(
-                f"{where}: no 'choices', which every row of this data set has; add them"
+                f"{where}: no 'choices', which every example of this data set has. Add them."
             )
-        return Example(row_id, text(row, "input", where).strip(), None, None, choices, where)
+        return Example(example_id, text(row, "input", where).strip(), None, None, choices, where)
 
     skipped: list[str] | None = [] if data.skip_bad_rows else None
     return collect(read_jsonl(path), parse, Options(skipped=skipped))

@@ -18,8 +18,7 @@ class Accuracy:
     Attributes:
         n: predictions scored.
         accuracy: in [0, 1].
-        stderr: binomial standard error ``sqrt(p (1 - p) / n)`` over the examples of one run (not
-            over seeds).
+        stderr: binomial standard error ``sqrt(p (1 - p) / n)`` over the examples, not over seeds.
     """
 
     n: int
@@ -28,14 +27,12 @@ class Accuracy:
 
 
 def exact(prediction: str, gold: str) -> bool:
-    """Equal texts but for white space around them, as the paper's code compares labels."""
+    """Equal texts apart from surrounding white space, as the paper's code compares labels."""
     return prediction.strip() == gold.strip()
 
 
 def equation(prediction: str, gold: str) -> bool:
-    """Equal values of two equations; a prediction without a value is wrong.
-
-    Values are exact fractions: ``1 / 3 * 3`` equals ``1``.
+    """Equal values of two equations, as exact fractions; a prediction without a value is wrong.
 
     Raises:
         InputError: the gold label has no value.
@@ -44,8 +41,8 @@ def equation(prediction: str, gold: str) -> bool:
         target = evaluate(gold)
     except EquationError as error:
         raise InputError(
-            f"gold label {gold!r:.80} is no arithmetic expression ({error.reason}); fix the "
-            "data, or score with METRIC='exact'"
+            f"gold label {gold!r:.80}: not an arithmetic expression ({error.reason}). Fix the "
+            "data, or set METRIC='exact'."
         ) from error
     try:
         return evaluate(prediction) == target
@@ -63,7 +60,7 @@ def correct(metric: str, prediction: str, gold: str) -> bool:
         InputError: no such metric.
     """
     if metric not in METRICS:
-        raise InputError(f"METRIC is {metric!r}, not one of {', '.join(METRICS)}; set METRIC")
+        raise InputError(f"METRIC: got {metric!r}, expected one of {', '.join(METRICS)}.")
     return METRICS[metric](prediction, gold)
 
 
@@ -75,10 +72,10 @@ def accuracy(metric: str, predictions: Sequence[str], golds: Sequence[str]) -> A
     """
     if len(predictions) != len(golds):
         raise InputError(
-            f"{len(predictions)} predictions but {len(golds)} gold labels; they must pair up"
+            f"got {len(predictions)} predictions but {len(golds)} gold labels, expected as many."
         )
     if not golds:
-        raise InputError("no examples to score; the split is empty")
+        raise InputError("The split has no examples to score. Supply some, or change EVAL_SPLITS.")
     pairs = zip(predictions, golds, strict=True)
     right = np.array([correct(metric, prediction, gold) for prediction, gold in pairs])
     share = float(right.mean())

@@ -1,4 +1,4 @@
-"""How many rows a packed batch has and how long they are, from token counts alone."""
+"""The number and length of the rows of a packed batch, from token counts alone."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import numpy as np
 from stepdistill_jax import spec
 from stepdistill_jax.settings import check, setting
 
-# What automatic row lengths aim at: the share of a row's slots that hold tokens.
+# The goal of automatic row lengths: the share of a row's slots that hold tokens.
 INPUT_FILL_GOAL = 0.955
 TARGET_FILL_GOAL = 0.76
-# Missing a fill goal by 0.01 weighs as much as a tenth more padded slots per pair; missing the
-# batch size by 1%, as 1% more of them.
+# Missing a fill goal by 0.01 costs as much as 10% more padded slots per pair; missing the batch
+# size by 1% costs as much as 1% more.
 SHORTFALL_COST = 10.0
 
-# Attention adds a cost quadratic in the row length, equal to that of the matrix products at about
+# Attention's cost is quadratic in the row length and equals that of the matrix products at about
 # this length in T5 base (they take 4 D^2 + 3 D F multiplications a token, attention 2 L D).
 QUADRATIC_LENGTH = 4096
-# Input rows, over which attention is square, are multiples of a TPU tile's eight sublanes; target
-# rows may lie between, since labels of three tokens need the finer step to fill their rows.
+# Input rows, where attention is quadratic, are multiples of a TPU tile's eight sublanes. Target
+# rows have a finer step, which labels of three tokens need to fill them.
 INPUT_MULTIPLE = 8
 TARGET_MULTIPLE = 4
-# Input rows that are tried; longer ones only where an example needs one.
+# Input row lengths to try; longer ones only if a pair needs one.
 INPUT_ROW_LENGTHS = tuple(range(64, 512 + 1, 64))
-# With fewer rows in a batch, whole rows cannot come near `batch_size`, and a slice of eight
-# devices would be given empty ones.
+# With fewer rows in a batch, whole rows miss `batch_size` by much, and some of eight devices get
+# empty rows.
 MIN_ROWS = 8
 
 # Pairs that the simulations of first-fit draw: to compare row lengths, and to count rows.
@@ -105,8 +105,8 @@ class RowShape:
 def packing_bins(pairs: int) -> int:
     """Rows that the packer fills at a time.
 
-    More of them leave less padding; but the pairs in them leave in another order than they came,
-    so a small data set gets few, lest a pair of one epoch meets itself in the next.
+    More of them leave less padding but reorder the pairs more. A small data set gets few, so that
+    a pair does not meet itself from the next epoch in one row.
     """
     return min(max(pairs // 64, 8), 128)
 
@@ -115,33 +115,32 @@ def row_shape(
     lengths: Mapping[str, np.ndarray],
     config: PipelineConfig,
     streams: Sequence[str],
-    name: Callable[[int], str] = "row {} of the token cache".format,
+    name: Callable[[int], str] = "pair {} of the token cache".format,
 ) -> RowShape:
     """Chooses the shape of a train batch from the lengths of all pairs; deterministic.
 
-    Packed row lengths that are not given are those with the least padding per pair, counting
-    attention's quadratic part, for which a simulation of first-fit reaches a fill of
-    `INPUT_FILL_GOAL` and `TARGET_FILL_GOAL` and whole rows come near the batch size, or that miss
-    them least. Unpacked ones are as long as the longest pair.
+    Row lengths that are not set minimise the padding per pair, attention's quadratic part
+    included, with a penalty for missing the batch size, `INPUT_FILL_GOAL` or `TARGET_FILL_GOAL` in
+    a simulation of first-fit. Unpacked rows are as long as the longest pair.
 
     Args:
         lengths: feature -> int [pairs], tokens with EOS, as `TokenCache.lengths`.
-        config: the batch size in pairs, and the row lengths that are given.
+        config: the batch size in pairs, and the row lengths that are set.
         streams: those that the method trains, in the order of `spec.STREAMS`.
-        name: index of a pair -> words for it in an error.
+        name: index of a pair -> its name in an error.
 
     Raises:
-        spec.InputError: there are no pairs, or one is longer than a row length that is given.
+        spec.InputError: there are no pairs, or one is longer than a row length that is set.
     """
-    given = config.row_lengths(streams)
-    if not all(len(lengths[feature]) for feature in given):
-        raise spec.InputError("no pairs to train on: the report of the data says what was dropped")
-    for feature, (macro, length) in given.items():
-        _check_given(feature, lengths[feature], macro, length, name)
-    counts = np.stack([lengths[feature] for feature in given])  # [F, pairs]
+    row_lengths = config.row_lengths(streams)
+    if not all(len(lengths[feature]) for feature in row_lengths):
+        raise spec.InputError("No pairs to train on. Supply a training split with examples.")
+    for feature, (macro, length) in row_lengths.items():
+        _check_row_length(feature, lengths[feature], macro, length, name)
+    counts = np.stack([lengths[feature] for feature in row_lengths])  # [F, pairs]
     if not config.pack:
-        return _shape(_unpacked(counts, given), config.batch_size, streams)
-    candidates = _candidates(counts, given, config.batch_size)
+        return _shape(_unpacked(counts, row_lengths), config.batch_size, streams)
+    candidates = _candidates(counts, row_lengths, config.batch_size)
     if len(candidates) > 1:
         trial = counts[:, _epochs(counts.shape[1], SEARCH_PAIRS)]
         per_row = pairs_per_row(trial, candidates, SEARCH_BINS)
@@ -159,7 +158,7 @@ def pairs_per_row(lengths: np.ndarray, capacities: np.ndarray, bins: int) -> np.
     Args:
         lengths: int [features, pairs] in the order of packing.
         capacities: int [candidates, features], the row lengths to try.
-        bins: rows that are filled at a time; when a pair fits none, all of them are emitted.
+        bins: rows filled at a time; when a pair fits in none, all of them are emitted.
 
     Returns:
         float [candidates]: the mean number of pairs in an emitted row.
@@ -180,7 +179,7 @@ def pairs_per_row(lengths: np.ndarray, capacities: np.ndarray, bins: int) -> np.
             free[:, full, :] = capacities.T[:, full, None]
             row[full] = 0
         free[:, candidates, row] -= needed[:, None]
-    # Rows that are still being filled say little of the mean, unless there are no others.
+    # Partly filled rows would bias the mean, so they count only if there are no others.
     used = (free[0] < capacities[:, :1]).sum(axis=1)
     none = emitted_rows == 0
     return np.where(none, lengths.shape[1], emitted_pairs) / np.where(none, used, emitted_rows)
@@ -190,15 +189,15 @@ def _round_up(length: float, multiple: int) -> int:
     return math.ceil(length / multiple) * multiple
 
 
-def _check_given(
-    feature: str, lengths: np.ndarray, macro: str, given: int, name: Callable[[int], str]
+def _check_row_length(
+    feature: str, lengths: np.ndarray, macro: str, row_length: int, name: Callable[[int], str]
 ) -> None:
     longest = int(np.argmax(lengths))
-    if given and lengths[longest] > given:
+    if row_length and lengths[longest] > row_length:
         raise spec.InputError(
-            f"{macro} = {given}, but {feature} has {lengths[longest]} tokens in "
-            f"{name(longest)}; pass {macro} = 0 to have it chosen, or at least {lengths[longest]}; "
-            "or lower MAX_INPUT_LENGTH, MAX_LABEL_LENGTH or MAX_RATIONALE_LENGTH to truncate"
+            f"{macro}: got {row_length}, expected at least {lengths[longest]}, the tokens of "
+            f"{feature} in {name(longest)}. Set {macro}=0 to choose it automatically, or lower "
+            "MAX_INPUT_LENGTH, MAX_LABEL_LENGTH or MAX_RATIONALE_LENGTH."
         )
 
 
@@ -207,24 +206,24 @@ def _shape(capacities: np.ndarray, rows: int, streams: Sequence[str]) -> RowShap
     return RowShape(rows, int(inputs[0]), dict(zip(streams, map(int, targets), strict=True)))
 
 
-def _unpacked(counts: np.ndarray, given: Mapping[str, tuple[str, int]]) -> np.ndarray:
+def _unpacked(counts: np.ndarray, row_lengths: Mapping[str, tuple[str, int]]) -> np.ndarray:
     """Row lengths [F] that hold the longest pair."""
     longest = counts.max(axis=1)
     longest[::2] = longest[::2].max()
-    wanted = [length for _, length in given.values()]
-    return np.where(wanted, wanted, longest)
+    fixed = [length for _, length in row_lengths.values()]
+    return np.where(fixed, fixed, longest)
 
 
 def _candidates(
-    counts: np.ndarray, given: Mapping[str, tuple[str, int]], batch_size: int
+    counts: np.ndarray, row_lengths: Mapping[str, tuple[str, int]], batch_size: int
 ) -> np.ndarray:
-    """Row lengths to try, [candidates, F]; those that are given stay."""
+    """Row lengths to try, [candidates, F]; those that are set stay."""
     shortest = [
         _round_up(n, TARGET_MULTIPLE if column % 2 else INPUT_MULTIPLE)
-        for column, n in enumerate(_unpacked(counts, given))
+        for column, n in enumerate(_unpacked(counts, row_lengths))
     ]
     means = counts.mean(axis=1)
-    fixed = [length for _, length in given.values()]
+    fixed = [length for _, length in row_lengths.values()]
     if fixed[0]:
         inputs = [fixed[0]]
     else:
@@ -239,8 +238,8 @@ def _candidates(
         for column in range(1, len(fixed), 2):
             fills = np.linspace(TARGET_FILL_GOAL, 1, 6)
             fitting = {_round_up(means[column] * pairs / fill, TARGET_MULTIPLE) for fill in fills}
-            least = shortest[column]
-            targets.append([fixed[column]] if fixed[column] else {max(n, least) for n in fitting})
+            enough = {max(n, shortest[column]) for n in fitting}
+            targets.append([fixed[column]] if fixed[column] else enough)
         for chosen in itertools.product(*(sorted(lengths) for lengths in targets)):
             candidates.append([slots for target in chosen for slots in (length, target)])
     return np.array(candidates)

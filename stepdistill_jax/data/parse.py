@@ -1,8 +1,8 @@
 """From a teacher's free text to a rationale and a label, or a typed failure.
 
-A teacher answers one question and then runs on into a question of its own; the run-on is cut. A
-label that is not in the agreed format is repaired only where it is certain, otherwise the output
-is a `ParseFailure` with a reason: no failure becomes a blank label.
+A teacher answers one question and often continues with another question; this run-on is cut. A
+label that is not in the agreed format is repaired only if it is certain. Otherwise the output is a
+`ParseFailure` with a reason, never a blank label.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stepdistill_jax.data.equation import EquationError, evaluate
 from stepdistill_jax.records import Annotation, Example, ParseFailure
 from stepdistill_jax.spec import InputError
 
-# Raised whenever the same output would be read differently: part of a data fingerprint.
+# Increase it whenever the same output would be read differently: part of a data fingerprint.
 VERSION = 1
 
 NO_MARKER = "no answer marker"
@@ -28,18 +28,17 @@ CUT_SHORT = "answer cut short"
 NOT_ARITHMETIC = "answer is not arithmetic"
 EMPTY = "answer is empty"
 
-# Similarity (difflib ratio) from which a text counts as a misspelling of the choice whose letter
-# stands before it. In the released outputs "desk" for "dek" has 0.86, "skin and muscle" for
-# "skin and" 0.72.
+# Similarity (difflib ratio) from which a text counts as a misspelling of the choice that its letter
+# names. In the released outputs "desk" for "dek" has 0.86, "skin and muscle" for "skin and" 0.72.
 _SAME_WORD = 0.8
-# A truncated label is completed from this many letters on: they tell all NLI labels apart.
+# A truncated label is completed from this many letters on: they distinguish all NLI labels.
 _MIN_PREFIX = 3
 
 _LETTER = re.compile(r"\(([a-zA-Z])\)")
 # d | d. | d) math problem.
 _BARE_LETTER = re.compile(r"([a-zA-Z])(?:[).:](.*)|)")
 _SIGNS = str.maketrans("×÷−", "*/-")
-# What chat models set a whole answer in: **neutral**, `neutral`, $84 / 2$.
+# Chat models' markup around a whole answer: **neutral**, `neutral`, $84 / 2$.
 _BOLD = "**"
 _SET_IN = re.compile(r"(\*{1,3}|`|\$)(?P<answer>[^*`$]+)\1(?P<stop>\.?)")
 
@@ -53,23 +52,23 @@ class _UnusableError(Exception):
 
 
 # (answer line, choices, whether the output ends within it) -> label; raises _UnusableError.
-_Reader = Callable[[str, tuple[str, ...], bool], str]
+_ReadLabel = Callable[[str, tuple[str, ...], bool], str]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Format:
-    """How one data set's teacher writes.
+    """The format of one data set's teacher outputs.
 
     Attributes:
-        run_on: begins a question of the teacher's own.
-        markers: introduce the answer; a later one is tried only where no earlier one occurs.
-        read: the label from the rest of the marker's line.
+        run_on: the start of the next question.
+        markers: introduce the answer; a later one is tried only if no earlier one occurs.
+        read: reads the label from the rest of the marker's line.
         cue: the prompt's last word, which chat models repeat before they reason.
     """
 
     run_on: re.Pattern[str]
     markers: tuple[re.Pattern[str], ...]
-    read: _Reader
+    read: _ReadLabel
     cue: re.Pattern[str]
 
 
@@ -80,16 +79,15 @@ def parse(
 
     Args:
         format: one of `FORMATS`.
-        example: the row that the output is about; its choices bound the label.
-        raw: the output as it came.
-        complete: the teacher is known to have ended there of itself (its finish reason is "stop"),
-            so that nothing could have followed.
+        example: its choices bound the label.
+        raw: the output.
+        complete: the teacher stopped by itself (its finish reason is "stop"), so the output is not
+            truncated.
 
     Returns:
-        An annotation, marked `repaired` where the agreed format's own rules (for a released data
-        set the release's) read another label; or a failure with one of this module's reasons. A
-        failure keeps the text before the answer as its rationale where there is an answer to be
-        before.
+        An annotation, marked `repaired` if the agreed format's rules (for a released data set the
+        release's) read another label; or a failure with one of this module's reasons. A failure
+        with an answer marker keeps the text before it as its rationale.
 
     Raises:
         InputError: no such format.
@@ -120,7 +118,7 @@ def parse(
 
 
 def _rest(text: str, marker: re.Match[str]) -> str:
-    """What follows a marker, up to the line's end and with it where there is one."""
+    """The text after a marker, up to and including the line's end."""
     line, newline, _ = text[marker.end() :].lstrip().removeprefix(":").lstrip().partition("\n")
     if text[: marker.start()].rstrip().endswith(_BOLD):
         # As in **So the answer is** neutral., or **So the answer is neutral.**
@@ -128,7 +126,7 @@ def _rest(text: str, marker: re.Match[str]) -> str:
     return line + newline
 
 
-def _answer(read: _Reader, choices: tuple[str, ...], rest: str, may_go_on: bool) -> str:
+def _answer(read: _ReadLabel, choices: tuple[str, ...], rest: str, may_go_on: bool) -> str:
     """The label from what follows a marker."""
     line = rest.strip()
     if set_in := _SET_IN.fullmatch(line):
@@ -137,12 +135,12 @@ def _answer(read: _Reader, choices: tuple[str, ...], rest: str, may_go_on: bool)
 
 
 def _plain(text: str) -> str:
-    """Letters and digits only, without case: what two spellings of one choice share."""
+    """Letters and digits only, case-folded: equal for two spellings of one choice."""
     return re.sub(r"[\W_]+", "", text).casefold()
 
 
 def _named(text: str, choices: tuple[str, ...]) -> set[str]:
-    """The choices that `text` is: as written but for a full stop, else as spelt."""
+    """The choices equal to `text`, full stops aside; if there are none, those equal as `_plain`."""
     written = text.strip().removesuffix(".")
     exact = {choice for choice in choices if written == choice.strip().removesuffix(".")}
     plain = _plain(text)
@@ -187,7 +185,7 @@ def _read_choice(answer: str, choices: tuple[str, ...], at_end: bool) -> str:
         return chosen
     if named:
         raise _UnusableError(DISAGREE)
-    # From here on the text is no choice as it stands, but letter and text point to one.
+    # From here on the text is not a choice, but may be a variant of the letter's.
     whole_words = after.strip().rstrip(".").casefold() + " "
     if chosen.casefold().startswith(whole_words) or (at_end and _plain(chosen).startswith(plain)):
         return chosen
@@ -197,7 +195,7 @@ def _read_choice(answer: str, choices: tuple[str, ...], at_end: bool) -> str:
 
 
 def _read_equation(answer: str, choices: tuple[str, ...], at_end: bool) -> str:
-    """An expression, as in ``(84 / 2).``; brackets may lack, and need not enclose all of it."""
+    """An expression, as in ``(84 / 2).``; brackets are optional."""
     del choices
     equation = answer.rstrip().translate(_SIGNS)
     # Without a full stop or a closing bracket, more digits might have followed.
@@ -206,7 +204,7 @@ def _read_equation(answer: str, choices: tuple[str, ...], at_end: bool) -> str:
     equation = equation.removesuffix(".").rstrip()
     left, equals, right = equation.partition("=")
     try:
-        # The value may follow, where it is the value: (84 / 2) = 42.
+        # The right value may follow: (84 / 2) = 42.
         if equals and evaluate(left) == evaluate(right):
             return left.strip()
         evaluate(equation)
@@ -215,8 +213,8 @@ def _read_equation(answer: str, choices: tuple[str, ...], at_end: bool) -> str:
     return equation
 
 
-def _read_own(answer: str, choices: tuple[str, ...], at_end: bool) -> str:
-    """One of the row's choices where it has some, else the line without its full stop."""
+def _read_text(answer: str, choices: tuple[str, ...], at_end: bool) -> str:
+    """One of the example's choices if it has any, else the line without its full stop."""
     if choices:
         return _read_closed(answer, choices, at_end)
     label = answer.removesuffix(".").strip()
@@ -246,35 +244,33 @@ _FORMATS = {
     "svamp": _Format(
         _QUESTION, (re.compile(r"The answer is"), _SO_ANSWER[1]), _read_equation, _ANSWER_CUE
     ),
-    # The demo's, and a user's own data set's with METRIC exact and equation.
+    # For the demo, and for a user's own data set with METRIC exact and equation.
     "demo": _Format(_QUESTION, _SO_ANSWER, _read_closed, _ANSWER_CUE),
-    "own": _Format(_QUESTION, _SO_ANSWER, _read_own, _ANSWER_CUE),
+    "own": _Format(_QUESTION, _SO_ANSWER, _read_text, _ANSWER_CUE),
     "own_equation": _Format(_QUESTION, _SO_ANSWER, _read_equation, _ANSWER_CUE),
 }
-# The others are ours, and `parse_release` knows nothing of them.
+# The formats that `parse_release` reads.
 RELEASED = ("esnli", "anli", "cqa", "svamp")
 FORMATS = tuple(_FORMATS)
 
 
 def _rules(format: str) -> _Format:
     if format not in _FORMATS:
-        raise InputError(
-            f"teacher format {format!r} is not one of {', '.join(_FORMATS)}; name one of these"
-        )
+        raise InputError(f"teacher format: got {format!r}, expected one of {', '.join(_FORMATS)}.")
     return _FORMATS[format]
 
 
 def _as_agreed(format: str, raw: str) -> tuple[str, str]:
-    """The (rationale, label) of an output that keeps to the agreed format; blanks if it does not.
+    """The (rationale, label) of an output in the agreed format; blanks for any other.
 
-    Of our own formats that is ``R So the answer is L.`` to the end or to a line's end.
+    Our own formats agree on ``R So the answer is L.`` up to the end or a line's end.
     """
     if format in RELEASED:
         return parse_release(format, raw)
     text = _QUESTION.split(raw)[0].strip()
-    rationale, found, answer = text.partition("So the answer is ")
+    rationale, marker, answer = text.partition("So the answer is ")
     line = answer.partition("\n")[0].rstrip()
-    if not found or not line.endswith("."):
+    if not marker or not line.endswith("."):
         return " ", " "
     return rationale.strip(), line.removesuffix(".")
 
@@ -284,20 +280,19 @@ def parse_release(format: str, raw: str) -> tuple[str, str]:
 
     Reproduced for its published accuracies only: it drops the last character of ANLI's labels
     whatever it is, stops at the last bracket of an equation, and turns what it cannot read into a
-    blank, here " " throughout.
+    blank, here always " ".
 
     Raises:
-        InputError: no format of the release.
+        InputError: not a format of the release.
     """
     if format not in RELEASED:
         raise InputError(
-            f"teacher format {format!r} is none of the release, {', '.join(RELEASED)}; name one "
-            "of these"
+            f"released teacher format: got {format!r}, expected one of {', '.join(RELEASED)}."
         )
     if format == "esnli":
         rationale = raw.split("Answer:")[0].rstrip()
-        _, found, rest = raw.partition("Answer: ")
-        return rationale, rest.split("Answer: ")[0].split("Premise")[0].rstrip() if found else " "
+        _, marker, rest = raw.partition("Answer: ")
+        return rationale, rest.split("Answer: ")[0].split("Premise")[0].rstrip() if marker else " "
     marker = "The answer is" if format == "svamp" else "So the answer is"
     parts = raw.split("Premise:" if format == "anli" else "Q:")[0].rstrip().split(marker)
     if len(parts) != 2:

@@ -1,15 +1,15 @@
 """Token cache -> checkpointable Grain iterator of packed numpy batches, and evaluation batches.
 
-Several pairs share one row. A row of the step-by-step method has four parts (the two inputs and
-the two targets); a pair is put into a row only where all of its parts fit, so it is never split,
-and it has the same segment id in each of them. With input rows of 8, label rows of 4 and
-rationale rows of 6, the pairs
+Several pairs share one row. A row of the step-by-step method has four parts (two inputs and two
+targets). A pair enters a row only if all of its parts fit, so it is never split, and it has the
+same segment id in every part. With input rows of 8, label rows of 4 and rationale rows of 6, the
+pairs
 
        label_inputs  label_targets  rationale_inputs  rationale_targets
     1  11 12 1       31 1           21 12 1           41 42 1
     2  13 1          32 1           22 13 1           1
 
-of which the second has no rationale (weight 0, EOS alone), make the row
+(the second has no rationale: weight 0, EOS alone) make the row
 
     label_inputs                    11 12  1 13  1  0  0  0
     label_inputs_segment_ids         1  1  1  2  2  0  0  0
@@ -23,9 +23,9 @@ of which the second has no rationale (weight 0, EOS alone), make the row
     rationale_weights                1  1  1  0  0  0
     example_index                    1  2  0  0  0  0  0  0
 
-Packing reads lengths only, and every process packs the same global sequence of rows; the tokens
-are read afterwards, each process those of its own rows. So batches do not depend on the number of
-processes, and an iterator state written by one number of them restores on another.
+Packing reads lengths only, and every process packs the same global sequence of rows. Each process
+then reads the tokens of its rows. So batches do not depend on the number of processes, and an
+iterator state restores on any number of them.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ class PairSource(Protocol):
 
 
 class TextSource(PairSource, Protocol):
-    """What evaluation reads of one besides."""
+    """What evaluation reads as well."""
 
     def row(self, index: int) -> Mapping[str, Any]:
         """One pair with its texts: id, input, label, gold (None if unlabelled) and choices."""
 
 
 class SplitCache(TextSource, Protocol):
-    """A split's rows that can say what they were made from: a token cache, or a view of one."""
+    """A split's pairs and their origin: a token cache, or a view of one."""
 
     @property
     def manifest(self) -> Manifest:
@@ -95,23 +95,21 @@ def train_iterator(
     process_count: int,
     row_multiple: int = 1,
 ) -> grain.DatasetIterator[Batch]:
-    """Iterates over train batches for ever, in an order that is new in every epoch.
+    """Iterates over train batches without end, in a new order every epoch.
 
-    The global batch is its processes' rows one after the other; where they do not divide, the last
-    rows of all are empty. `get_state` gives a small tree of numbers, the same in every process and
-    for any number of them; `set_state` with it continues with the very batch that would have come
-    next.
+    The global batch is the concatenation of its processes' rows; if they do not divide evenly, its
+    last rows are empty. `get_state` gives a small tree of numbers, the same in every process and
+    for any number of them; `set_state` continues with the batch that would have come next.
 
     Args:
         cache: the pairs.
         config: packed or not, seed and prefetch.
-        shape: as `row_shape` gave it for the same cache, configuration and streams.
+        shape: from `row_shape` for the same cache, configuration and streams.
         streams: those that the method trains.
-        process_index: this process, from 0.
+        process_index: from 0.
         process_count: processes that share a global batch.
-        row_multiple: what the rows of several processes together, the empty ones included, have to
-            be a multiple of: then `place_batch` adds none in between, and the global batch is what
-            one process would place.
+        row_multiple: the global number of rows of several processes is rounded up to a multiple of
+            it, so that `place_batch` adds no rows between theirs.
 
     Returns:
         An iterator over `spec.batch_keys(streams)` of `B / process_count` rows, rounded up, and
@@ -120,7 +118,7 @@ def train_iterator(
     """
     lengths = {feature: np.asarray(cache.lengths[feature]) for feature in shape.feature_lengths()}
     pairs = grain.MapDataset.range(len(cache)).seed(config.seed).shuffle().repeat()
-    # Reading happens in `assemble`; nothing here is worth a thread of its own.
+    # Reading happens in `assemble`; nothing here is worth a thread.
     inline = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     if config.pack:
         rows = _pack(pairs.map(_Spans(lengths)).to_iter_dataset(inline), config, shape, len(cache))
@@ -129,16 +127,16 @@ def train_iterator(
     multiple = 1 if process_count == 1 else math.lcm(process_count, row_multiple)
     share = math.ceil(shape.rows / multiple) * multiple // process_count
 
-    def own_rows(batch: Sequence[Batch]) -> Batch:
-        own = [*batch[process_index * share : (process_index + 1) * share]]
+    def of_process(batch: Sequence[Batch]) -> Batch:
+        members = [*batch[process_index * share : (process_index + 1) * share]]
         empty = {key: np.zeros_like(value) for key, value in batch[0].items()}
-        return assemble(cache, own + [empty] * (share - len(own)), streams)
+        return assemble(cache, members + [empty] * (share - len(members)), streams)
 
-    batches = rows.batch(shape.rows, batch_fn=own_rows)
+    batches = rows.batch(shape.rows, batch_fn=of_process)
     iterator = iter(
         experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch)
     )
-    # The interpreter aborts if its end meets the thread inside Grain's compiled code.
+    # The interpreter aborts if it exits while the thread runs Grain's compiled code.
     atexit.register(_close, weakref.ref(iterator))
     return iterator
 
@@ -149,7 +147,7 @@ def assemble(cache: PairSource, rows: Sequence[Batch], streams: Sequence[str]) -
     Args:
         cache: the pairs.
         rows: each with `spec.EXAMPLE_INDEX` [L] and every feature's segment ids.
-        streams: those that the method trains.
+        streams: of the method.
 
     Returns:
         `spec.batch_keys(streams)` and `spec.EXAMPLE_INDEX`.
@@ -161,8 +159,8 @@ def assemble(cache: PairSource, rows: Sequence[Batch], streams: Sequence[str]) -
         for feature in (f"{stream}_inputs", f"{stream}_targets"):
             tokens = [pair[feature] for pair in pairs]
             segment_ids = np.stack([row[f"{feature}_segment_ids"] for row in rows])
-            # A row's segments lie in its pairs' order from its first slot on, so in reading order
-            # the slots of all rows take the tokens of all pairs one after the other.
+            # Segments follow the order of a row's pairs, without gaps. So, in reading order, the
+            # filled slots of all rows are the concatenated tokens of all pairs.
             batch[f"{feature}_segment_ids"] = segment_ids
             batch[feature] = _fill_slots(segment_ids, _joined(tokens), np.int32)
         weights = [pair[f"{stream}_weight"] for pair in pairs]
@@ -179,8 +177,8 @@ def eval_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields the label inputs of every pair once, the shortest first, one pair a row.
 
-    Row lengths take at most `len(EVAL_LENGTH_QUANTILES)` values. The last batch is filled up with
-    empty rows.
+    Rows have at most `len(EVAL_LENGTH_QUANTILES)` different lengths. Empty rows fill the last
+    batch.
 
     Yields:
         index int32 [B], the pair's position in the cache, -1 for an empty row; inputs int32
@@ -222,13 +220,13 @@ def _close(reference: weakref.ref[grain.DatasetIterator[Batch]]) -> None:
 def _pack(
     pairs: grain.IterDataset[Batch], config: PipelineConfig, shape: RowShape, count: int
 ) -> grain.IterDataset[Batch]:
-    # Capacity L never binds for the index: a pair takes one slot of it and one or more of inputs.
+    # Capacity L never limits the index: a pair takes one slot of it and one or more of inputs.
     slots = shape.feature_lengths() | {spec.EXAMPLE_INDEX: shape.inputs}
     return experimental.FirstFitPackIterDataset(
         pairs,
         length_struct=slots,
         num_packing_bins=packing_bins(count),
-        # Grain counts up from this seed; hashing keeps the runs of neighbouring seeds apart.
+        # Grain increments this seed; hashing separates the runs of neighbouring seeds.
         seed=int(np.random.SeedSequence(config.seed).generate_state(1)[0]),
         shuffle_bins=True,
         meta_features=(spec.EXAMPLE_INDEX,),
@@ -236,7 +234,7 @@ def _pack(
 
 
 class _Spans:
-    """Index of a pair -> arrays as long as its features, which is all that packing looks at."""
+    """Index of a pair -> arrays as long as its features; packing needs only their lengths."""
 
     def __init__(self, lengths: Mapping[str, np.ndarray]):
         self._lengths = lengths
@@ -249,7 +247,7 @@ class _Spans:
 
 
 class _OnePairRow:
-    """Index of a pair -> the unpacked row that holds it alone."""
+    """Index of a pair -> the unpacked row of this pair alone."""
 
     def __init__(self, lengths: Mapping[str, np.ndarray], shape: RowShape):
         self._lengths = lengths
@@ -267,7 +265,7 @@ class _OnePairRow:
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """All parts one after the other; a process may hold empty rows alone."""
+    """The concatenated parts; there are none if a process has only empty rows."""
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
@@ -277,17 +275,17 @@ def _fill_slots(segment_ids: np.ndarray, values: np.ndarray, dtype: type) -> np.
     return slots
 
 
-class RowSubset:
-    """Some rows of a token cache, itself read like one."""
+class PairSubset:
+    """Some pairs of a token cache, with the same interface."""
 
     def __init__(self, cache: Any, index: np.ndarray) -> None:
-        """Takes the rows `index` [rows], in that order."""
+        """Takes the pairs `index` [pairs], in that order."""
         self._cache = cache
         self._index = index
 
     @property
     def lengths(self) -> Mapping[str, np.ndarray]:
-        """Feature -> int32 [rows]: tokens, EOS included."""
+        """Feature -> int32 [pairs]: tokens, EOS included."""
         source: PairSource = self._cache
         return {name: np.asarray(values)[self._index] for name, values in source.lengths.items()}
 

@@ -1,7 +1,6 @@
 """Pairs -> a SeqIO task of four token features: prefix, tokenise, truncate, EOS.
 
-The one module besides ``tasks/`` that needs TensorFlow and SeqIO. Files and vocabulary are read on
-first use, so a task can be registered where neither is at hand.
+Files and vocabulary are read on first use, so a task can be registered where they are missing.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ _TEXTS_A_CALL = 256
 
 
 class SeqioVocabulary(seqio.Vocabulary):
-    """A vocabulary of ours for SeqIO programs: the same ids, by TensorFlow operations.
+    """A `Vocabulary` for SeqIO programs: the same ids, by TensorFlow operations.
 
-    It is loaded on first use.
+    No file is read before its first use.
     """
 
     def __init__(self, name: str) -> None:
@@ -84,7 +83,7 @@ class SeqioVocabulary(seqio.Vocabulary):
         parts = tf.strings.split(s, SEPARATOR)
         ends = tf.fill([tf.size(parts.flat_values), 1], EOS_ID)
         ids = tf.concat([self._tokenize(parts.flat_values), ends], axis=1)
-        # One EOS too many: it stands between the parts, not after the last.
+        # EOS separates the parts: the last one is too many.
         return parts.with_flat_values(ids).merge_dims(1, 2)[:, :-1]
 
     def _tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
@@ -125,17 +124,17 @@ def seqio_task(
 ) -> seqio.Task:
     """A task of the four features of `spec.FEATURES`, rank-1 int32, each ending in EOS.
 
-    Besides them an example holds what evaluation and the token cache need: ``id``, ``input`` (no
-    prefix), ``label``, ``rationale``, ``gold`` and ``choices`` as texts, ``has_gold`` and
-    ``has_rationale``, ``label_weight`` and ``rationale_weight`` (a missing rationale is EOS alone
-    with weight 0), each feature's length before truncation (``<feature>_full_length``), and the
-    gold label once more as ``label_targets_pretokenized``, where SeqIO's evaluator looks for it.
+    An example also has what evaluation and the token cache need: ``id``, ``input`` (no prefix),
+    ``label``, ``rationale``, ``gold`` and ``choices`` as texts, ``has_gold`` and ``has_rationale``,
+    ``label_weight`` and ``rationale_weight`` (a missing rationale is EOS alone with weight 0), each
+    feature's length before truncation (``<feature>_full_length``), and the gold label again as
+    ``label_targets_pretokenized`` for SeqIO's evaluator.
 
     Args:
         name: the task's; it is not registered here.
         data: what to read; splits ``train``, ``validation`` and ``test``.
-        tokens: vocabulary, prefixes and lengths. A shorter `sequence_length` given by the SeqIO
-            program holds as well; EOS stays last.
+        tokens: vocabulary, prefixes and lengths. A shorter `sequence_length` of the SeqIO program
+            applies too; EOS stays last.
         metric_fns: ``(targets, predictions) -> {name: value}`` over label texts.
         load: reads the pairs of a split.
     """
@@ -146,7 +145,7 @@ def seqio_task(
         del shuffle_files, seed  # a list in memory; SeqIO shuffles the examples
         return _pairs_dataset(load(data, split)[0])
 
-    vocabulary = seqio_vocabulary(tokens.vocabulary)
+    vocabulary = SeqioVocabulary(tokens.vocabulary)
     feature = seqio.Feature(vocabulary, add_eos=True, dtype=tf.int32, rank=1)
     return seqio.Task(
         name,
@@ -159,7 +158,7 @@ def seqio_task(
 
 
 def _label_text(text: str, **unused: Any) -> str:
-    """Target or prediction as the metrics take it: without white space around it."""
+    """Target or prediction as the metrics expect it: without surrounding white space."""
     return text.strip()
 
 

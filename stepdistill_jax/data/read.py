@@ -1,8 +1,9 @@
-"""Finds and reads the files that a `DataConfig` names: rows, teacher outputs, rationales."""
+"""Finds and reads the files that a `DataConfig` names: examples, teacher outputs, rationales."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 
@@ -15,261 +16,310 @@ from stepdistill_jax.data.config import DATA_DIR_VARIABLE, OWN, SPLIT_FIELD, Dat
 from stepdistill_jax.data.rationale_file import read_rationales
 from stepdistill_jax.data.sources import SOURCES, Options, Source
 from stepdistill_jax.data.sources.base import release_split
-from stepdistill_jax.data.subsets import carve_validation
-from stepdistill_jax.data.teacher_outputs import Parsed, load_annotations, output_files
+from stepdistill_jax.data.subsets import carve_validation, without
+from stepdistill_jax.data.teacher_outputs import (
+    Parsed,
+    ReleasedOutput,
+    output_files,
+    read_released,
+)
 from stepdistill_jax.data.triage import WRONG
 from stepdistill_jax.records import Annotation, Example
 from stepdistill_jax.spec import InputError
 
 
-class Reader:
+@dataclasses.dataclass(frozen=True)
+class FileExamples:
+    """The examples of one file, and the number of bad rows that SKIP_BAD_ROWS leaves out."""
+
+    examples: list[Example]
+    skipped: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file, bad ones included."""
+        return len(self.examples) + self.skipped
+
+
+class SplitReader:
     """Reads for one split of one configuration.
 
     Attributes:
         source: of DATASET.
-        data_dir: DATA_DIR, or what the environment names.
-        carves: validation is carved from TRAIN_SPLIT instead of being a file of its own.
-        file_split: the released split that this split's rows come from.
-        needs_rationales: rows are read with their own.
-        rows: rows read so far for the split itself, bad ones included.
-        skipped: the messages of the bad rows among them.
+        data_dir: DATA_DIR, or the folder that the environment names.
+        splits: those that the data set has files for.
+        carves: validation is carved from TRAIN_SPLIT instead of having a file.
+        file_split: the split whose file this split's examples come from.
+        label_set: the labels of the whole data set; empty where they are free or per example.
+        reads_teacher: this split needs the released outputs; LABELS only matters in train.
     """
 
     def __init__(self, config: DataConfig, split: str, for_teacher: bool = False) -> None:
-        """`for_teacher`: rows are read to be asked about, so that none need have a rationale."""
+        """`for_teacher`: a teacher will annotate the examples, so they need no rationales."""
         self.config = config
-        self.needs_rationales = config.reads_own_rationales and not for_teacher
         self.split = split
         self.source = SOURCES[config.dataset]
         self.data_dir = find_data_dir(config, self.source)
-        self.splits = self.source.splits or tuple(config.columns.files() if config.columns else ())
+        columns = config.columns
+        self.splits = self.source.splits or tuple(columns.files() if columns else ())
+        self.label_set = columns.label_texts() if columns else self.source.labels
         self.carves = config.train_split == "validation" or "validation" not in self.splits
         from_train = split == "train" or (split == "validation" and self.carves)
         self.file_split = config.train_split if from_train else split
-        self.rows = 0
-        self.skipped: list[str] = []
+        wants_labels = config.labels == "teacher" and split == "train"
+        self.reads_teacher = not for_teacher and (
+            wants_labels or config.rationales in ("teacher", "shuffled")
+        )
+        self._needs_rationales = config.reads_own_rationales and not for_teacher
 
-    def read(self, source: Source, split: str, count: bool = True) -> tuple[list[Example], int]:
-        """(examples, rows of the file including skipped ones)."""
-        config = self.config
-        skipped: list[str] | None = [] if config.skip_bad_rows else None
-        options = Options(config.data_seed, config.columns, self.needs_rationales, skipped)
-        self.require(source, split, options)
+    @functools.cached_property
+    def file(self) -> FileExamples:
+        """All examples of `file_split`."""
+        return self.read(self.source, self.file_split)
+
+    @functools.cached_property
+    def validation(self) -> list[Example]:
+        """The examples of the validation split."""
+        split = self.config.train_split if self.carves else "validation"
+        file = self.file if split == self.file_split else self.read(self.source, split)
+        if self.carves:
+            return carve_validation(file.examples, self.config.data_seed)[1]
+        return file.examples
+
+    @functools.cached_property
+    def test(self) -> list[Example]:
+        """The examples of the test split; empty where the data set has none."""
+        return self.read(self.source, "test").examples if "test" in self.splits else []
+
+    @functools.cached_property
+    def examples(self) -> list[Example]:
+        """The split's own examples; train shares no input with validation."""
+        if self.split == "train":
+            return without(self.file.examples, self.validation)
+        return self.validation if self.split == "validation" else self.file.examples
+
+    def evaluated_ids(self) -> set[str]:
+        """Ids of the examples of `file_split` that are validated or tested on."""
+        if self.file_split != self.config.train_split:
+            return {example.id for example in self.file.examples}
+        return {example.id for example in self.validation} if self.carves else set()
+
+    def read(self, source: Source, split: str) -> FileExamples:
+        """The examples of any file of DATA_DIR.
+
+        Raises:
+            InputError: the file is missing, or a row is bad and bad rows are not skipped.
+        """
+        skipped: list[str] | None = [] if self.config.skip_bad_rows else None
+        options = dataclasses.replace(self._options(), skipped=skipped)
+        self._require(source, split)
         examples = source.load(self.data_dir, split, options)
-        rows = len(examples) + len(skipped or ())
-        if count:
-            self.rows += rows
-            self.skipped += skipped or ()
-        return examples, rows
+        return FileExamples(examples, len(skipped or ()))
 
-    def gold(self, examples: Sequence[Example], need: str) -> list[Example]:
-        """Those with a gold label; only a user's own data may lack some.
+    def gold(self, examples: Sequence[Example], purpose: str) -> list[Example]:
+        """Those of `examples` with a gold label; only a user's own data may lack some.
 
         Args:
-            examples: rows of this split.
-            need: what the label is needed for.
+            examples: of this split.
+            purpose: why the label is needed, for the error.
 
         Raises:
             InputError: one has none and bad rows are not skipped, or none has one.
         """
         labelled = [example for example in examples if example.label is not None]
-        lacking = len(examples) - len(labelled)
+        missing = len(examples) - len(labelled)
         columns = self.config.columns
-        if self.config.dataset not in OWN or not lacking or columns is None:
+        if self.config.dataset not in OWN or not missing or columns is None:
             return list(examples)
         if labelled and self.config.skip_bad_rows:
             return labelled
         first = next(example for example in examples if example.label is None)
-        remedy = "write it there"
+        remedy = "Add the label"
         if not columns.label_column:
-            remedy = "name the column that holds it (a row without one says null there)"
+            remedy = "Set LABEL_COLUMN to the column that holds it (null in a row without one)"
         if self.split == "train":
             remedy += ", or train on a teacher's: LABELS='teacher' with RATIONALES='file:PATH'"
         elif self.carves:
-            remedy += f", or set {self.split.upper()}_FILE to rows that have one"
+            remedy += f", or set {self.split.upper()}_FILE to a file with labels"
         raise InputError(
-            f"{first.where}: no gold label (LABEL_COLUMN is {columns.label_column!r}; {lacking} of "
-            f"{len(examples)} rows have none), but {need}; {remedy}"
+            f"{first.where}: no gold label (LABEL_COLUMN is {columns.label_column!r}; {missing} of "
+            f"{len(examples)} rows have none), but {purpose}. {remedy}."
         )
-
-    def require(self, source: Source, split: str, options: Options) -> None:
-        """Says which splits there are, where the wanted one is not among them."""
-        splits = self.splits if source is self.source else source.splits
-        own = source.name in OWN
-        if split not in splits:
-            empty = f"{split.upper()}_FILE is empty: " if own else ""
-            raise InputError(
-                f"{empty}DATASET {source.name!r} has no split {split!r}, only "
-                f"{', '.join(splits) or 'none'}; {_remedy(split, own)}"
-            )
-        for path in source.files(self.data_dir, split, options):
-            if path.is_file():
-                continue
-            if own:
-                raise InputError(
-                    f"{path} is no file, but {split.upper()}_FILE names it; "
-                    f"correct {split.upper()}_FILE or DATA_DIR"
-                )
-            here = [
-                other
-                for other in splits
-                if all(file.is_file() for file in source.files(self.data_dir, other, options))
-            ]
-            raise InputError(
-                f"{path}: no such file; of {source.name!r} there is "
-                f"{' and '.join(here) or 'nothing'} in DATA_DIR: fetch the rest, or set TRAIN_SPLIT"
-            )
 
     def files(self) -> list[epath.Path]:
         """Every file that decides what this split's pairs are."""
         config = self.config
-        options = Options(seed=config.data_seed, columns=config.columns)
-        wanted = [(self.source, self.file_split)]
+        files = [(self.source, self.file_split)]
         if self.split == "train" and not self.carves:
-            wanted.append((self.source, "validation"))
+            files.append((self.source, "validation"))
         if self.split == "train" and config.augment:
-            wanted += [(self.source, "test")] if "test" in self.splits else []
-            wanted += [] if config.augment_path else [(SOURCES[config.augment], "train")]
+            files += [(self.source, "test")] if "test" in self.splits else []
+            files += [] if config.augment_path else [(SOURCES[config.augment], "train")]
         paths = []
-        for source, split in wanted:
-            self.require(source, split, options)
-            paths += source.files(self.data_dir, split, options)
+        for source, split in files:
+            self._require(source, split)
+            paths += source.files(self.data_dir, split, self._options())
             if source.teacher_format and self.reads_teacher:
                 paths += output_files(source, self.data_dir, split)
         if self.split == "train" and config.augment_path:
-            paths.append(self.augment_file())
+            paths.append(self._augment_file())
         return [*paths, *self.rationale_files()]
 
-    @property
-    def reads_teacher(self) -> bool:
-        """Whether this split needs the teacher's released words; LABELS only matters in train."""
-        wants_labels = self.config.labels == "teacher" and self.split == "train"
-        return wants_labels or self.config.rationales in ("teacher", "shuffled")
-
     def rationale_files(self) -> list[epath.Path]:
-        """The file of RATIONALES=file:PATH that is about the rows of `file_split`, if any."""
-        given = self.config.rationale_path
-        is_for_all = SPLIT_FIELD in given
-        if not given or (self.file_split != self.config.train_split and not is_for_all):
+        """The file of RATIONALES=file:PATH about the examples of `file_split`, if any."""
+        name = self.config.rationale_path
+        is_for_all = SPLIT_FIELD in name
+        if not name or (self.file_split != self.config.train_split and not is_for_all):
             return []
-        path = epath.Path(given.replace(SPLIT_FIELD, self.file_split)).expanduser()
+        path = epath.Path(name.replace(SPLIT_FIELD, self.file_split)).expanduser()
         if not path.is_file():
-            remedy = "correct RATIONALES"
-            if is_for_all:
-                remedy += f"; {SPLIT_FIELD} asks for a file of every split that is read"
+            each = f": {SPLIT_FIELD} needs a file for every split read" if is_for_all else ""
             raise InputError(
-                f"RATIONALES is {self.config.rationales!r}, but {path} is no file; {remedy}"
+                f"RATIONALES is {self.config.rationales!r}, but {path} does not exist. Correct "
+                f"RATIONALES{each}."
             )
         return [path]
 
-    def augment_file(self) -> epath.Path:
-        """The file of AUGMENT=file:PATH."""
-        path = epath.Path(self.config.augment_path).expanduser()
-        if not path.is_file():
-            raise InputError(
-                f"AUGMENT is {self.config.augment!r}, but {path} is no file; correct AUGMENT"
-            )
-        return path
-
-    def added(self, known: Sequence[Example]) -> tuple[list[Example], dict[str, Parsed]]:
-        """The inputs of AUGMENT=file:PATH, and what their teacher says; `known` have other ids."""
+    def augmentation(self) -> tuple[FileExamples, dict[str, Parsed]]:
+        """The examples of AUGMENT, and example id -> what their teacher wrote."""
+        if not self.config.augment_path:
+            source = SOURCES[self.config.augment]
+            file = self.read(source, "train")
+            outputs = self._read_released(source, "train", file)
+            return file, {key: output.annotation for key, output in outputs.items()}
         skipped: list[str] | None = [] if self.config.skip_bad_rows else None
-        columns = self.config.columns
-        label_set = columns.label_texts() if columns else self.source.labels
-        examples, found = read_added(
-            self.augment_file(),
-            {example.id for example in known},
-            label_set,
-            not label_set and any(example.choices for example in known),
+        others = [*self.examples, *self.validation]
+        examples, annotations = read_added(
+            self._augment_file(),
+            {example.id for example in others},
+            self.label_set,
+            not self.label_set and any(example.choices for example in others),
             self.config.metric,
             skipped,
         )
-        self.rows += len(examples) + len(skipped or ())
-        self.skipped += skipped or ()
-        return examples, dict(found)
+        return FileExamples(examples, len(skipped or ())), dict(annotations)
 
-    def annotations(
-        self, examples: Sequence[Example], rows: int, refuse_hinted: bool = True
-    ) -> dict[str, Parsed]:
-        """Example id -> what its teacher, or the user's file, says.
+    def annotations(self, refuse_hinted: bool = True) -> dict[str, Parsed]:
+        """Id of an example of `file` -> what its teacher wrote, or what the user's file says.
 
         Raises:
-            InputError: also, unless `refuse_hinted` is False, where a row of validation or test has
-                a rationale that was written with its gold label given.
+            InputError: also, with `refuse_hinted`, where the rationale of an example of validation
+                or test was written with its gold label given.
         """
         files = self.rationale_files()
         if not files:
-            return self.teacher(examples, rows)
-        evaluated = self.evaluated(examples) if refuse_hinted and self.split != "train" else ()
-        given = read_rationales(
-            files[0], examples, self.file_split, rows - len(examples), evaluated
-        )
-        if self.split != "train" or any(line.label for line in given.values()):
-            return dict(given)
+            return self._teacher()
+        evaluated = self.evaluated_ids() if refuse_hinted and self.split != "train" else ()
+        file = self.file
+        lines = read_rationales(files[0], file.examples, self.file_split, file.skipped, evaluated)
+        if self.split != "train" or any(line.label for line in lines.values()):
+            return dict(lines)
         if WRONG in self.config.triage:
             raise InputError(
-                f"{files[0]}: no line has a label, but TRIAGE names {WRONG!r}; add the teacher's "
-                "labels, or take it out of TRIAGE"
+                f"{files[0]}: no line has a label, but TRIAGE contains {WRONG!r}. Add the "
+                "teacher's labels, or remove it from TRIAGE."
             )
         if self.config.labels == "gold":
-            return dict(given)
+            return dict(lines)
         if self.config.dataset in OWN:
             raise InputError(
                 f"{files[0]}: no line has a label, but LABELS is 'teacher' and DATASET "
-                f"{self.config.dataset!r} has no other teacher; add labels, or set LABELS='gold'"
+                f"{self.config.dataset!r} has no other teacher. Add labels, or set LABELS='gold'."
             )
         return {
-            row_id: dataclasses.replace(output, rationale=given[row_id].rationale)
-            for row_id, output in self.teacher(examples, rows).items()
-            if row_id in given
+            key: dataclasses.replace(annotation, rationale=lines[key].rationale)
+            for key, annotation in self._teacher().items()
+            if key in lines
         }
 
-    def evaluated(self, examples: Sequence[Example]) -> set[str]:
-        """Ids of the rows of `file_split` that are validated or tested on; `examples` are all."""
-        if self.file_split == self.config.train_split:
-            if not self.carves:
-                return set()
-            examples = carve_validation(examples, self.config.data_seed)[1]
-        return {example.id for example in examples}
+    @functools.cached_property
+    def released(self) -> dict[str, ReleasedOutput]:
+        """Id of an example of `file` -> the release's output; empty where none is read."""
+        return self._read_released(self.source, self.file_split, self.file)
 
-    def teacher(self, examples: Sequence[Example], rows: int) -> dict[str, Parsed]:
-        """The released outputs, or what the source itself says where it is the teacher."""
+    def _teacher(self) -> dict[str, Parsed]:
+        """The released outputs, or the source's explanations where the source is the teacher."""
         if self.source.teacher_format:
-            return self.released(self.source, self.file_split, examples, rows)
-        return {e.id: Annotation(e.id, e.explanation or "", e.label or "") for e in examples}
+            return {key: output.annotation for key, output in self.released.items()}
+        return {
+            e.id: Annotation(e.id, e.explanation or "", e.label or "") for e in self.file.examples
+        }
 
-    def released(
-        self, source: Source, split: str, examples: Sequence[Example], rows: int
-    ) -> dict[str, Parsed]:
-        """The release's teacher outputs; training that asks for them must find them."""
-        if not self.reads_teacher:
+    def _read_released(
+        self, source: Source, split: str, file: FileExamples
+    ) -> dict[str, ReleasedOutput]:
+        """The release's teacher outputs; a training run that needs them must have them."""
+        if not self.reads_teacher or not source.teacher_format:
             return {}
-        found = load_annotations(source, self.data_dir, split, examples, rows)
+        outputs = read_released(source, self.data_dir, split, file.examples, file.rows)
         optional = self.split != "train" or (
             source.name == "asdiv" and self.config.labels == "gold"
         )
-        if not found and not optional:
+        if not outputs and not optional:
             path = self.data_dir / source.folder / "llm" / f"{release_split(split)}_CoT_0.json"
             raise InputError(
                 f"{path}: no such file, but LABELS={self.config.labels!r} and "
-                f"RATIONALES={self.config.rationales!r} need teacher outputs for {source.name!r}; "
-                "supply JSON lists of strings in row order, or set LABELS='gold' and "
-                "RATIONALES='none'"
+                f"RATIONALES={self.config.rationales!r} need teacher outputs for {source.name!r}. "
+                "Supply JSON lists of strings in row order, or set LABELS='gold' and "
+                "RATIONALES='none'."
             )
-        return found
+        return outputs
+
+    def _augment_file(self) -> epath.Path:
+        path = epath.Path(self.config.augment_path).expanduser()
+        if not path.is_file():
+            raise InputError(
+                f"AUGMENT is {self.config.augment!r}, but {path} does not exist. Correct AUGMENT."
+            )
+        return path
+
+    def _options(self) -> Options:
+        config = self.config
+        return Options(config.data_seed, config.columns, self._needs_rationales)
+
+    def _require(self, source: Source, split: str) -> None:
+        """Refuses a split that the data set lacks, or one whose file is missing."""
+        splits = self.splits if source is self.source else source.splits
+        is_own = source.name in OWN
+        if split not in splits:
+            empty = f"{split.upper()}_FILE is empty: " if is_own else ""
+            raise InputError(
+                f"{empty}DATASET {source.name!r} has no split {split!r}, only "
+                f"{', '.join(splits) or 'none'}. {_remedy(split, is_own)}."
+            )
+        for path in source.files(self.data_dir, split, self._options()):
+            if path.is_file():
+                continue
+            if is_own:
+                raise InputError(
+                    f"{split.upper()}_FILE: {path} does not exist. "
+                    f"Correct {split.upper()}_FILE or DATA_DIR."
+                )
+            complete = [
+                other
+                for other in splits
+                if all(f.is_file() for f in source.files(self.data_dir, other, self._options()))
+            ]
+            raise InputError(
+                f"{path}: no such file; DATA_DIR has {' and '.join(complete) or 'no split'} of "
+                f"{source.name!r}. Fetch it with python -m launch.prepare --download, or set "
+                "TRAIN_SPLIT."
+            )
 
 
-def _remedy(split: str, own: bool) -> str:
-    """What to set where a data set lacks `split`; `own` files are named by macros."""
+def _remedy(split: str, is_own: bool) -> str:
+    """What to set where a data set lacks `split`; macros name the files of a user's own data."""
     if split == "test":
-        remedy = "take 'test' out of EVAL_SPLITS"
+        remedy = "remove 'test' from EVAL_SPLITS"
     else:
         remedy = f"set TRAIN_SPLIT={'validation' if split == 'train' else 'train'!r}"
-    return f"set {split.upper()}_FILE, or {remedy}" if own else f"{remedy}, or supply the file"
+    if is_own:
+        return f"Set {split.upper()}_FILE, or {remedy}"
+    return f"{remedy[0].upper()}{remedy[1:]}, or supply the file"
 
 
 def find_data_dir(config: DataConfig, source: Source) -> epath.Path:
-    """The folder that a data set's files lie under.
+    """The folder that a data set's files lie in.
 
     For a release: DATA_DIR, else the environment variable STEPDISTILL_DATA_DIR, else the local
     cache, into which it is downloaded. For a user's own files (jsonl, hf): DATA_DIR, else the

@@ -1,8 +1,8 @@
-"""Seeded choices among rows: validation carve, nested fractions, shuffled rationales.
+"""Seeded choices among examples: validation carve, nested fractions, shuffled rationales.
 
-Every choice ranks rows by a hash of the seed and the row's own text or id. It therefore depends
-neither on the order of the file nor on a random generator's version, and a larger share always
-holds the smaller ones.
+Every choice ranks examples by a hash of the seed and the example's text or id. It depends neither
+on the order of the file nor on a random generator's version, and a larger share always contains
+the smaller ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ VALIDATION_SHARE = 0.1
 
 
 def content_key(text: str) -> str:
-    """Equal for texts that differ in case or white space only."""
+    """Case-folded, white space collapsed: equal for texts that differ in these only."""
     return " ".join(text.casefold().split())
 
 
@@ -26,9 +26,9 @@ def _rank(seed: int, purpose: str, key: str) -> bytes:
 
 
 def carve_validation(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
-    """Splits off a validation set of at least `VALIDATION_SHARE` of the rows.
+    """Splits off a validation set of at least `VALIDATION_SHARE` of the examples.
 
-    Rows of one input text (up to case and white space) stay on one side, so the two are disjoint
+    Examples with one input text (see `content_key`) stay on one side, so the two sets are disjoint
     by content as well as by id.
 
     Returns:
@@ -42,32 +42,31 @@ def carve_validation(examples: Sequence[Example], seed: int) -> tuple[list[Examp
         groups.setdefault(content_key(example.input), []).append(example)
     if len(groups) < 2:
         raise InputError(
-            f"{len(groups)} different inputs are too few to carve a validation set from; supply a "
-            "validation file"
+            f"Training data with {len(groups)} different inputs is too small to carve a validation "
+            "set from, expected at least 2. Supply a validation file."
         )
-    wanted = max(1, round(VALIDATION_SHARE * len(examples)))
+    size = max(1, round(VALIDATION_SHARE * len(examples)))
     chosen: set[str] = set()
     taken = 0
     for key in sorted(groups, key=lambda key: _rank(seed, "validation", key)):
-        if taken >= wanted:
+        if taken >= size:
             break
         chosen.add(key)
         taken += len(groups[key])
     validation = [example for example in examples if content_key(example.input) in chosen]
-    train = [example for example in examples if content_key(example.input) not in chosen]
-    return train, validation
+    return without(examples, validation), validation
 
 
 def without(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
-    """Those of `examples` whose input is none of the others', up to case and white space."""
+    """Those of `examples` whose input none of the others has, by `content_key`."""
     taken = {content_key(other.input) for other in others}
     return [example for example in examples if content_key(example.input) not in taken]
 
 
 def take_fraction(examples: Sequence[Example], fraction: float, seed: int) -> list[Example]:
-    """``round(fraction * len(examples))`` rows, at least one, in the order of `examples`.
+    """``round(fraction * len(examples))`` examples, at least one, in their order.
 
-    Nested: of one list and seed, a smaller fraction's rows are among a larger one's.
+    Nested: for one list and seed, a larger fraction contains a smaller one.
     """
     if fraction == 1.0 or not examples:
         return list(examples)
@@ -80,9 +79,12 @@ def derange(ids: Sequence[str], seed: int) -> dict[str, str]:
     """Id -> another id: one cycle through all of them, so that none maps to itself.
 
     Raises:
-        InputError: a single id has no other to map to.
+        InputError: there is a single id.
     """
     if len(ids) == 1:
-        raise InputError("RATIONALES='shuffled' needs at least two rows with a rationale, found 1")
-    order = sorted(ids, key=lambda row_id: _rank(seed, "derangement", row_id))
+        raise InputError(
+            "RATIONALES='shuffled': got 1 example with a rationale, expected at least two. Set "
+            "another RATIONALES or TRIAGE."
+        )
+    order = sorted(ids, key=lambda key: _rank(seed, "derangement", key))
     return dict(zip(order, [*order[1:], *order[:1]], strict=True))

@@ -1,12 +1,13 @@
-"""The released teacher outputs: found, counted, joined to their rows, and checked for a shift.
+"""The released teacher outputs: read, joined to their examples, and checked for a shift.
 
-The release keeps outputs as bare lists of strings in row order, so nothing in a file says which
-row an output is about. Two checks stand in for an id: the count must equal the rows of the split,
-and the content must fit the row (`check_alignment`).
+The release keeps outputs as lists of strings in row order, without ids. Two checks replace an id:
+the count must equal the rows of the split, and the content must fit (`check_alignment`).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -28,11 +29,31 @@ from stepdistill_jax.spec import SEPARATOR, InputError
 
 Parsed = Annotation | ParseFailure
 
-# Rows judged together: few enough that a shift which begins within the file is found, enough that
+# Examples judged together: few enough to detect a shift that begins within the file, enough that
 # no block of the release comes near the threshold.
 BLOCK = 200
 MIN_BLOCK = 50
 MIN_FIT = 0.55
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleasedOutput:
+    """One output of the released teacher.
+
+    Attributes:
+        format: of `parse.RELEASED`.
+        text: as released.
+        annotation: what `parse.parse` reads from it.
+    """
+
+    format: str
+    text: str
+    annotation: Parsed
+
+    @property
+    def published_label(self) -> str:
+        """The label that the paper's code reads from it (`parse.parse_release`)."""
+        return parser.parse_release(self.format, self.text)[1]
 
 
 def output_files(source: Source, data_dir: epath.Path, split: str) -> list[epath.Path]:
@@ -51,8 +72,8 @@ def output_files(source: Source, data_dir: epath.Path, split: str) -> list[epath
     for number in range(len(numbered)):
         if number not in numbered:
             raise InputError(
-                f"{folder}: {stem}{number}.json is missing, {stem}{max(numbered)}.json is there; "
-                "fetch the missing file"
+                f"{folder}: {stem}{number}.json is missing but {stem}{max(numbered)}.json exists. "
+                "Fetch the missing file."
             )
     return [numbered[number] for number in sorted(numbered)]
 
@@ -68,17 +89,19 @@ def read_outputs(path: epath.Path) -> list[str]:
         outputs = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{path.name}:{error.lineno}: not JSON ({json_fault(error)}); the file is damaged "
-            "or was cut short: fetch it again"
+            f"{path.name}:{error.lineno}: damaged or truncated JSON ({json_fault(error)}). "
+            "Fetch the file again."
         ) from error
     if not isinstance(outputs, list):
-        raise InputError(f"{path.name}: expected a list, found {type(outputs).__name__}")
+        raise InputError(
+            f"{path.name}: got {type(outputs).__name__}, expected a JSON list. Fetch it again."
+        )
     escaped = "\\u" in text
     for number, output in enumerate(outputs):
         if not isinstance(output, str):
             raise InputError(
-                f"{path.name}: output {number} is {type(output).__name__}, expected str; fetch "
-                "the file again"
+                f"{path.name}: output {number}: got {type(output).__name__}, expected str. Fetch "
+                "the file again."
             )
         if escaped:
             refuse_surrogates(output, f"{path.name}: output {number}")
@@ -94,78 +117,63 @@ def _check_count(files: Sequence[epath.Path], counts: Sequence[int], rows: int, 
         expected = rows - sum(counts[:number]) if number == len(counts) - 1 else batch
         if count != expected:
             raise InputError(
-                f"{path.name}: holds {count} teacher outputs, expected {expected}: the split has "
-                f"{sum(counts)} outputs for the {rows} rows of {data}; fetch the file again, since "
-                "outputs are joined by row number"
+                f"{path.name}: got {count} teacher outputs, expected {expected}: the split has "
+                f"{sum(counts)} outputs for the {rows} rows of {data}. Fetch the file again: "
+                "outputs are joined by row number."
             )
 
 
-def load_annotations(
+def read_released(
     source: Source, data_dir: epath.Path, split: str, examples: Sequence[Example], rows: int
-) -> dict[str, Parsed]:
-    """Example id -> what the released teacher says about it; empty where nothing was released.
+) -> dict[str, ReleasedOutput]:
+    """Example id -> the released teacher's output; empty where nothing was released.
 
     Args:
         source: with a `teacher_format`.
         data_dir: the release's folder.
         split: a split of the release.
         examples: the split's examples; row numbers come from their ``where``.
-        rows: rows of the split's file, those left out by SKIP_BAD_ROWS included.
+        rows: rows of the split's file, including those that SKIP_BAD_ROWS leaves out.
 
     Raises:
-        InputError: the counts differ, a file is damaged, or the outputs are about other rows.
-    """
-    texts = load_texts(source, data_dir, split, examples, rows)
-    if not texts:
-        return {}
-    parsed = [
-        parser.parse(source.teacher_format, example, texts[example.id]) for example in examples
-    ]
-    where = output_files(source, data_dir, split)[0].parent
-    check_alignment(source.teacher_format, examples, parsed, f"{where}")
-    return {annotation.id: annotation for annotation in parsed}
-
-
-def load_texts(
-    source: Source, data_dir: epath.Path, split: str, examples: Sequence[Example], rows: int
-) -> dict[str, str]:
-    """Example id -> the released output as it came; otherwise as `load_annotations`.
-
-    Raises:
-        InputError: the counts differ, or a file is damaged.
+        InputError: the counts differ, a file is damaged, or the outputs belong to other examples.
     """
     files = output_files(source, data_dir, split)
     if not files or not examples:
         return {}
-    outputs: list[str] = []
-    counts = []
-    for path in files:
-        batch = read_outputs(path)
-        counts.append(len(batch))
-        outputs += batch
-    _check_count(files, counts, rows, examples[0].where.rsplit(":", 1)[0])
-    return {example.id: outputs[int(row_number(example.where))] for example in examples}
+    batches = [read_outputs(path) for path in files]
+    data = examples[0].where.rsplit(":", 1)[0]
+    _check_count(files, [len(batch) for batch in batches], rows, data)
+    texts = list(itertools.chain.from_iterable(batches))
+    outputs = {}
+    for example in examples:
+        text = texts[int(row_number(example.where))]
+        annotation = parser.parse(source.teacher_format, example, text)
+        outputs[example.id] = ReleasedOutput(source.teacher_format, text, annotation)
+    annotations = [output.annotation for output in outputs.values()]
+    check_alignment(source.teacher_format, examples, annotations, f"{files[0].parent}")
+    return outputs
 
 
 def check_alignment(
     format: str, examples: Sequence[Example], parsed: Sequence[Parsed], where: str
 ) -> None:
-    """Refuses outputs that are about other rows than those they are joined to.
+    """Refuses outputs that belong to other examples than those they are joined to.
 
-    Each row is scored from 0 to 1 for how well its output fits it:
+    Each example gets a score from 0 to 1 for how well its output fits it:
 
-    - NLI and word problems: the rationale shares more of the row's words (NLI: of the hypothesis')
-      than of either neighbour's; a tie counts half. An absolute overlap would not do: e-SNLI asks
-      three times about one premise, and ASDiv writes many numbers as words.
-    - CQA: the answer is one of the row's five choices.
+    - NLI and word problems: the rationale shares more of the example's words (NLI: of the
+      hypothesis') than of either neighbour's; a tie counts half. An absolute overlap would not
+      work: e-SNLI has three examples a premise, and ASDiv writes many numbers as words.
+    - CQA: the answer is one of the example's five choices.
 
-    The mean over every block of `BLOCK` rows must reach `MIN_FIT`. Over the released files the
-    lowest block has 0.70 (e-SNLI), 0.94 (ANLI), 0.99 (CQA) and 0.99 (SVAMP); shifted by one row in
-    either direction the highest has 0.19, 0.03, 0.04 and 0.01, by 2, 3, 7 or 50 rows 0.41, 0.40,
-    0.04 and 0.43. Fewer than `MIN_BLOCK` scored rows are too few to judge and pass.
+    The mean over every block of `BLOCK` examples must reach `MIN_FIT`. In the released files the
+    lowest block has 0.70 (e-SNLI), 0.94 (ANLI), 0.99 (CQA) and 0.99 (SVAMP). Shifted by one row in
+    either direction, the highest has 0.19, 0.03, 0.04 and 0.01; by 2, 3, 7 or 50 rows 0.41, 0.40,
+    0.04 and 0.43. Fewer than `MIN_BLOCK` scored examples are too few to judge and pass.
 
     Raises:
-        InputError: with the first block that does not fit.
+        InputError: names the first block that does not fit.
     """
     scores = np.array(_FIT[format](examples, parsed))
     starts = list(range(0, max(1, len(scores) - BLOCK + 1), BLOCK))
@@ -175,10 +183,10 @@ def check_alignment(
         if len(scored) < MIN_BLOCK or scored.mean() >= MIN_FIT:
             continue
         raise InputError(
-            f"{where}: the teacher outputs for {examples[start].where} to "
-            f"{examples[stop - 1].where} fit their rows in {100 * scored.mean():.0f}% of cases "
-            f"(at least {100 * MIN_FIT:.0f}% expected): they seem to be shifted or of another "
-            "version of the data; fetch both again"
+            f"{where}: shifted teacher outputs, or outputs of other data: "
+            f"{100 * scored.mean():.0f}% of those for {examples[start].where} to "
+            f"{examples[stop - 1].where} fit, expected at least {100 * MIN_FIT:.0f}%. Fetch both "
+            "again."
         )
 
 
@@ -191,13 +199,13 @@ def _fit_words(examples: Sequence[Example], parsed: Sequence[Parsed]) -> list[fl
     scores = []
     for place, output in enumerate(parsed):
         rationale = _words(output.rationale)
-        own, *others = (
+        overlap, *others = (
             len(rationale & inputs[p]) / max(1, len(inputs[p]))
             for p in (place, place - 1, place + 1)
             if 0 <= p < len(inputs)
         )
         best = max(others, default=0.0)
-        scores.append((own > best) + 0.5 * (own == best) if rationale else np.nan)
+        scores.append((overlap > best) + 0.5 * (overlap == best) if rationale else np.nan)
     return scores
 
 

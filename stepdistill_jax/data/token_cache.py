@@ -1,11 +1,11 @@
-"""Pairs as tokens on disk: built once through SeqIO, read ever after without TensorFlow.
+"""Pairs as tokens on disk: built once through SeqIO, then read without TensorFlow.
 
-A cache is a folder ``<cache_dir>/<dataset>-<split>-<fingerprint>`` (`token_shards` says what lies
-in it). The fingerprint covers the source's bytes, the data configuration, vocabulary, prefixes
-and lengths: a changed ingredient is another folder, and nothing is ever overwritten. A build works
-in a temporary folder beside it and renames: readers see all of a cache or nothing of it, and of
-two builders the slower one discards its copy. Rows are read in random order, thousands a second, so
-a cache on an object store is copied to a disk of this machine first.
+A cache is a folder ``<cache_dir>/<dataset>-<split>-<fingerprint>``; `token_shards` describes its
+files. The fingerprint covers the source's bytes, the data configuration, vocabulary, prefixes and
+lengths: a changed ingredient gives another folder, and nothing is overwritten. A build writes to a
+temporary folder and renames it: readers see all of a cache or nothing, and the slower of two
+builders discards its copy. Pairs are read in random order, thousands a second, so a cache on an
+object store is first copied to a local disk.
 """
 
 from __future__ import annotations
@@ -34,35 +34,29 @@ from stepdistill_jax import storage
 from stepdistill_jax.data import token_shards
 from stepdistill_jax.data.config import CACHE_DIR_VARIABLE, DataConfig, TokenConfig
 from stepdistill_jax.data.join import JoinReport, load_pairs, source_fingerprint
-from stepdistill_jax.data.sources import SOURCES
 from stepdistill_jax.data.token_shards import LENGTHS, MANIFEST, Manifest
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.records import Pair
 from stepdistill_jax.spec import FEATURES, InputError
 
-# Nobody builds for this long: what is older was left by a killed process.
+# No build takes this long: an older temporary folder belongs to a killed process.
 _ABANDONED_SECONDS = 24 * 3600
 _TEMPORARY = re.compile(r"\.\w+-(train|validation|test)-[0-9a-f]{16}\.\d+\.[0-9a-f]{32}")
-# Above this share of unknown tokens the vocabulary is hardly the one for the data.
+# Above this share of unknown tokens the vocabulary does not fit the data.
 _UNKNOWN_WARNING = 0.05
-_ROWS_A_CALL = 512
-# Raised whenever `preprocessors` would make other tokens of the same texts.
+_PAIRS_A_CALL = 512
+# Increase it whenever `preprocessors` would make other tokens of the same texts.
 _TOKENISATION = 1
 
 
 class TokenCache:
-    """A cache on disk: random access to its rows, safe in threads, picklable.
-
-    Attributes:
-        folder: where it lies.
-        manifest: what it holds.
-    """
+    """A cache on disk: random access to its pairs, thread-safe, picklable."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """Opens a cache.
 
         Raises:
-            InputError: a file is missing, was cut short, or is of another format.
+            InputError: a file is missing, truncated, or of another format.
         """
         self.folder = pathlib.Path(folder)
         try:
@@ -70,14 +64,16 @@ class TokenCache:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise self._damaged(f"{MANIFEST} cannot be read ({error})") from error
         if self.manifest.format != token_shards.FORMAT:
-            raise self._damaged(f"format {self.manifest.format}, expected {token_shards.FORMAT}")
+            raise self._damaged(
+                f"got format {self.manifest.format}, expected {token_shards.FORMAT}"
+            )
         for shard in self.manifest.shards:
             path = self.folder / shard.name
             size = path.stat().st_size if path.exists() else None
             if size != shard.bytes:
-                found = "is missing" if size is None else f"has {size} bytes"
-                raise self._damaged(f"{shard.name} {found}, expected {shard.bytes} bytes")
-        self._reader = token_shards.Reader(self.folder, self.manifest.shards)
+                problem = "is missing" if size is None else f"has {size} bytes"
+                raise self._damaged(f"{shard.name} {problem}, expected {shard.bytes} bytes")
+        self._reader = token_shards.ShardReader(self.folder, self.manifest.shards)
 
     def __reduce__(self) -> tuple[type[TokenCache], tuple[str]]:
         return TokenCache, (str(self.folder),)
@@ -89,59 +85,57 @@ class TokenCache:
         """The four features as read-only int32 arrays, each ending in EOS, and two weights.
 
         Raises:
-            IndexError: no such row.
+            IndexError: out of range.
             InputError: the shard is damaged.
         """
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Several rows at once, which costs less than one by one."""
+        """Several pairs at once, which is faster than one by one."""
         return [token_shards.unpack_tokens(record) for record in self._records(indices)]
 
     def row(self, index: int) -> dict[str, Any]:
         """`__getitem__` and the texts: id, input (no prefix), label, gold, rationale, choices.
 
-        ``gold`` and ``rationale`` are None where there is none; ``choices`` is a tuple.
+        A missing ``gold`` or ``rationale`` is None; ``choices`` is a tuple.
         """
         (record,) = self._records([index])
         return {**token_shards.unpack_tokens(record), **token_shards.unpack_texts(record)}
 
     @functools.cached_property
     def lengths(self) -> dict[str, np.ndarray]:
-        """Feature -> int32 [rows]: tokens as stored, EOS included.
+        """Feature -> int32 [pairs]: tokens as stored, EOS included.
 
         Raises:
             InputError: the table of lengths is damaged.
         """
-        path = self.folder / LENGTHS
-        found = token_shards.file_sha256(path) if path.exists() else "missing"
-        if found != self.manifest.lengths_sha256:
-            raise self._damaged(
-                f"{LENGTHS} has sha256 {found[:12]}, expected {self.manifest.lengths_sha256[:12]}"
-            )
+        path, expected = self.folder / LENGTHS, self.manifest.lengths_sha256
+        sha256 = token_shards.file_sha256(path) if path.exists() else "missing"
+        if sha256 != expected:
+            raise self._damaged(f"{LENGTHS} has sha256 {sha256[:12]}, expected {expected[:12]}")
         return dict(zip(FEATURES, np.load(path), strict=True))
 
     def _records(self, indices: Sequence[int]) -> list[bytes]:
         try:
             return self._reader.read(indices)
         except (ValueError, RuntimeError) as error:
-            raise self._damaged(f"row {min(indices)} or a later one: {error}") from error
+            raise self._damaged(f"pair {min(indices)} or a later one: {error}") from error
 
     def _damaged(self, what: str) -> InputError:
         return InputError(
-            f"token cache {self.folder} is damaged: {what}; delete the folder and run again"
+            f"Token cache {self.folder} is damaged: {what}. Delete the folder and run again."
         )
 
 
 def open_or_build(data: DataConfig, tokens: TokenConfig, split: str) -> TokenCache:
-    """The token cache of a split, built first where there is none.
+    """The token cache of a split, built if there is none.
 
     Opening an existing one imports neither TensorFlow nor SeqIO; it reads the source files' bytes
     (for the fingerprint) and the vocabulary.
 
     Raises:
         InputError: bad data, vocabulary or cache, a folder that cannot be written, or a build
-            where TensorFlow is not installed.
+            without TensorFlow.
     """
     fingerprint = cache_fingerprint(data, tokens, split)
     name = f"{data.dataset}-{split}-{fingerprint[:16]}"
@@ -155,9 +149,9 @@ def open_or_build(data: DataConfig, tokens: TokenConfig, split: str) -> TokenCac
     cache = TokenCache(folder)
     if cache.manifest.fingerprint != fingerprint:
         raise InputError(
-            f"token cache {folder} was made of other ingredients (fingerprint "
-            f"{cache.manifest.fingerprint[:16]}, expected {fingerprint[:16]}); delete the folder "
-            "and run again"
+            f"Token cache {folder} has other ingredients: got fingerprint "
+            f"{cache.manifest.fingerprint[:16]}, expected {fingerprint[:16]}. Delete the folder "
+            "and run again."
         )
     if store is not None and not (store / MANIFEST).exists():
         _copy_to(store, cache)
@@ -185,7 +179,7 @@ def _build(
     pairs, report = load_pairs(data, split)
     examples = _tokenised(data, tokens, split, pairs, report)
     with _published(folder) as temporary:
-        writer = token_shards.Writer(temporary)
+        writer = token_shards.ShardWriter(temporary)
         for example in examples:
             writer.add(example)
         manifest = writer.finish(
@@ -199,16 +193,16 @@ def _build(
             lost_labels=_lost_labels(data, tokens, split, pairs),
         )
         if manifest.rows != len(pairs):
-            raise RuntimeError(f"{len(pairs)} pairs became {manifest.rows} rows")
+            raise RuntimeError(f"wrote {manifest.rows} of {len(pairs)} pairs")
     _warn_of_unknown(manifest)
 
 
 def _copy_from(store: epath.Path, folder: pathlib.Path) -> None:
-    """Copies a cache from a store, and looks at what came before anybody reads it.
+    """Copies a cache from a store and verifies the copy before it is published.
 
     Raises:
         InputError: it is damaged there, or cannot be written here.
-        UnavailableError: the store gives no answer.
+        UnavailableError: the store does not answer.
     """
     with _published(folder) as temporary:
         try:
@@ -220,25 +214,25 @@ def _copy_from(store: epath.Path, folder: pathlib.Path) -> None:
             reason = str(error).replace(str(temporary), str(store))
             if not isinstance(error, InputError):
                 reason = (
-                    f"token cache {store} is damaged: {reason}; delete the folder and run again"
+                    f"Token cache {store} is damaged: {reason}. Delete the folder and run again."
                 )
             raise InputError(reason) from error
 
 
 def _copy_to(store: epath.Path, cache: TokenCache) -> None:
-    """Copies a cache to a store, the manifest last: what has none there is not looked at."""
+    """Copies a cache to a store, the manifest last: a folder without one is ignored."""
     for name in (LENGTHS, *(shard.name for shard in cache.manifest.shards), MANIFEST):
         epath.Path(cache.folder / name).copy(store / name, overwrite=True)
 
 
 @contextlib.contextmanager
 def _published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder to write a cache into, which is moved to `folder` in the end.
+    """A temporary folder for a cache, which is moved to `folder` at the end.
 
     Raises:
         InputError: it cannot be written.
     """
-    # Matches _TEMPORARY, by which leftovers are known.
+    # Matches _TEMPORARY, which identifies leftovers.
     temporary = folder.parent / f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex}"
     try:
         temporary.mkdir(parents=True)
@@ -248,8 +242,8 @@ def _published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     except OSError as error:
         storage.raise_failure(error)  # of a connection, where a cache comes from a store
         raise InputError(
-            f"token cache {folder} cannot be written: {error}; make room, or set CACHE_DIR (or "
-            f"{CACHE_DIR_VARIABLE}) to another folder"
+            f"Token cache {folder} cannot be written: {error}. Free space, or set CACHE_DIR (or "
+            f"{CACHE_DIR_VARIABLE}) to another folder."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -259,13 +253,13 @@ def _publish(temporary: pathlib.Path, folder: pathlib.Path) -> None:
     try:
         temporary.rename(folder)
     except OSError:
-        # Where another process was first, its copy holds the same rows and ours can go.
+        # If another process was first, its copy is the same and ours is discarded.
         if not (folder / MANIFEST).exists():
             raise
 
 
 def _remove_abandoned(root: pathlib.Path) -> None:
-    """Sweeps temporary folders of killed builds; nothing that is not named like one."""
+    """Deletes temporary folders of killed builds, and nothing with another name."""
     for path in filter(lambda path: _TEMPORARY.fullmatch(path.name), root.iterdir()):
         # Another builder may rename or remove its folder at any moment.
         with contextlib.suppress(FileNotFoundError):
@@ -285,9 +279,9 @@ def _tokenised(
             from stepdistill_jax.data import preprocessors
     except ImportError as error:
         raise InputError(
-            f"there is no token cache of dataset {data.dataset!r}, split {split!r}, in "
-            f"{tokens.root()}, and building one needs TensorFlow and SeqIO ({error}); install "
-            "them, or build it where they are and copy its folder"
+            f"No token cache of dataset {data.dataset!r}, split {split!r}, in {tokens.root()}; "
+            f"building one needs TensorFlow and SeqIO ({error}). Install them, or build it where "
+            "they are installed and copy its folder."
         ) from error
 
     try:
@@ -295,13 +289,13 @@ def _tokenised(
         with _quiet_stderr():
             tf.config.set_visible_devices([], "GPU")
     except RuntimeError:
-        logging.info("TensorFlow was started before; its devices stay as they are")
+        logging.info("TensorFlow is already running; it keeps its devices")
     task = preprocessors.seqio_task(
         f"{data.dataset}_{split}", data, tokens, load=lambda *_: (pairs, report)
     )
     dataset = task.get_dataset(split=split, shuffle=False)
-    # Handing over rows one by one costs more than tokenising them.
-    return itertools.chain.from_iterable(map(_rows, dataset.ragged_batch(_ROWS_A_CALL)))
+    # Passing pairs on one by one costs more than tokenising them.
+    return itertools.chain.from_iterable(map(_rows, dataset.ragged_batch(_PAIRS_A_CALL)))
 
 
 @contextlib.contextmanager
@@ -338,25 +332,24 @@ def _rows(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _lost_labels(data: DataConfig, tokens: TokenConfig, split: str, pairs: list[Pair]) -> int:
-    """Rows whose label no prediction can equal: encoded and decoded it is another text."""
+    """Pairs whose label no prediction can equal: encoded and decoded it is another text."""
     vocabulary = load_vocabulary(tokens.vocabulary)
-    metric = data.columns.metric if data.columns else SOURCES[data.dataset].metric
 
     def compared(text: str) -> str:
         # An equation is scored by its value, which white space does not change.
-        return re.sub(r"\s", "", text) if metric == "equation" else text.strip()
+        return re.sub(r"\s", "", text) if data.metric == "equation" else text.strip()
 
-    rows = collections.Counter(pair.label for pair in pairs)
-    back = {label: vocabulary.decode(vocabulary.encode(label)) for label in rows}
-    lost = {label: text for label, text in back.items() if compared(text) != compared(label)}
+    counts = collections.Counter(pair.label for pair in pairs)
+    decoded = {label: vocabulary.decode(vocabulary.encode(label)) for label in counts}
+    lost = {label: text for label, text in decoded.items() if compared(text) != compared(label)}
     if not lost:
         return 0
-    count = sum(rows[label] for label in lost)
+    count = sum(counts[label] for label in lost)
     label, text = next(iter(lost.items()))
     logging.warning(
-        "%d labels, of %d of the %d rows of %s, split %s, are not the same once tokenised, so "
-        "no prediction can equal them: the first is %r and comes back as %r; change those labels, "
-        "or set VOCABULARY to one made for such text",
+        "Tokenising changes %d labels, of %d of the %d examples of %s, split %s, so no prediction "
+        "can equal them: %r decodes to %r. Change those labels, or set VOCABULARY to one made for "
+        "such text.",
         len(lost),
         count,
         len(pairs),
@@ -372,8 +365,8 @@ def _warn_of_unknown(manifest: Manifest) -> None:
     share = manifest.unknown["label_inputs"] / (manifest.mean["label_inputs"] * manifest.rows)
     if share > _UNKNOWN_WARNING:
         logging.warning(
-            "%.0f%% of the input tokens of %s, split %s, are unknown to the vocabulary; set "
-            "VOCABULARY to one made for such text",
+            "%.0f%% of the input tokens of %s, split %s, are unknown to the vocabulary. Set "
+            "VOCABULARY to one made for such text.",
             100 * share,
             manifest.dataset,
             manifest.split,

@@ -1,11 +1,11 @@
 """The files of a token cache: ArrayRecord shards of msgpack rows, a table of lengths, a manifest.
 
     manifest.json                       written last
-    lengths.npy                         int32 [4, rows], in the order of `spec.FEATURES`
-    tokens-00000-of-00002.array_record  one row a record
+    lengths.npy                         int32 [4, pairs], in the order of `spec.FEATURES`
+    tokens-00000-of-00002.array_record  one record a pair
 
-A row is a list: the four features as little-endian int32 bytes, the two weights, and the texts
-packed on their own, because training reads tokens alone.
+A record is one pair, as a list: the four features as little-endian int32 bytes, the two weights,
+and the packed texts, which training does not unpack.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from array_record.python import array_record_module
 
 from stepdistill_jax.spec import FEATURES, UNK_ID
 
-# Raised whenever the files or what they hold would differ for the same ingredients.
+# Increase it whenever the same ingredients would give other files.
 FORMAT = 1
 MANIFEST = "manifest.json"
 LENGTHS = "lengths.npy"
@@ -34,12 +34,12 @@ PERCENTILES = (50, 95, 99, 100)
 # Appended to a feature's name: its tokens before truncation, EOS included.
 FULL_LENGTH = "_full_length"
 
-_ROWS_PER_SHARD = 1 << 16
+_PAIRS_PER_SHARD = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One ArrayRecord file: its name in the folder, its rows and its size in bytes."""
+    """One ArrayRecord file: its name in the folder, its pairs and its size in bytes."""
 
     name: str
     rows: int
@@ -48,23 +48,23 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a token cache holds.
+    """The content of a token cache.
 
     Attributes:
         fingerprint: sha256 over all ingredients.
         rows: pairs in the split.
         vocabulary: the vocabulary's fingerprint.
         prefixes: stream -> prefix.
-        max_lengths: feature -> tokens at most, EOS included.
+        max_lengths: feature -> maximal tokens, EOS included.
         percentiles: feature -> {"50", "95", "99", "100"} -> tokens before truncation, EOS and
-            prefix included; of all rows, those without a rationale too.
+            prefix included; over all pairs, including those without a rationale.
         mean: feature -> tokens before truncation.
-        truncated: feature -> rows cut to the maximum.
-        unknown: feature -> tokens that the vocabulary does not know.
+        truncated: feature -> pairs cut to the maximum.
+        unknown: feature -> tokens outside the vocabulary.
         report: `join.JoinReport.counts`.
         lengths_sha256: of the table of stored lengths.
-        shards: in row order.
-        lost_labels: rows whose label comes back from the vocabulary as another text.
+        shards: in order.
+        lost_labels: pairs whose label the vocabulary decodes to another text.
     """
 
     format: int
@@ -93,7 +93,7 @@ class Manifest:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError, TypeError, KeyError: the text is no manifest.
+            ValueError, TypeError, KeyError: the text is not a manifest.
         """
         fields = json.loads(text)
         shards = tuple(Shard(**shard) for shard in fields.pop("shards"))
@@ -149,11 +149,11 @@ def unpack_texts(record: bytes) -> dict[str, Any]:
     return {**texts, "choices": tuple(texts["choices"])}
 
 
-class Reader:
-    """Random access to the records of several shards, safe in threads.
+class ShardReader:
+    """Random access to the records of several shards, thread-safe.
 
-    The library's own data source starts a thread pool for every batch, which costs more than the
-    reading of rows as short as these.
+    The library's data source starts a thread pool for every batch, which costs more than reading
+    such short records.
     """
 
     def __init__(self, folder: pathlib.Path, shards: Sequence[Shard]) -> None:
@@ -162,23 +162,23 @@ class Reader:
         self._readers: list[Any] = [None] * len(shards)
         self._lock = threading.Lock()
 
-    def read(self, rows: Sequence[int]) -> list[bytes]:
-        """The records of `rows`, in their order.
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """The records of `indices`, in their order.
 
         Raises:
-            IndexError: no such row.
+            IndexError: out of range.
             ValueError, RuntimeError: a shard is damaged.
         """
-        if min(rows) < 0 or max(rows) >= self._ends[-1]:
-            raise IndexError(f"row {min(rows)} or {max(rows)} of {self._ends[-1]} rows")
+        if min(indices) < 0 or max(indices) >= self._ends[-1]:
+            raise IndexError(f"pair {min(indices)} or {max(indices)} of {self._ends[-1]} pairs")
         places: dict[int, list[int]] = {}
-        for place, shard in enumerate(np.searchsorted(self._ends, rows, side="right").tolist()):
+        for place, shard in enumerate(np.searchsorted(self._ends, indices, side="right").tolist()):
             places.setdefault(shard, []).append(place)
-        records = [b""] * len(rows)
+        records = [b""] * len(indices)
         for shard, members in places.items():
             start = int(self._ends[shard - 1]) if shard else 0
-            found = self._reader(shard).read([int(rows[place]) - start for place in members])
-            for place, record in zip(members, found, strict=True):
+            of_shard = self._reader(shard).read([int(indices[place]) - start for place in members])
+            for place, record in zip(members, of_shard, strict=True):
                 records[place] = record
         return records
 
@@ -194,8 +194,8 @@ class Reader:
         return self._readers[shard]
 
 
-class Writer:
-    """Writes rows to shards in a folder and gathers the manifest's statistics."""
+class ShardWriter:
+    """Writes pairs to shards in a folder and collects the manifest's statistics."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self._folder = folder
@@ -207,7 +207,7 @@ class Writer:
 
     def add(self, example: Mapping[str, Any]) -> None:
         """Appends one example of `preprocessors.seqio_task`, as numpy values."""
-        if not self._rows or self._rows[-1] == _ROWS_PER_SHARD:
+        if not self._rows or self._rows[-1] == _PAIRS_PER_SHARD:
             self._next_shard()
         features = [np.asarray(example[name]) for name in FEATURES]
         self._writer.write(pack_row(example, features))
@@ -220,23 +220,23 @@ class Writer:
     def _next_shard(self) -> None:
         if self._writer is not None:
             self._writer.close()
-        # One record a chunk, since rows are read in random order; and not compressed, which
-        # would halve the file and add half to the time of a read.
-        path = str(self._folder / _unnamed(len(self._rows)))
+        # One record a chunk, since pairs are read in random order. Compression would halve the
+        # file but make reads 1.5 times as slow.
+        path = str(self._folder / _temporary_name(len(self._rows)))
         self._writer = array_record_module.ArrayRecordWriter(path, "group_size:1,uncompressed")
         self._rows.append(0)
 
-    def finish(self, **known: Any) -> Manifest:
+    def finish(self, **fields: Any) -> Manifest:
         """Closes the shards and writes the lengths and, last, the manifest.
 
         Args:
-            **known: the fields of `Manifest` that are not counted here.
+            **fields: of `Manifest`, those that are not counted here.
         """
         self._writer.close()
         shards = []
         for number, rows in enumerate(self._rows):
             name = f"tokens-{number:05d}-of-{len(self._rows):05d}.array_record"
-            path = (self._folder / _unnamed(number)).rename(self._folder / name)
+            path = (self._folder / _temporary_name(number)).rename(self._folder / name)
             shards.append(Shard(name, rows, path.stat().st_size))
         np.save(self._folder / LENGTHS, np.array(self._lengths, np.int32).T)
         full = dict(zip(FEATURES, np.array(self._full_lengths).T, strict=True))
@@ -246,23 +246,23 @@ class Writer:
             percentiles={name: _percentiles(lengths) for name, lengths in full.items()},
             mean={name: float(lengths.mean()) for name, lengths in full.items()},
             truncated={
-                name: int(np.sum(lengths > known["max_lengths"][name]))
+                name: int(np.sum(lengths > fields["max_lengths"][name]))
                 for name, lengths in full.items()
             },
             unknown={name: self._unknown[name] for name in FEATURES},
             lengths_sha256=file_sha256(self._folder / LENGTHS),
             shards=tuple(shards),
-            **known,
+            **fields,
         )
         (self._folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
         return manifest
 
 
-def _unnamed(number: int) -> str:
-    """A shard's name until the number of shards is known."""
+def _temporary_name(number: int) -> str:
+    """A shard's name until the number of shards is final."""
     return f"{number:05d}.array_record"
 
 
 def _percentiles(lengths: np.ndarray) -> dict[str, int]:
-    # "higher" gives a length that a row has: that many tokens hold this share of the rows.
+    # "higher" gives a length that occurs: this share of the pairs has at most so many tokens.
     return {str(q): int(np.percentile(lengths, q, method="higher")) for q in PERCENTILES}

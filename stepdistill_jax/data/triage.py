@@ -1,7 +1,7 @@
-"""Rationale triage: which rationales are worth training on (TRIAGE), and what the others weigh.
+"""Rationale triage: which rationales are worth training on (TRIAGE), and the others' weights.
 
-Every filter looks at one row's own texts. Which rows FRACTION takes does not depend on it, and a
-control with shuffled rationales deals out the very rationales that the triage left.
+Every filter judges one example by its own texts. Which examples FRACTION takes does not depend on
+it, and a control with shuffled rationales deals out exactly the rationales that pass.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Mapping
 from stepdistill_jax.data import audit
 from stepdistill_jax.data.metrics import correct
 
-# The label beside the rationale is not the gold one, or none could be read.
+# The label beside the rationale is not the gold one, or is missing.
 WRONG = "wrong"
-# The rationale holds neither a letter nor a digit.
+# The rationale contains neither a letter nor a digit.
 EMPTY = "empty"
-# The rationale gives away the label that is trained on (`audit.states`).
+# The rationale contains the label that is trained on (`audit.states`).
 STATES_LABEL = "states_label"
 FILTERS = (WRONG, EMPTY, STATES_LABEL)
 
-# Raised whenever the same texts would be judged differently: part of a data fingerprint.
+# Increase it whenever the same texts would be judged differently: part of a data fingerprint.
 VERSION = 1
 
 _PREFIX = "triage: "
@@ -31,12 +31,12 @@ _NO_GOLD = f"{_PREFIX}no gold label to be {WRONG} by"
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a triage says of one row.
+    """The triage of one example.
 
     Attributes:
         judged: there was something to judge.
-        reasons: the filters that caught it.
-        label_weight, rationale_weight: factors on the row's own targets; 0 drops one.
+        reasons: the filters that it does not pass.
+        label_weight, rationale_weight: factors on the example's targets; 0 drops one.
     """
 
     judged: bool = False
@@ -46,7 +46,7 @@ class Verdict:
 
 
 def name(filters: tuple[str, ...], weight: float) -> str:
-    """A triage in one word, as ``wrong+states_label:0.5``; "" for none."""
+    """A triage in one word, such as ``wrong+states_label:0.5``; "" for none."""
     return f"{'+'.join(filters)}:{weight:g}" if filters else ""
 
 
@@ -55,37 +55,37 @@ def caught(
     metric: str,
     *,
     rationale: str | None,
-    answer: str | None,
+    teacher_label: str | None,
     gold: str | None,
     target: str | None,
 ) -> tuple[str, ...]:
-    """Those of `filters` that a row does not pass, in their order.
+    """Those of `filters` that an example does not pass, in their order.
 
     Args:
         filters: of `FILTERS`.
-        metric: the data set's, a key of `metrics.METRICS`.
-        rationale: the row's own; None passes all filters but `WRONG`.
-        answer: the label that the rationale's writer gave; None or "" is not the gold one.
-        gold: the gold label; None, in unlabelled data, passes `WRONG`.
+        metric: a key of `metrics.METRICS`.
+        rationale: None passes all filters except `WRONG`.
+        teacher_label: of the rationale's writer; None or "" is not the gold one.
+        gold: None, in unlabelled data, passes `WRONG`.
         target: the label that is trained on.
     """
-    found = {
-        WRONG: gold is not None and not (answer and correct(metric, answer, gold)),
+    fails = {
+        WRONG: gold is not None and not (teacher_label and correct(metric, teacher_label, gold)),
         EMPTY: rationale is not None and not any(map(str.isalnum, rationale)),
         STATES_LABEL: audit.states(rationale or "", target or "", metric),
     }
-    return tuple(name for name in filters if found[name])
+    return tuple(name for name in filters if fails[name])
 
 
 class Tally:
-    """Counts what a triage did to the rows that are trained on."""
+    """Counts what a triage did to the training examples."""
 
     def __init__(self, filters: tuple[str, ...]) -> None:
         self._filters = filters
         self._counts: collections.Counter[str] = collections.Counter()
 
     def add(self, verdict: Verdict, gold: str | None) -> None:
-        """Notes what was said of one row, and its gold label."""
+        """Counts one example's verdict."""
         if not verdict.judged:
             return
         self._counts[_JUDGED] += 1
@@ -94,22 +94,22 @@ class Tally:
         self._counts.update(_PREFIX + reason for reason in verdict.reasons)
 
     def counts(self) -> dict[str, int]:
-        """Rows looked at, those that pass, and those caught by each filter, or by several."""
+        """Examples judged, those that pass, and those that each filter catches."""
         if not self._filters:
             return {}
         names = (_JUDGED, _KEPT, *(_PREFIX + name for name in self._filters))
-        found = {name: self._counts[name] for name in names}
-        return found | ({_NO_GOLD: self._counts[_NO_GOLD]} if self._counts[_NO_GOLD] else {})
+        counts = {name: self._counts[name] for name in names}
+        return counts | ({_NO_GOLD: self._counts[_NO_GOLD]} if self._counts[_NO_GOLD] else {})
 
 
 def split_counts(report: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
-    """A join's counts without those of `Tally`, and those alone."""
-    ours = {name: count for name, count in report.items() if name.startswith(_PREFIX)}
-    return {name: count for name, count in report.items() if name not in ours}, ours
+    """A join's counts without those of `Tally`, and those of `Tally` alone."""
+    tally = {name: count for name, count in report.items() if name.startswith(_PREFIX)}
+    return {name: count for name, count in report.items() if name not in tally}, tally
 
 
 def yields(counts: Mapping[str, int]) -> dict[str, str]:
-    """Lines of a table: the rows that each filter alone, and all together, leave as they are.
+    """Lines of a table: the examples that pass each filter alone, and all of them.
 
     Args:
         counts: of `Tally.counts`; empty gives no lines.

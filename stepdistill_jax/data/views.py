@@ -1,7 +1,7 @@
-"""Token views: what each method reads of one and the same token cache.
+"""Token views: what each method reads of the same token cache.
 
-A token cache holds four features; no method needs another one. `standard` and `step_by_step` read
-them as they are. With the marker ids 21 22 and EOS 1, the pair
+A token cache holds four features, enough for every method. `standard` and `step_by_step` read them
+unchanged. With the marker ids 21 22 and EOS 1, the pair
 
     label_inputs       11 12 1      weight of the label      1
     label_targets      31 1
@@ -13,34 +13,33 @@ is to ``single_task`` (the paper's Eq. 5: the rationale and then the label in on
     label_targets  41 42 43 21 22 31  1
     label_weight   .5 .5 .5  1  1  1  1
 
-The marker counts with the label: where a rationale is missing or weighs less, the student still
-has to learn what an answer begins with. Nothing is cut, so a long rationale never costs the label.
+The marker has the label's weight: where a rationale is missing or weighs less, the student must
+still learn the start of an answer. Nothing is cut, so a long rationale never costs the label.
 
 To ``rationale_as_input`` (Eq. 2: the label from the input and the teacher's rationale, at test too)
 
     label_inputs   11 12  1 41 42 43  1
     label_targets  31  1
 
-The EOS between them is T5's ``</s>``, which separates premise and hypothesis in the same way.
+The EOS between them is T5's ``</s>``, which also separates premise and hypothesis.
 
-``pinto`` (Wang et al. 2022, arXiv 2211.01562) reads that too, and has a second stream
-that asks for the same label where the rationale has lost its sense, with smoothed targets: a
-student that goes on answering as surely as before is not reading it. With equal chances, the
-rationale is taken out or some of its tokens become random ones (here 43 became 57):
+``pinto`` (Wang et al. 2022, arXiv 2211.01562) reads that too. Its second stream has the same label
+with smoothed targets, but a perturbed rationale: a student that answers just as confidently does
+not read the rationale. With equal probability the rationale is removed, or some of its tokens are
+replaced by random ones (here 43 became 57):
 
     counterfactual_inputs   11 12  1      or   11 12  1 41 42 57  1
     counterfactual_targets  31  1              31  1
 
-Taken from the authors' released code: the chance of the one and of the other (0.5), the share of
-tokens replaced (0.3, rounded down), the smoothing (0.1, `ObjectiveConfig`), and that both losses
-weigh the same. Different here: a pair's perturbation is drawn once a run, not anew each time that
-it comes up; their teacher writes a rationale for every choice, and the student scores choices and
-smooths over them, where ours reads one rationale, writes the label and smooths over the
-vocabulary; and random ids are never padding, EOS or unknown.
+From the authors' released code come the probability of either (0.5), the share of tokens replaced
+(0.3, rounded down), the smoothing (0.1, `ObjectiveConfig`), and equal weights of both losses. There
+are three differences. A pair's perturbation is drawn once a run, not every time. Their teacher
+writes a rationale for every choice, and the student scores choices and smooths over them; ours
+reads one rationale, writes the label and smooths over the vocabulary. And random ids are never
+padding, EOS or unknown.
 
 A missing rationale is EOS alone in the cache. Then ``single_task`` trains on marker and label, a
-reader's input is the input alone, and the counterfactual stream, with nothing to perturb, gives
-the pair weight 0.
+reader's input is the input alone, and the counterfactual stream has weight 0.
 """
 
 from __future__ import annotations
@@ -104,27 +103,26 @@ class ViewConfig:
 
 
 def marker_ids(marker: str, vocabulary: Vocabulary) -> list[int]:
-    """The tokens of ANSWER_MARKER; decoded, the marker is found in them again.
+    """The tokens of ANSWER_MARKER; they decode to a text that contains it.
 
     Raises:
-        InputError: the vocabulary cannot write it.
+        InputError: the vocabulary has no tokens for it.
     """
-    # The spaces part it from its neighbours where a vocabulary does not begin words with one.
+    # The spaces separate it from its neighbours if a vocabulary does not begin words with one.
     ids = vocabulary.encode(f" {marker.strip()} ")
     if UNK_ID in ids or label_after_marker(vocabulary.decode(ids), marker) is None:
         raise InputError(
-            f"ANSWER_MARKER={marker!r} is {vocabulary.decode(ids)!r} to the VOCABULARY, which has "
-            "no tokens for all of it; set ANSWER_MARKER to words that it knows, or another "
-            "VOCABULARY"
+            f"ANSWER_MARKER={marker!r}: VOCABULARY lacks tokens for it and decodes it to "
+            f"{vocabulary.decode(ids)!r}. Set ANSWER_MARKER to known words, or another VOCABULARY."
         )
     return ids
 
 
 def label_after_marker(text: str, marker: str) -> str | None:
-    """The text after the last marker, None where there is none; white space counts as one space."""
+    """The text after the last marker, in any white space; None without a marker."""
     pattern = r"\s+".join(map(re.escape, marker.split()))
-    found = list(re.finditer(pattern, text))
-    return text[found[-1].end() :].strip() if found else None
+    matches = list(re.finditer(pattern, text))
+    return text[matches[-1].end() :].strip() if matches else None
 
 
 def token_view(
@@ -140,8 +138,8 @@ def token_view(
         seed: of the perturbation.
 
     Raises:
-        InputError: the vocabulary cannot write the marker, a label holds it, or a method that
-            reads rationales finds none.
+        InputError: the vocabulary lacks tokens for the marker, a label contains it, or a method
+            that reads rationales has none.
     """
     if method == "single_task":
         _refuse_marker_in_labels(cache, config.answer_marker, vocabulary)
@@ -156,7 +154,7 @@ def token_view(
 
 
 class _View:
-    """A token cache read otherwise; picklable where the cache is."""
+    """Another view of a token cache; picklable if the cache is."""
 
     def __init__(self, cache: SplitCache) -> None:
         self._cache = cache
@@ -166,16 +164,16 @@ class _View:
 
     @property
     def manifest(self) -> Manifest:
-        """The cache's: views of one cache are of the same data."""
+        """The cache's."""
         return self._cache.manifest
 
     @property
     def lengths(self) -> Mapping[str, np.ndarray]:
-        """Feature -> int32 [rows]: tokens, EOS included."""
+        """Feature -> int32 [pairs]: tokens, EOS included."""
         return self._cache.lengths
 
     def row(self, index: int) -> Mapping[str, Any]:
-        """The pair with its texts, as the cache has it."""
+        """The pair with its texts."""
         return {**self._cache.row(index), **self[index]}
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
@@ -263,7 +261,7 @@ class Pinto(RationaleAsInput):
         }
 
     def _perturbed(self, rationale: np.ndarray, index: int) -> np.ndarray:
-        """The rationale without any of its tokens, or with some of them replaced; EOS stays."""
+        """The rationale with all of its tokens removed, or some replaced; EOS stays."""
         if self._masked[index]:
             return rationale[-1:]
         random = np.random.default_rng([self._seed, 1 + index])
@@ -275,27 +273,27 @@ class Pinto(RationaleAsInput):
 
 
 def _rationale_lengths(lengths: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Tokens that a rationale adds to an input, EOS included; 0 where there is none."""
+    """Tokens that a rationale adds to an input, EOS included; 0 if it is missing."""
     counts = lengths["rationale_targets"]
     return counts * (counts > 1)
 
 
 def _with_rationale(pair: Mapping[str, Any], rationale: np.ndarray) -> np.ndarray:
-    """The label's input with a rationale behind it, unless that is EOS alone."""
+    """The label's input followed by a rationale, unless that is EOS alone."""
     inputs: np.ndarray = pair["label_inputs"]
     return np.concatenate([inputs, rationale]) if len(rationale) > 1 else inputs
 
 
 def _refuse_marker_in_labels(cache: SplitCache, marker: str, vocabulary: Vocabulary) -> None:
-    """Refuses a label that would be cut off at its own words; reads only rows long enough."""
+    """Refuses a label that contains the marker; reads only pairs that are long enough."""
     shortest = len(vocabulary.encode(marker.strip()))
     for index in np.flatnonzero(cache.lengths["label_targets"] > shortest):
         row = cache.row(int(index))
         if label_after_marker(row["label"], marker) is not None:
             raise InputError(
-                f"ANSWER_MARKER={marker!r} stands in the label {row['label']!r} of "
-                f"{cache.manifest.split} example {row['id']}, which could not be told from what "
-                "comes before it; set ANSWER_MARKER to words that are in no label"
+                f"ANSWER_MARKER={marker!r} occurs in the label {row['label']!r} of "
+                f"{cache.manifest.split} example {row['id']}, so its start would be ambiguous. Set "
+                "ANSWER_MARKER to words that are in no label."
             )
 
 
@@ -303,7 +301,7 @@ def _refuse_without_rationales(cache: SplitCache, method: str) -> None:
     if not (cache.lengths["rationale_targets"] > 1).any():
         name = f"split {cache.manifest.split} of {cache.manifest.dataset!r}"
         raise InputError(
-            f"METHOD={method!r} reads the teacher's rationale, at test too, but none of the "
-            f"{len(cache)} rows of {name} has one; supply the teacher's outputs for it, take it "
-            "out of EVAL_SPLITS, or set another METHOD"
+            f"METHOD={method!r} reads the teacher's rationale, at test time too, but none of the "
+            f"{len(cache)} examples of {name} has one. Supply teacher outputs for it, remove it "
+            "from EVAL_SPLITS, or set another METHOD."
         )

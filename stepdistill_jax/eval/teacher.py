@@ -24,11 +24,9 @@ from stepdistill_jax.data.config import SPLIT_FIELD, DataConfig
 from stepdistill_jax.data.equation import EquationError, evaluate
 from stepdistill_jax.data.fetch import SHA256, digest
 from stepdistill_jax.data.join import source_fingerprint
-from stepdistill_jax.data.parse import parse_release
-from stepdistill_jax.data.read import Reader
-from stepdistill_jax.data.sources.base import row_number
+from stepdistill_jax.data.read import SplitReader
 from stepdistill_jax.data.subsets import carve_validation
-from stepdistill_jax.data.teacher_outputs import Parsed, output_files, read_outputs
+from stepdistill_jax.data.teacher_outputs import Parsed, output_files
 from stepdistill_jax.records import Annotation, Example, ParseFailure
 from stepdistill_jax.run.eval_config import RELEASE, REPAIRED, TeacherEvalConfig
 from stepdistill_jax.run.results import NOT_SELECTED, Result, RunFacts, append_result, find_result
@@ -101,7 +99,7 @@ def score(
     if stored is not None:
         _refuse_other_data(folder, fingerprint)
         return stored
-    reader = Reader(data, split)
+    reader = SplitReader(data, split)
     annotations = read_annotations(reader, config.parse)
     golds = [a.example.label or "" for a in annotations]
     predictions = [a.prediction for a in annotations]
@@ -143,7 +141,7 @@ def _about(
     }
 
 
-def read_annotations(reader: Reader, parse: str) -> list[ScoredAnnotation]:
+def read_annotations(reader: SplitReader, parse: str) -> list[ScoredAnnotation]:
     """The teacher's annotation of every example of the reader's split, in the file's order.
 
     Raises:
@@ -156,28 +154,23 @@ def read_annotations(reader: Reader, parse: str) -> list[ScoredAnnotation]:
             f"names {reader.file_split}. Write a file for each split, with {SPLIT_FIELD} in its "
             "path, or change EVAL_SPLITS."
         )
-    examples, rows = reader.read(source, reader.file_split)
-    parsed = reader.annotations(examples, rows, refuse_hinted=False)
+    parsed = reader.annotations(refuse_hinted=False)
     if not parsed:
         raise InputError(
             f"DATASET={data.dataset!r} has no teacher outputs for {reader.file_split} in "
             f"{reader.data_dir / source.folder / 'llm'}. Add them, or change EVAL_SPLITS."
         )
-    released: list[str] = []
-    if source.teacher_format and not data.rationale_path:
-        files = output_files(source, reader.data_dir, reader.file_split)
-        released = [text for path in files for text in read_outputs(path)]
+    examples = reader.file.examples
     if reader.carves and reader.split != "test":
         train, validation = carve_validation(examples, data.data_seed)
         examples = train if reader.split == "train" else validation
     examples = reader.gold(examples, f"{reader.split} is scored by it")
     annotations = []
     for example in examples:
-        label = None
-        if released:
-            label = parse_release(source.teacher_format, released[int(row_number(example.where))])
+        released = reader.released.get(example.id)
+        label = released.published_label.strip() if released else None
         output = parsed.get(example.id)
-        annotations.append(_scored(example, output, label and label[1].strip(), parse, data.metric))
+        annotations.append(_scored(example, output, label, parse, data.metric))
     return annotations
 
 
@@ -237,7 +230,7 @@ def _tokens(
     }
 
 
-def released_parameters(reader: Reader) -> int | None:
+def released_parameters(reader: SplitReader) -> int | None:
     """`RELEASED_PARAMETERS` if the split's outputs equal the released files byte for byte."""
     source = reader.source
     if reader.config.rationale_path or not source.teacher_format:

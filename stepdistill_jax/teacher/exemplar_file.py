@@ -159,7 +159,7 @@ def _exemplar(data: DataConfig, row: Any, where: str) -> Exemplar:
         return _from_row(data, row, where) if data.dataset in OWN else _shipped(data, row, where)
     except InputError as error:
         # SKIP_BAD_ROWS does not apply to exemplars.
-        raise InputError(str(error).replace(REMEDY, "correct it")) from error
+        raise InputError(str(error).replace(REMEDY, "Correct it.")) from error
 
 
 def _from_row(data: DataConfig, row: Mapping[str, Any], where: str) -> Exemplar:
@@ -179,7 +179,7 @@ def _from_row(data: DataConfig, row: Mapping[str, Any], where: str) -> Exemplar:
                 f"{where}: no key {column!r} ({macro}={value!r}): got {', '.join(map(repr, row))}. "
                 f"Add {column!r}."
             )
-    example = jsonl.example(where, row, columns, row_id=where)
+    example = jsonl.example(where, row, columns, example_id=where)
     for required, macro, column in (
         (example.label, "LABEL_COLUMN", columns.label_column),
         (example.explanation, "RATIONALE_COLUMN", columns.rationale_column),

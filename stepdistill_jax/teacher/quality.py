@@ -16,6 +16,7 @@ import numpy as np
 
 from stepdistill_jax.data import audit
 from stepdistill_jax.data.metrics import correct
+from stepdistill_jax.data.subsets import content_key
 from stepdistill_jax.records import Annotation, ParseFailure
 from stepdistill_jax.teacher.text_measures import (
     input_overlap,
@@ -309,7 +310,7 @@ def _suspicions(
     rows: Sequence[Annotated], measures: Sequence[_Measures], metric: str
 ) -> Iterator[list[str]]:
     """For each example the reasons why it is worth a check, in the order of `WEIGHTS`."""
-    copies = collections.Counter(audit.normalise(row.outcome.rationale) for row in rows)
+    copies = collections.Counter(content_key(row.outcome.rationale) for row in rows)
     lengths = [each.words for each in measures if each.words]
     long = max(_MANY_WORDS, _MEDIANS * float(np.median(lengths)) if lengths else 0.0)
     for row, each in zip(rows, measures, strict=True):
@@ -323,7 +324,7 @@ def _suspicions(
             UNRELATED: each.words >= _FEW_WORDS and not each.overlap,
             OTHER_CHOICE: each.names_other,
             WRONG: has_own_label and row.example.label is not None and not _is_right(row, metric),
-            IDENTICAL: bool(each.words) and copies[audit.normalise(outcome.rationale)] > 1,
+            IDENTICAL: bool(each.words) and copies[content_key(outcome.rationale)] > 1,
             SHORT: 0 < each.words < _FEW_WORDS,
             LONG: each.words > long,
             DIVIDED: has_own_label and row.samples > 1 and 2 * row.agreeing <= row.samples,
@@ -337,7 +338,7 @@ def _rationales(rows: Sequence[Annotated], measures: Sequence[_Measures]) -> Rat
     if not pairs:
         return None
     written = [each for _, each in pairs]
-    copies = collections.Counter(audit.normalise(row.outcome.rationale) for row, _ in pairs)
+    copies = collections.Counter(content_key(row.outcome.rationale) for row, _ in pairs)
     lengths = [each.words for each in written]
     copied = [each.copied for each in written]
     return Rationales(

@@ -75,7 +75,7 @@ def _examples(prepared: Prepared, unit: str) -> Sequence[Example]:
     """All examples that a unit can have; none where its data is not named now."""
     extraction = prepared.extraction
     try:
-        return inputs.of_unit(extraction.run.data, unit, extraction.extract.extract_inputs)
+        return inputs.of_split(extraction.run.data, unit, extraction.extract.extract_inputs)
     except InputError:
         return ()
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from stepdistill_jax import records, storage
 from stepdistill_jax.checkpoint import initial, manager, restore
 from stepdistill_jax.checkpoint.restore import sharded_params
-from stepdistill_jax.data.pipeline import RowSubset, SplitCache
+from stepdistill_jax.data.pipeline import PairSubset, SplitCache
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.eval.build import make_evaluator
 from stepdistill_jax.eval.runner import Evaluator
@@ -322,7 +322,7 @@ class Checks:
         cache = self.splits["validation"]
         evaluator = make_evaluator(self.config, self.mesh)
         lengths = np.asarray(cache.lengths["label_inputs"])
-        rows = RowSubset(cache, np.argsort(lengths, kind="stable")[-self.config.eval.batch_size :])
+        rows = PairSubset(cache, np.argsort(lengths, kind="stable")[-self.config.eval.batch_size :])
         started = time.perf_counter()
         evaluator.predict(self.state.params, rows)
         first = time.perf_counter() - started

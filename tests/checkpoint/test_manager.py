@@ -122,10 +122,10 @@ def test_an_outage_of_the_store_is_no_damage(tmp_path, params, monkeypatch):
     write(tmp_path, params, [(1, None)])
     with manager.manager(tmp_path) as checkpoints:
         monkeypatch.setattr(ts, "open", fail)
-        with pytest.raises(UnavailableError, match="once it answers, the same command") as raised:
+        with pytest.raises(UnavailableError, match="Run the same command later") as raised:
             restore.restore_params(tmp_path, 1, abstract(params, mesh(1, 1, 1)))
         assert "delete" not in str(raised.value)
-        with pytest.raises(UnavailableError, match="once it answers"):
+        with pytest.raises(UnavailableError, match="Run the same command later"):
             save_and_wait(checkpoints)
 
 

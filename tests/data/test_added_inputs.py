@@ -58,7 +58,7 @@ LINES = [
 def test_a_damaged_line_of_ones_own_is_to_be_mended(tmp_path):
     path = epath.Path(tmp_path / "why.jsonl")
     path.write_text('{"id": "0", "rationale"\n')
-    with pytest.raises(InputError, match=r"^why.jsonl:1: not a JSON .*: mend or remove the line$"):
+    with pytest.raises(InputError, match=r"why.jsonl:1: not a JSON .*\. Fix or remove the line\.$"):
         read_rationales(path, [], "train")
 
 
@@ -142,27 +142,33 @@ def test_asdiv_beside_a_file_of_inputs_reads_the_same_problems(shared, tmp_path)
     [
         (
             {"id": 1, "input": "x"},
-            r"^more.jsonl:2: neither 'rationale' nor 'label', found 'id', 'input': ",
+            r"^more.jsonl:2: nothing to train on: got 'id', 'input', expected ",
         ),
-        ({"id": 1, "rationale": "x"}, "^more.jsonl:2: no key 'input', found"),
+        ({"id": 1, "rationale": "x"}, "^more.jsonl:2: no key 'input', got"),
         ({"id": 1, "input": " ", "label": "a"}, "^more.jsonl:2: 'input' is empty"),
         ({"id": 1, "input": "x", "label": " "}, "^more.jsonl:2: 'label' is empty"),
-        ({"id": 1, "input": "x", "rationale": 3}, "^more.jsonl:2: 'rationale' is int 3, expected"),
-        ({"input": "x", "label": "a"}, "^more.jsonl:2: no key 'id', found"),
+        (
+            {"id": 1, "input": "x", "rationale": 3},
+            "^more.jsonl:2: 'rationale': got int 3",
+        ),
+        ({"input": "x", "label": "a"}, "^more.jsonl:2: no key 'id', got"),
         (
             {"id": 0, "input": "x", "label": "a"},
             "^more.jsonl:2: id added-0 was already used at mor",
         ),
         (
             {"id": 8, "input": "x", "label": "a"},
-            "^more.jsonl:2: id added-8 is also a row of the da",
+            "^more.jsonl:2: the data set already has an example of id added-8",
         ),
-        ({"id": 1, "input": "x", "label": "c"}, "^more.jsonl:2: label 'c' is not one of a, b; fix"),
+        (
+            {"id": 1, "input": "x", "label": "c"},
+            "^more.jsonl:2: got label 'c', expected one of a, b",
+        ),
         (
             {"id": 1, "input": "x", "label": "a", "choices": ["a", "c"]},
-            "^more.jsonl:2: choices a, c, but the data set's are a, b; leave 'choices' out",
+            "^more.jsonl:2: got choices a, c, expected the data set's a, b. Leave 'choices' out",
         ),
-        ({"id": 1, "input": "x", "label": "a", "choices": []}, "^more.jsonl:2: 'choices' is"),
+        ({"id": 1, "input": "x", "label": "a", "choices": []}, "^more.jsonl:2: 'choices': got"),
     ],
 )
 def test_a_bad_line_is_named_or_skipped(tmp_path, line, message):
@@ -188,7 +194,7 @@ def test_a_label_is_checked_by_the_rows_own_choices_or_by_its_value(tmp_path):
     (example,), _ = read_added(path, (), (), True, "exact", None)
     assert example.choices == ("here", "there")
     write(path, {**line, "choices": ["there"]})
-    with pytest.raises(InputError, match=r"^more.jsonl:1: label 'here' is not one of there"):
+    with pytest.raises(InputError, match=r"^more.jsonl:1: got label 'here', expected one of there"):
         read_added(path, (), (), True, "exact", None)
     write(path, line)
     with pytest.raises(InputError, match=r"^more.jsonl:1: label 'here' has no arithmetic value"):
@@ -196,7 +202,7 @@ def test_a_label_is_checked_by_the_rows_own_choices_or_by_its_value(tmp_path):
 
 
 def test_what_cannot_be_added_is_refused(own, tmp_path):
-    with pytest.raises(InputError, match=r"AUGMENT is 'file:.*gone', but .*gone is no file"):
+    with pytest.raises(InputError, match=r"AUGMENT is 'file:.*gone', but .*gone does not exist"):
         load_pairs(own(augment=f"file:{tmp_path / 'gone'}"), "train")
     with pytest.raises(InputError, match=r"leave nothing of them to train on\. Set AUGMENT=''"):
         own(augment="file:more.jsonl", rationales="none")
@@ -237,7 +243,7 @@ def test_a_teachers_file_for_every_split_serves_each(own, tmp_path):
     before = source_fingerprint(settings, "test")
     write(tmp_path / "taught_test.jsonl", {"id": 7, "rationale": "of nothing"})
     assert source_fingerprint(settings, "test") != before
-    with pytest.raises(InputError, match=r"taught_test.jsonl:1: id 7 is no row of the test split"):
+    with pytest.raises(InputError, match=r"taught_test.jsonl:1: id 7 is not in the test split"):
         load_pairs(settings, "test")
     (tmp_path / "taught_test.jsonl").unlink()
     with pytest.raises(

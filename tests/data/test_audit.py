@@ -79,13 +79,13 @@ def test_audit_teacher_counts_failures_as_wrong_and_leaves_out_rows_without_gold
             ParseFailure("4", "no answer marker", "", "raw"),
         ],
         ["a", " ", "x", "d", "e"],
-        lambda prediction, gold: prediction == gold,
+        "exact",
     )
     assert found == TeacherAudit(5, 0.5, 0.5, 1, {"no answer marker": 2})
 
 
 def test_audit_teacher_without_gold_has_no_accuracy():
-    found = audit.audit_teacher([None], [Annotation("0", "r", "a")], None, str.__eq__)
+    found = audit.audit_teacher([None], [Annotation("0", "r", "a")], None, "exact")
     assert (found.release_accuracy, found.accuracy) == (None, None)
 
 
@@ -135,7 +135,7 @@ def test_table_is_aligned_and_says_what_is_missing():
             "esnli                                   train               test",
             "----------------------------------------------------------------",
             "rows                                  missing              1,200",
-            "commonest label                             -    84.0% 'unknown'",
+            "most frequent label                         -    84.0% 'unknown'",
             "teacher outputs                             -              1,200",
             "teacher accuracy, release's rules           -             72.99%",
             "teacher accuracy, after repair              -             75.12%",
@@ -147,7 +147,7 @@ def test_table_is_aligned_and_says_what_is_missing():
             "inputs also in train                        -                  1",
             "rationales                                  -              1,190",
             "  that state the gold label                 -                 10",
-            "  that state their own label                -                 20",
+            "  that state their writer's label           -                 20",
             "label_inputs tokens at 50/95/99/100%        -  30 / 45 / 62 / 88",
             "label_inputs rows over 1,024 tokens         -                  0",
             "  missing from train: esnli/esnli_train.json",

@@ -30,7 +30,7 @@ def test_a_vocabulary_is_that_of_the_file_on_a_disk(gs_folder, tmp_path):
 
 
 def test_a_bucket_that_is_not_there_is_one_line(store, monkeypatch):
-    said = "='gs://nobody/x': there is no bucket 'nobody'"
+    said = "='gs://nobody/x': no bucket 'nobody'"
     with pytest.raises(InputError, match=f"^VOCABULARY{said}"):
         vocabulary.load_vocabulary("gs://nobody/x")
     monkeypatch.setenv(DATA_DIR_VARIABLE, "gs://nobody/x")

@@ -8,7 +8,6 @@ import pytest
 from etils import epath
 
 from stepdistill_jax.data.sources import SOURCES, Options, demo
-from stepdistill_jax.spec import InputError
 
 NOWHERE = epath.Path("/nowhere")
 INPUT = re.compile(
@@ -100,16 +99,10 @@ def test_the_same_seed_gives_the_same_rows_in_another_process():
     assert json.loads(output) == here
 
 
-def test_the_floor_is_the_best_guess_that_ignores_the_kinds():
+def test_the_best_guess_that_ignores_the_kinds_is_right_half_the_time():
     rows = load("test", seed=1)
     best = max(
         sum(row.label == ("black" if " iron " in row.input else guess) for row in rows)
         for guess in ("red", "green", "blue")
     )
-    assert demo.floor_accuracy(1) == best / 1000
-    assert 0.45 < demo.floor_accuracy(1) < 0.55
-
-
-def test_an_unknown_split_is_named():
-    with pytest.raises(InputError, match="dataset 'demo' has no split 'dev', only test, train"):
-        load("dev")
+    assert 0.45 < best / 1000 < 0.55

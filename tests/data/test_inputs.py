@@ -96,7 +96,7 @@ def test_rows_that_are_scored_are_known_and_take_no_hinted_rationale(tmp_path):
         path.write_text("".join(json.dumps(line) + "\n" for line in marked))
         assert len(load_pairs(config, "train")[0]) == 40 - len(carved)
         if is_refused:
-            with pytest.raises(InputError, match=r"why_train\.jsonl:\d+: .*with the gold label"):
+            with pytest.raises(InputError, match=r"why_train\.jsonl:\d+: .*with its gold label"):
                 load_pairs(config, "validation")
         else:
             assert len(load_pairs(config, "validation")[0]) == len(carved)
@@ -149,7 +149,7 @@ def test_own_inputs_are_read_by_line_and_need_what_the_data_sets_rows_have(share
     assert example.input == row["input"].strip()
     del row["choices"]
     path.write_text(json.dumps(row) + "\n")
-    with pytest.raises(InputError, match=r"more.jsonl:1: no 'choices', which every row"):
+    with pytest.raises(InputError, match=r"more.jsonl:1: no 'choices', which every example"):
         inputs.load(data, (), f"file:{path}")
     with pytest.raises(InputError, match="EXTRACT_INPUTS is 'file:/no', but /no is no file"):
         inputs.load(data, (), "file:/no")
@@ -161,7 +161,7 @@ def test_inputs_without_their_text_are_told_how_rows_of_the_data_become_one(tmp_
     own(tmp_path, label=lambda n: f"L{n}")
     more = tmp_path / "more.jsonl"
     more.write_text('{"id": 1, "q": "Why?"}\n')
-    message = r"more.jsonl:1: no key 'input', found 'id', 'q'; .* as INPUT_TEMPLATE '\{q\}' makes"
+    message = r"more.jsonl:1: no key 'input', got 'id', 'q'. .* as INPUT_TEMPLATE '\{q\}' would"
     with pytest.raises(InputError, match=message):
         inputs.load(own_config(tmp_path), (), f"file:{more}")
 
@@ -171,7 +171,7 @@ def test_inputs_that_are_all_scored_rows_leave_nothing_to_ask(tmp_path):
     own(tmp_path, rows=2, label=lambda n: f"L{n}", split="test")
     more = tmp_path / "more.jsonl"
     more.write_text('{"id": 1, "input": "Test  question 1?"}\n')
-    with pytest.raises(InputError, match=r"no row to ask a teacher about in 'inputs'"):
+    with pytest.raises(InputError, match=r"no example to annotate in 'inputs'"):
         inputs.load(own_config(tmp_path), (), f"file:{more}")
 
 
@@ -210,7 +210,9 @@ def test_rationales_that_a_teacher_is_to_write_need_no_column_of_the_rows(tmp_pa
     assert len(load_pairs(written, "validation")[0]) == 4
     none, _ = load_pairs(dataclasses.replace(data, rationales="none"), "train")
     assert ids(none) == ids(asked)
-    with pytest.raises(InputError, match=r"no column 'why', .* or RATIONALES='none', or 'file:"):
+    with pytest.raises(
+        InputError, match=r"no column 'why', .*RATIONALES='none', or RATIONALES='file:"
+    ):
         load_pairs(data, "train")
 
 
@@ -221,19 +223,20 @@ def test_rationales_that_a_teacher_is_to_write_need_no_column_of_the_rows(tmp_pa
             "train",
             "",
             r"train.jsonl:1: no gold label \(LABEL_COLUMN is ''; 40 of 40 rows have none\), but "
-            r"LABELS is 'gold'; name the column .*LABELS='teacher' with RATIONALES='file:PATH'",
+            r"LABELS is 'gold'. Set LABEL_COLUMN .*LABELS='teacher' with RATIONALES='file:PATH'",
         ),
         (
             "validation",
             "a",
             r"\.jsonl:\d+: no gold label .*4 of 4 rows have none\), but validation is scored by "
-            r"it; write it there, or set VALIDATION_FILE to rows that have one",
+            r"it. Add the label, or set VALIDATION_FILE to a file with labels",
         ),
         (
             "test",
             "",
             r"test.jsonl:1: no gold label \(LABEL_COLUMN is ''; 3 of 3 rows have none\), but test "
-            r"is scored by it; name the column that holds it \(a row without one says null there\)",
+            r"is scored by it. Set LABEL_COLUMN to the column that holds it \(null in a row "
+            r"without one\)",
         ),
     ],
 )

@@ -378,8 +378,8 @@ def test_a_pair_longer_than_a_given_row_is_refused_by_name(pack):
     cache.lengths["rationale_inputs"][17] = 45
     config = PipelineConfig(pack=pack, input_row_length=40)
     message = (
-        r"INPUT_ROW_LENGTH = 40, but rationale_inputs has 45 tokens in example a17; pass "
-        r"INPUT_ROW_LENGTH = 0 to have it chosen, or at least 45; or lower MAX_INPUT_LENGTH"
+        r"INPUT_ROW_LENGTH: got 40, expected at least 45, the tokens of rationale_inputs in "
+        r"example a17. Set INPUT_ROW_LENGTH=0 to choose it automatically, or lower MAX_INPUT_LENGTH"
     )
     with pytest.raises(spec.InputError, match=message):
         pipeline.row_shape(cache.lengths, config, BOTH, name="example a{}".format)
@@ -396,7 +396,7 @@ def test_an_impossible_configuration_cannot_be_built(field, value):
 
 
 def test_no_pairs_is_an_error():
-    with pytest.raises(spec.InputError, match="no pairs to train on"):
+    with pytest.raises(spec.InputError, match="No pairs to train on"):
         pipeline.row_shape(MemoryCache([]).lengths, PipelineConfig(), BOTH)
 
 

@@ -117,7 +117,7 @@ def test_training_reads_tokens_and_weights_alone_one_by_one_or_many(cache):
         for feature in FEATURES:
             np.testing.assert_array_equal(row[feature], cache[index][feature])
     for index in (-1, ROWS):
-        with pytest.raises(IndexError, match=f"of {ROWS} rows"):
+        with pytest.raises(IndexError, match=f"of {ROWS} pairs"):
             cache[index]
 
 
@@ -191,7 +191,7 @@ def test_changed_source_bytes_rebuild(tmp_path):
 
 
 def test_several_shards_read_as_one(data, tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(token_shards, "_ROWS_PER_SHARD", 7)
+    monkeypatch.setattr(token_shards, "_PAIRS_PER_SHARD", 7)
     sharded = open_or_build(data, TokenConfig("bytes", cache_dir=str(tmp_path)), "train")
     assert [shard.rows for shard in sharded.manifest.shards] == [7, 7, 7, 7, 7, 5]
     assert sharded.manifest.shards[0].name == "tokens-00000-of-00006.array_record"
@@ -311,7 +311,7 @@ from test_token_cache import own_data
 from stepdistill_jax.data import token_cache, token_shards
 from stepdistill_jax.data.config import TokenConfig
 from stepdistill_jax.data.token_cache import open_or_build
-add, added = token_shards.Writer.add, []
+add, added = token_shards.ShardWriter.add, []
 def slow(self, example):
     add(self, example)
     added.append(1)
@@ -319,7 +319,7 @@ def slow(self, example):
         print("half", flush=True)
         import time
         time.sleep(600)
-token_shards.Writer.add = slow
+token_shards.ShardWriter.add = slow
 open_or_build(own_data(sys.argv[1]), TokenConfig("bytes", cache_dir=sys.argv[2]), "train")
 """
 
@@ -353,7 +353,7 @@ def test_a_build_that_fails_leaves_nothing_behind(data, tmp_path, monkeypatch):
     def fail(self, example):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(token_shards.Writer, "add", fail)
+    monkeypatch.setattr(token_shards.ShardWriter, "add", fail)
     with pytest.raises(
         InputError, match=r"jsonl-train-\w+ cannot be written: .*No space left.*set CACHE_DIR"
     ):
@@ -385,7 +385,7 @@ def shard_of(folder):
 )
 def test_a_damaged_cache_is_refused_with_the_folder_to_delete(copy, damage, message):
     damage(copy)
-    with pytest.raises(InputError, match=f"{copy} is damaged: {message}.*; delete the folder"):
+    with pytest.raises(InputError, match=rf"{copy} is damaged: {message}.*\. Delete the folder"):
         TokenCache(copy)
 
 
@@ -396,14 +396,14 @@ def test_a_flipped_byte_is_found_when_the_row_is_read(copy):
     path.write_bytes(content)
     cache = TokenCache(copy)
     assert cache[12]["label_weight"] == 1.0
-    with pytest.raises(InputError, match=f"{copy} is damaged: row 13 .*hash mismatch.*; delete"):
+    with pytest.raises(InputError, match=f"{copy} is damaged: pair 13 .*hash mismatch.*. Delete"):
         cache[13]
 
 
 def test_a_changed_table_of_lengths_is_found(copy):
     table = np.load(copy / "lengths.npy")
     np.save(copy / "lengths.npy", table + 1)
-    with pytest.raises(InputError, match=r"lengths.npy has sha256 \w+, expected \w+; delete"):
+    with pytest.raises(InputError, match=r"lengths.npy has sha256 \w+, expected \w+. Delete"):
         _ = TokenCache(copy).lengths
     (copy / "lengths.npy").unlink()
     with pytest.raises(InputError, match=r"lengths.npy has sha256 missing"):
@@ -414,7 +414,7 @@ def test_a_folder_renamed_by_hand_is_not_taken_for_another(data, tokens, cache, 
     other = TokenConfig("demo", cache_dir=str(tmp_path))
     name = f"jsonl-train-{token_cache.cache_fingerprint(data, other, 'train')[:16]}"
     (tmp_path / name).symlink_to(cache.folder)
-    with pytest.raises(InputError, match="was made of other ingredients"):
+    with pytest.raises(InputError, match="has other ingredients"):
         open_or_build(data, other, "train")
 
 
@@ -422,7 +422,7 @@ def test_another_format_is_refused(copy):
     path = copy / "manifest.json"
     fields = json.loads(path.read_text())
     path.write_text(json.dumps({**fields, "format": 0}))
-    with pytest.raises(InputError, match="format 0, expected 1; delete the folder"):
+    with pytest.raises(InputError, match=r"got format 0, expected 1\. Delete the folder"):
         TokenCache(copy)
 
 
@@ -464,9 +464,9 @@ def test_labels_that_tokenising_changes_are_counted_and_warned_of_once(tmp_path,
         lossy(tmp_path / "a", tmp_path / "cache", [word, "qzx", "qzx", f"{word}  {word}"])
     assert cache.manifest.lost_labels == 3
     back = vocabulary.decode(vocabulary.encode("qzx"))
-    message = "2 labels, of 3 of the 4 rows of jsonl, split test, are not the same"
+    message = "Tokenising changes 2 labels, of 3 of the 4 examples of jsonl, split test,"
     assert caplog.text.count(message) == 1
-    assert f"the first is 'qzx' and comes back as {back!r}" in caplog.text
+    assert f"'qzx' decodes to {back!r}" in caplog.text
     # Of equations the value counts, so white space is nothing.
     spaced = [f"{word}  {word}", word]
     assert lossy(tmp_path / "b", tmp_path / "cache", spaced, "equation").manifest.lost_labels == 0

@@ -7,7 +7,6 @@ import pytest
 
 from stepdistill_jax.data import triage
 from stepdistill_jax.data.join import ColumnConfig, DataConfig, load_pairs, source_fingerprint
-from stepdistill_jax.data.metrics import correct
 from stepdistill_jax.data.survey import survey_pairs
 from stepdistill_jax.data.triage import Tally, Verdict, caught, yields
 from stepdistill_jax.spec import InputError
@@ -56,7 +55,7 @@ def own(tmp_path):
 
 def load(config, **changes):
     pairs, report = load_pairs(dataclasses.replace(config, **changes), "train")
-    assert report.rows == report.kept + len(report.skipped) + sum(report.dropped.values())
+    assert report.rows == report.kept + report.skipped + sum(report.dropped.values())
     return {pair.id: pair for pair in pairs}, report
 
 
@@ -123,14 +122,14 @@ def test_counts_tell_the_yield_of_each_filter_and_of_all(own):
         "triage: pass all": "2 (28.6%)",
     }
     assert yields(report.triage) == lines
-    train, validation, test = survey_pairs(dataclasses.replace(own, triage=ALL), None, correct)
+    train, validation, test = survey_pairs(dataclasses.replace(own, triage=ALL), None)
     assert (train.triage, validation.triage, test.triage) == (lines, {}, {})
     assert yields(Tally(()).counts()) == {}
     assert yields(Tally(("wrong",)).counts())["triage: pass all"] == "0"
 
 
 def test_rows_without_a_gold_label_cannot_be_wrong_and_are_counted():
-    arguments = {"rationale": "r", "answer": "a", "gold": None, "target": None}
+    arguments = {"rationale": "r", "teacher_label": "a", "gold": None, "target": None}
     assert caught(ALL, "exact", **arguments) == ()
     tally = Tally(("wrong",))
     tally.add(Verdict(judged=True), gold=None)
@@ -138,7 +137,7 @@ def test_rows_without_a_gold_label_cannot_be_wrong_and_are_counted():
 
 
 def test_equations_are_judged_by_value():
-    arguments = {"answer": "84 / 2", "gold": "( 126.0 / 3.0 )", "target": "( 126.0 / 3.0 )"}
+    arguments = {"teacher_label": "84 / 2", "gold": "( 126.0 / 3.0 )", "target": "( 126.0 / 3.0 )"}
     assert caught(ALL, "equation", rationale="Half of 84.", **arguments) == ()
     assert caught(ALL, "exact", rationale="Half of 84.", **arguments) == ("wrong",)
     stated = caught(ALL, "equation", rationale="It is 126/3 = 42.", **arguments)
@@ -230,7 +229,9 @@ def test_nothing_left_says_so(own):
     lines = [{"id": name, "rationale": "...", "label": "no"} for name in ROWS]
     with open(own.rationale_path, "w") as file:
         file.write("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(InputError, match=r"none of the 8 .* has one that passes TRIAGE=\('empty',"):
+    with pytest.raises(
+        InputError, match=r"none of the 8 .* rationale that passes TRIAGE=\('empty',"
+    ):
         load(own, triage=("empty",))
 
 
@@ -238,7 +239,7 @@ def test_labels_that_the_teachers_file_lacks_are_asked_for(own):
     lines = [{"id": name, "rationale": "r"} for name in ROWS]
     with open(own.rationale_path, "w") as file:
         file.write("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(InputError, match="no line has a label, but TRIAGE names 'wrong'; add the"):
+    with pytest.raises(InputError, match=r"no line has a label, but TRIAGE contains 'wrong'\. Add"):
         load(own, triage=("wrong",))
 
 

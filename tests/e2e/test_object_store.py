@@ -242,8 +242,7 @@ def test_a_bucket_that_is_not_there_is_one_line(store, tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "error: MODEL_DIR='gs://nobody/run': there is no bucket 'nobody'; create it, or correct "
-        "the name"
+        "error: MODEL_DIR='gs://nobody/run': no bucket 'nobody'. Create it, or correct the name."
     )
     assert "Traceback" not in done.stderr
     assert not (ROOT / "gs:").exists()

@@ -91,7 +91,7 @@ def test_exit_code_of_the_binary(tmp_path):
         ),
         (
             ["--gin_file=demo.gin", "--gin.SEED=96"],
-            "error: Google Cloud Storage: No access, 403; once that is allowed, the same command",
+            "error: Google Cloud Storage: No access, 403. Grant access and run the same command",
         ),
     ],
 )
@@ -106,8 +106,8 @@ def test_an_outage_of_a_store_is_one_line_and_an_exit_code_of_its_own(tmp_path):
     done = launch(tmp_path, "--gin_file=demo.gin", "--gin.SEED=97")
     assert done.returncode == EXIT_UNAVAILABLE
     assert done.stderr == (
-        "error: Google Cloud Storage: Service Unavailable, 503; once it answers, the same command "
-        "continues\n"
+        "error: Google Cloud Storage: Service Unavailable, 503. Run the same command later; it "
+        "continues.\n"
     )
 
 

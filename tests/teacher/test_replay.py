@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from stepdistill_jax.data.config import DataConfig
-from stepdistill_jax.data.read import Reader
+from stepdistill_jax.data.read import SplitReader
 from stepdistill_jax.data.sources import SOURCES
 from stepdistill_jax.data.teacher_outputs import output_files
 from stepdistill_jax.spec import InputError
@@ -49,8 +49,8 @@ def test_released_outputs_by_row_number(shared):
     client = opened("release", data, extract_splits=("test",))
     files = output_files(SOURCES["cqa"], epath.Path(data.data_dir), "test")
     raw = [text for file in files for text in json.loads(file.read_text())]
-    reader = Reader(data, "test")
-    examples, _ = reader.read(reader.source, "test")
+    reader = SplitReader(data, "test")
+    examples = reader.file.examples
     first, last, hint, second = ask(
         client,
         request(examples[0].id),
@@ -72,8 +72,8 @@ def test_an_id_of_two_splits_is_told_apart_by_its_question(shared):
     client = opened("release", data, extract_splits=("train", "test"))
     texts = {}
     for split, stem in (("train", "train"), ("test", "test")):
-        reader = Reader(data, split)
-        (example, *_), _ = reader.read(reader.source, reader.file_split)
+        reader = SplitReader(data, split)
+        example = reader.file.examples[0]
         raw = json.loads((shared / "data" / "svamp" / "llm" / f"{stem}_CoT_0.json").read_text())
         texts[split] = (f"Q: {example.input}\nA:", raw[0])
     for question, text in texts.values():

@@ -139,7 +139,7 @@ def test_a_store_that_cannot_be_used_is_the_first_word(attempt):
     assert code == 2
     assert next(iter(found)) == "stores"
     assert found["stores"][0] == "FAILED"
-    assert "expected a folder on a disk, or gs://BUCKET/FOLDER" in found["stores"][1]
+    assert "expected a local folder or gs://BUCKET/FOLDER" in found["stores"][1]
     for check in ("MODEL_DIR", "run", "weights"):
         assert found[check] == ("not run", "needs stores")
 

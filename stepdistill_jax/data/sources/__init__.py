@@ -13,8 +13,8 @@ __all__ = ["SOURCES", "ColumnConfig", "Options", "Source"]
 # DATASET -> (module of this package, its `Source`). Imported on use, so that one data set does
 # not pull in the libraries of another.
 _TABLE = {
-    "esnli": ("esnli", "SOURCE"),
-    "anli": ("anli", "SOURCE"),
+    "esnli": ("nli", "ESNLI"),
+    "anli": ("nli", "ANLI"),
     "cqa": ("cqa", "SOURCE"),
     "svamp": ("svamp", "SOURCE"),
     "asdiv": ("asdiv", "SOURCE"),
@@ -29,7 +29,7 @@ class _Sources(Mapping[str, Source]):
 
     def __getitem__(self, name: str) -> Source:
         if name not in _TABLE:
-            raise InputError(f"DATASET is {name!r}, not one of {', '.join(_TABLE)}; set DATASET")
+            raise InputError(f"DATASET: got {name!r}, expected one of {', '.join(_TABLE)}.")
         module, attribute = _TABLE[name]
         source = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
         assert isinstance(source, Source)

@@ -1,7 +1,7 @@
 """ASDiv: word problems in XML, extra inputs for SVAMP's training.
 
-The release gives formulas with units, remainders, comparisons and ratios; a gold label is taken
-only where it is certain (`gold_label`), all other problems are unlabelled inputs.
+The release has formulas with units, remainders, comparisons and ratios. Only certain gold labels
+are used (`gold_label`); all other problems are unlabelled inputs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from stepdistill_jax.data.equation import EquationError, evaluate
-from stepdistill_jax.data.sources.base import REMEDY, Options, Source, collect
+from stepdistill_jax.data.sources.base import Options, Source, bad_row, collect
 from stepdistill_jax.records import Example
 from stepdistill_jax.spec import InputError
 
@@ -36,8 +36,8 @@ def gold_label(formula: str, answer: str) -> str | None:
     if len(sides) != 2 or not _NUMBER.fullmatch(sides[1]):
         return None
     left, right = sides
-    given = answer.split("(")[0].strip().replace(",", "")
-    if not _NUMBER.fullmatch(given) or Fraction(given) != Fraction(right):
+    value = answer.split("(")[0].strip().replace(",", "")
+    if not _NUMBER.fullmatch(value) or Fraction(value) != Fraction(right):
         return None
     try:
         error = abs(evaluate(left) - Fraction(right))
@@ -51,30 +51,33 @@ def gold_label(formula: str, answer: str) -> str | None:
 def _problems(path: epath.Path) -> Iterator[tuple[str, Any]]:
     """``(file:n, element)`` where n counts the problems from 1: XML keeps no line numbers."""
     if not path.exists():
-        raise InputError(f"{path}: no such file; fetch ASDiv, or pass AUGMENT=''")
+        raise InputError(
+            f"{path}: no such file. Fetch it with python -m launch.prepare --datasets=asdiv, or "
+            "set AUGMENT=''."
+        )
     try:
         root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
     except ElementTree.ParseError as error:
         raise InputError(
-            f"{path.name}:{error.position[0]}: not XML ({error}); the file is damaged or was cut "
-            "short: fetch it again"
+            f"{path.name}:{error.position[0]}: damaged or truncated XML ({error}). Fetch the file "
+            "again."
         ) from error
     for number, problem in enumerate(root.iter("Problem"), start=1):
         yield f"{path.name}:{number}", problem
 
 
 def _parse(where: str, problem: Any) -> Example:
-    row_id = problem.get("ID", "").strip()
-    if not row_id:
-        raise InputError(f"{where}: a Problem without an ID; {REMEDY}")
+    example_id = problem.get("ID", "").strip()
+    if not example_id:
+        raise bad_row(where, "a Problem without an ID")
     texts = {}
     for tag in ("Body", "Question", "Formula", "Answer"):
         value = (problem.findtext(tag) or "").strip()
         if not value:
-            raise InputError(f"{where}: problem {row_id} has no {tag}; {REMEDY}")
+            raise bad_row(where, f"problem {example_id} has no {tag}")
         texts[tag] = value
     return Example(
-        id=row_id,
+        id=example_id,
         input=f"{texts['Body']}\n{texts['Question']}",
         label=gold_label(texts["Formula"], texts["Answer"]),
         where=where,
@@ -85,22 +88,15 @@ def load(data_dir: epath.Path, split: str, options: Options) -> list[Example]:
     """All problems; the label is None where `gold_label` is not certain.
 
     Raises:
-        InputError: any other split than train, or a malformed file or problem.
+        InputError: a malformed file or problem.
     """
-    if split != "train":
-        raise InputError(f"dataset 'asdiv' has no split {split!r}, only train; set TRAIN_SPLIT")
     return collect(_problems(data_dir / FOLDER / FILE), _parse, options)
-
-
-def files(data_dir: epath.Path, split: str, options: Options) -> list[epath.Path]:
-    """The one file that `load` reads."""
-    return [data_dir / FOLDER / FILE]
 
 
 SOURCE = Source(
     name="asdiv",
     load=load,
-    files=files,
+    files=lambda data_dir, split, options: [data_dir / FOLDER / FILE],
     splits=("train",),
     metric="equation",
     teacher_format="svamp",

@@ -1,8 +1,8 @@
 """What a source of examples is, and the strict reading that all sources share.
 
-A source turns a raw file into `Example` rows in pure Python. It never guesses: a row that is not
-what the release promises is an `InputError` with ``file:line``, or, with SKIP_BAD_ROWS, a counted
-line of the report.
+A source turns a raw file into `Example`s in pure Python. It never guesses: a row that is not what
+the release promises is an `InputError` with ``file:line``, or, with SKIP_BAD_ROWS, a counted line
+of the report.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 
 from etils import epath
 
+from stepdistill_jax.data.equation import EquationError, evaluate
 from stepdistill_jax.records import FETCH, Example, read_jsonl
 from stepdistill_jax.settings import check, setting
 from stepdistill_jax.spec import InputError
 
 SPLITS = ("train", "validation", "test")
-REMEDY = "fix the row or pass SKIP_BAD_ROWS=True"
+REMEDY = "Fix the row, or set SKIP_BAD_ROWS=True."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +115,10 @@ class Options:
     Attributes:
         seed: DATA_SEED; the demo draws its world from it.
         columns: of a user's own data set.
-        needs_rationales: False where nothing reads `Example.explanation`: a user's own data then
-            need not have RATIONALE_COLUMN.
-        skipped: None = a bad row is an error; a list = the error's text is appended here and the
-            row is left out (SKIP_BAD_ROWS).
+        needs_rationales: False where nothing reads `Example.explanation`; RATIONALE_COLUMN may then
+            be missing from a user's own data.
+        skipped: None = a bad row is an error; a list = the row is left out and the error's text is
+            appended here (SKIP_BAD_ROWS).
     """
 
     seed: int = 0
@@ -133,15 +134,15 @@ class Source:
     Attributes:
         name: the DATASET that selects it.
         load: ``(data_dir, split, options) -> [Example]``, in the file's order.
-        files: ``(data_dir, split, options) -> [path]``: what `load` reads, for the fingerprint.
-        splits: those that the release has; empty where `ColumnConfig.files` says.
-        labels: the closed label set of the whole data set; empty where it is free or per row.
-        metric: ``exact`` or ``equation``.
-        needs_data_dir: False for data made on the spot.
-        teacher_format: how `teacher.parse` reads the released teacher outputs; "" where the
-            source's own `Example.explanation` is the teacher's rationale.
+        files: ``(data_dir, split, options) -> [path]``: the files of `load`, for the fingerprint.
+        splits: those of the release; empty where `ColumnConfig.files` lists them.
+        labels: the closed label set of the whole data set; empty where it is free or per example.
+        metric: a key of `metrics.METRICS`.
+        needs_data_dir: False for data that are not in a release's folder.
+        teacher_format: how `parse` reads the released teacher outputs; "" where
+            `Example.explanation` is the teacher's rationale.
         folder: of the release, under DATA_DIR, with the teacher outputs in ``llm/``.
-        version: raised whenever the same files would give other examples.
+        version: increase it whenever the same files would give other examples.
     """
 
     name: str
@@ -156,94 +157,106 @@ class Source:
     version: int = 1
 
 
-def split_path(data_dir: epath.Path, folder: str, split: str) -> epath.Path:
-    """``<data_dir>/<folder>/<folder>_<split>.json``; the release writes validation as valid."""
-    return data_dir / folder / f"{folder}_{release_split(split)}.json"
+def released_source(
+    name: str,
+    folder: str,
+    splits: tuple[str, ...],
+    parse: Callable[[str, Any], Example],
+    *,
+    labels: tuple[str, ...] = (),
+    metric: str = "exact",
+) -> Source:
+    """A data set of the release: ``<folder>/<folder>_<split>.json`` holds a JSON object a line."""
+
+    def files(data_dir: epath.Path, split: str, options: Options) -> list[epath.Path]:
+        return [data_dir / folder / f"{folder}_{release_split(split)}.json"]
+
+    def load(data_dir: epath.Path, split: str, options: Options) -> list[Example]:
+        (path,) = files(data_dir, split, options)
+        return collect(read_jsonl(path, FETCH), parse, options)
+
+    return Source(name, load, files, splits, labels, metric, teacher_format=name, folder=folder)
 
 
 def release_split(split: str) -> str:
-    """The release's own word for a split."""
+    """The release's name of a split: validation is ``valid``."""
     return "valid" if split == "validation" else split
-
-
-def field(row: Mapping[str, Any], key: str, where: str, kind: type | tuple[type, ...] = str) -> Any:
-    """``row[key]``, of the type promised; bool is no int here.
-
-    Raises:
-        InputError: missing, or of another type.
-    """
-    if key not in row:
-        raise InputError(f"{where}: no key {key!r}, found {', '.join(map(repr, row))}; {REMEDY}")
-    value = row[key]
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        expected = " or ".join(k.__name__ for k in kinds)
-        raise InputError(
-            f"{where}: {key!r} is {type(value).__name__} {value!r:.60}, expected {expected}; "
-            f"{REMEDY}"
-        )
-    return value
-
-
-def text(row: Mapping[str, Any], key: str, where: str) -> str:
-    """``row[key]`` as a text that holds more than white space.
-
-    Raises:
-        InputError: missing, no text, or blank.
-    """
-    value = field(row, key, where)
-    if not value.strip():
-        raise InputError(f"{where}: {key!r} is empty; {REMEDY}")
-    return str(value)
-
-
-def collect(
-    rows: Iterable[tuple[str, Any]],
-    parse: Callable[[str, Any], Example],
-    options: Options,
-    unique_ids: bool = True,
-) -> list[Example]:
-    """Parses every row; a bad one is raised, or noted in ``options.skipped``.
-
-    Args:
-        rows: ``(file:line, raw row)``.
-        parse: ``(where, raw row) -> Example``; raises InputError for a bad row.
-        options: says what becomes of a bad row.
-        unique_ids: two rows of one id are an error.
-    """
-    examples: list[Example] = []
-    seen: dict[str, str] = {}
-    for where, row in rows:
-        try:
-            example = parse(where, row)
-            if unique_ids and example.id in seen:
-                raise InputError(
-                    f"{where}: id {example.id} was already used at {seen[example.id]}; {REMEDY}"
-                )
-        except InputError as error:
-            if options.skipped is None:
-                raise
-            options.skipped.append(str(error))
-            continue
-        seen[example.id] = where
-        examples.append(example)
-    return examples
-
-
-def read_examples(
-    path: epath.Path,
-    parse: Callable[[str, Any], Example],
-    options: Options,
-    remedy: str = FETCH,
-) -> list[Example]:
-    """`collect` over a JSON-lines file; a damaged line is always an error.
-
-    A damaged line means a damaged file: rows after it may be gone as well, so SKIP_BAD_ROWS does
-    not cover it.
-    """
-    return collect(read_jsonl(path, remedy), parse, options)
 
 
 def row_number(where: str) -> str:
     """The 0-based row number as text, from ``file:line``: the id where a release has none."""
     return str(int(where.rsplit(":", 1)[1]) - 1)
+
+
+def bad_row(where: str, problem: str) -> InputError:
+    """The error of a row that SKIP_BAD_ROWS leaves out."""
+    return InputError(f"{where}: {problem}. {REMEDY}")
+
+
+def field(row: Mapping[str, Any], key: str, where: str, kind: type | tuple[type, ...] = str) -> Any:
+    """``row[key]``, of the expected type; bool does not count as int.
+
+    Raises:
+        InputError: missing, or of another type.
+    """
+    if key not in row:
+        raise bad_row(where, f"no key {key!r}, got {', '.join(map(repr, row))}")
+    value = row[key]
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join(k.__name__ for k in kinds)
+        raise bad_row(
+            where, f"{key!r}: got {type(value).__name__} {value!r:.60}, expected {expected}"
+        )
+    return value
+
+
+def text(row: Mapping[str, Any], key: str, where: str) -> str:
+    """``row[key]`` as a text that is not blank.
+
+    Raises:
+        InputError: missing, not a text, or blank.
+    """
+    value = field(row, key, where)
+    if not value.strip():
+        raise bad_row(where, f"{key!r} is empty")
+    return str(value)
+
+
+def check_equation(label: str, where: str) -> None:
+    """Refuses a label without an arithmetic value.
+
+    Raises:
+        InputError: see above.
+    """
+    try:
+        evaluate(label)
+    except EquationError as error:
+        problem = f"label {label!r:.60} has no arithmetic value ({error.reason})"
+        raise bad_row(where, problem) from error
+
+
+def collect(
+    rows: Iterable[tuple[str, Any]], parse: Callable[[str, Any], Example], options: Options
+) -> list[Example]:
+    """Parses every row; a bad one is raised, or noted in ``options.skipped``.
+
+    Args:
+        rows: ``(file:line, raw row)``. An error of the iterator itself is always raised: a damaged
+            line means a damaged file, in which later rows may be missing too.
+        parse: ``(where, raw row) -> Example``; raises InputError for a bad row.
+        options: decides whether a bad row is an error.
+    """
+    examples: dict[str, Example] = {}
+    for where, row in rows:
+        try:
+            example = parse(where, row)
+            if other := examples.get(example.id):
+                raise bad_row(where, f"id {example.id} was already used at {other.where}")
+        except InputError as error:
+            if options.skipped is None:
+                raise
+            options.skipped.append(str(error))
+            continue
+        examples[example.id] = example
+    return list(examples.values())

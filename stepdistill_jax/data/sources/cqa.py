@@ -5,21 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from etils import epath
-
-from stepdistill_jax.data.sources.base import (
-    REMEDY,
-    Options,
-    Source,
-    field,
-    read_examples,
-    split_path,
-    text,
-)
+from stepdistill_jax.data.sources.base import bad_row, field, released_source, text
 from stepdistill_jax.records import Example
-from stepdistill_jax.spec import InputError
 
-FOLDER = "cqa"
 LETTERS = "abcde"
 
 
@@ -30,47 +18,26 @@ def input_text(question: str, choices: Sequence[str]) -> str:
 
 
 def _parse(where: str, row: Any) -> Example:
-    row_id = text(row, "id", where)
-    shown = f"(id {row_id[:4]}…)" if len(row_id) > 8 else f"(id {row_id})"
+    example_id = text(row, "id", where)
+    shown = f"(id {example_id[:4]}…)" if len(example_id) > 8 else f"(id {example_id})"
     choices = field(row, "choices", where, list)
     if len(choices) != len(LETTERS):
-        raise InputError(
-            f"{where}: expected {len(LETTERS)} choices, found {len(choices)} {shown}; {REMEDY}"
-        )
+        raise bad_row(where, f"got {len(choices)} choices, expected {len(LETTERS)} {shown}")
     for choice in choices:
         if not isinstance(choice, str) or not choice.strip():
-            raise InputError(f"{where}: {choice!r} is no choice {shown}; {REMEDY}")
+            raise bad_row(where, f"got choice {choice!r}, expected a text {shown}")
     answer = text(row, "answer", where)
     if answer not in choices:
-        raise InputError(
-            f"{where}: answer {answer!r} is not one of the choices {choices} {shown}; {REMEDY}"
-        )
+        raise bad_row(where, f"answer {answer!r} is not one of the choices {choices} {shown}")
     return Example(
-        id=row_id,
+        id=example_id,
         input=input_text(text(row, "question", where), choices),
         label=answer.strip(),
         explanation=field(row, "abstractive_explanation", where).strip() or None,
-        # Crowd workers wrote some choices twice; the text is the label, so twins are harmless.
+        # Some choices occur twice; the text is the label, so this does no harm.
         choices=tuple(choice.strip() for choice in choices),
         where=where,
     )
 
 
-def load(data_dir: epath.Path, split: str, options: Options) -> list[Example]:
-    """The rows of one split; `explanation` is the abstractive one."""
-    return read_examples(split_path(data_dir, FOLDER, split), _parse, options)
-
-
-def files(data_dir: epath.Path, split: str, options: Options) -> list[epath.Path]:
-    """The one file that `load` reads."""
-    return [split_path(data_dir, FOLDER, split)]
-
-
-SOURCE = Source(
-    name="cqa",
-    load=load,
-    files=files,
-    splits=("train", "test"),
-    teacher_format="cqa",
-    folder=FOLDER,
-)
+SOURCE = released_source("cqa", "cqa", ("train", "test"), _parse)

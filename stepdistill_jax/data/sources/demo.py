@@ -1,25 +1,23 @@
-"""The embedded demo: potions on a colour wheel, made on the spot from a seed.
+"""The embedded demo: potions on a colour wheel, generated from a seed.
 
-Every ingredient has a hidden kind that no input names; a rationale names the kinds and the colours
-on the way, but never the ingredients. Labels alone reveal next to nothing about the kinds, because
-the colour is a sum modulo three; rationales reveal all. The teacher that writes them is the
-generator itself, so `Example.explanation` is the teacher's rationale.
+Every ingredient has a hidden kind that no input names. A rationale names the kinds and the
+intermediate colours, but never the ingredients. Labels alone reveal almost nothing about the kinds,
+because the colour is a sum modulo three; rationales reveal everything. The generator is the
+teacher, so `Example.explanation` is the teacher's rationale.
 """
 
 from __future__ import annotations
 
-import collections
 import functools
 import itertools
 import random
 from collections.abc import Iterator
-from typing import Any
 
 from etils import epath
 
 from stepdistill_jax.data.sources.base import Options, Source
 from stepdistill_jax.records import Example
-from stepdistill_jax.spec import PREFIXES, InputError
+from stepdistill_jax.spec import PREFIXES
 
 INGREDIENTS = tuple(
     """
@@ -53,12 +51,12 @@ _Triple = tuple[str, str, str]
 def words() -> tuple[str, ...]:
     """Every word of the demo under any seed, task prefixes included, sorted."""
     texts = [_INPUT, _RATIONALE, _SPOILT_RATIONALE, *itertools.chain(*PREFIXES.values())]
-    found = {word for text in texts for word in text.split() if not word.startswith("{")}
-    return tuple(sorted(found.union(INGREDIENTS, KINDS, COLOURS, POTS, (SPOILING_POT,))))
+    template_words = {w for text in texts for w in text.split() if not w.startswith("{")}
+    return tuple(sorted(template_words.union(INGREDIENTS, KINDS, COLOURS, POTS, (SPOILING_POT,))))
 
 
 class _Draw:
-    """Choices from `random.random` alone: Python promises its stream for ever, no other's."""
+    """Choices from `random.random` alone: the only stream that Python keeps stable."""
 
     def __init__(self, seed: int) -> None:
         self._generator = random.Random(seed)
@@ -86,7 +84,7 @@ def kinds(seed: int) -> dict[str, int]:
 
 
 def _path(triple: _Triple, steps: dict[str, int]) -> list[str]:
-    """The colour after each ingredient; the potion starts at the wheel's first."""
+    """The colour after each ingredient; the potion starts with the wheel's first colour."""
     places = itertools.accumulate(steps[ingredient] for ingredient in triple)
     return [WHEEL[place % len(WHEEL)] for place in places]
 
@@ -94,7 +92,7 @@ def _path(triple: _Triple, steps: dict[str, int]) -> list[str]:
 def _potions(seed: int) -> Iterator[tuple[_Triple, str]]:
     """The seed's endless stream of (ingredients, pot), repeats included."""
     steps = kinds(seed)
-    # A stream of its own: the same world must not depend on how many draws `kinds` takes.
+    # A separate stream: the world must not depend on how many draws `kinds` takes.
     draw = _Draw(seed + 0x9E3779B9)
     while True:
         spoilt = draw.chance(_SPOILING_PROBABILITY)
@@ -126,9 +124,8 @@ def _example(triple: _Triple, pot: str, steps: dict[str, int], id_: str) -> Exam
 def _world(seed: int) -> dict[str, tuple[Example, ...]]:
     """All splits of a seed.
 
-    Test is the first 1,000 distinct inputs, train the next 4,000, validation the next 1,000. A
-    split never holds an unordered triple of an earlier one, so a split cannot be scored by
-    remembering another.
+    Test is the first 1,000 distinct inputs, train the next 4,000, validation the next 1,000. No
+    unordered triple occurs in two splits, so memorising one split does not help on another.
     """
     steps = kinds(seed)
     potions = _potions(seed)
@@ -136,52 +133,29 @@ def _world(seed: int) -> dict[str, tuple[Example, ...]]:
     taken: set[frozenset[str]] = set()
     splits: dict[str, tuple[Example, ...]] = {}
     for split, size in SIZES.items():
-        rows: list[Example] = []
+        examples: list[Example] = []
         triples: set[frozenset[str]] = set()
-        while len(rows) < size:
+        while len(examples) < size:
             triple, pot = next(potions)
             if (triple, pot) in seen or frozenset(triple) in taken:
                 continue
             seen.add((triple, pot))
             triples.add(frozenset(triple))
-            rows.append(_example(triple, pot, steps, f"{split}-{len(rows)}"))
+            examples.append(_example(triple, pot, steps, f"{split}-{len(examples)}"))
         taken |= triples
-        splits[split] = tuple(rows)
+        splits[split] = tuple(examples)
     return splits
 
 
 def load(data_dir: epath.Path, split: str, options: Options) -> list[Example]:
-    """The examples of a split of the world of ``options.seed``; `data_dir` is not read.
-
-    Raises:
-        InputError: the demo has no such split.
-    """
-    del data_dir
-    if split not in SIZES:
-        raise InputError(
-            f"dataset 'demo' has no split {split!r}, only {', '.join(SIZES)}; set TRAIN_SPLIT"
-        )
+    """The examples of a split of the world of ``options.seed``; `data_dir` is not read."""
     return list(_world(options.seed)[split])
-
-
-def _files(*unused: Any) -> list[epath.Path]:
-    return []
-
-
-def floor_accuracy(seed: int, split: str = "test") -> float:
-    """Accuracy in [0, 1] of the best guess without the kinds: the iron rule, else one colour.
-
-    The colour is the commonest of the split's other labels, so no such guess does better.
-    """
-    labels = collections.Counter(example.label for example in _world(seed)[split])
-    spoilt = labels.pop(SPOILT, 0)
-    return (spoilt + max(labels.values())) / SIZES[split]
 
 
 SOURCE = Source(
     name="demo",
     load=load,
-    files=_files,
+    files=lambda *unused: [],
     splits=("train", "validation", "test"),
     labels=COLOURS,
     needs_data_dir=False,

@@ -1,37 +1,44 @@
-"""What e-SNLI and ANLI share: two sentences, three numbered labels, JSON lines."""
+"""e-SNLI and ANLI round 1: two sentences, three numbered labels, human explanations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from etils import epath
-
-from stepdistill_jax.data.sources.base import REMEDY, Options, field, split_path, text
+from stepdistill_jax.data.sources.base import (
+    SPLITS,
+    bad_row,
+    field,
+    released_source,
+    row_number,
+    text,
+)
 from stepdistill_jax.records import Example
-from stepdistill_jax.spec import SEPARATOR, InputError
+from stepdistill_jax.spec import SEPARATOR
 
-# Position = the number that the release writes.
+# Position = the number in the release.
 LABELS = ("entailment", "neutral", "contradiction")
 
 
-def example(row: dict[str, Any], where: str, row_id: str, explanation_key: str) -> Example:
-    """One row; the texts are kept as released but for white space around them.
+def _esnli(where: str, row: Any) -> Example:
+    # The release has no ids: the row number is the id, which is also the teacher outputs' order.
+    return _example(row, where, row_number(where), "explanation_1")
 
-    Raises:
-        InputError: a key is missing or of another type, a sentence is blank or holds the
-            separator, or the label is not 0, 1 or 2.
-    """
+
+def _anli(where: str, row: Any) -> Example:
+    return _example(row, where, text(row, "uid", where), "reason")
+
+
+def _example(row: dict[str, Any], where: str, example_id: str, explanation_key: str) -> Example:
     sentences = [text(row, key, where).strip() for key in ("premise", "hypothesis")]
     for sentence in sentences:
         if SEPARATOR in sentence:
-            raise InputError(f"{where}: a sentence holds {SEPARATOR!r}, our separator; {REMEDY}")
+            raise bad_row(where, f"a sentence contains the separator {SEPARATOR!r}")
     label = field(row, "label", where, int)
     if not 0 <= label < len(LABELS):
         meaning = ", ".join(f"{number} ({name})" for number, name in enumerate(LABELS))
-        raise InputError(f"{where}: label {label} is not one of {meaning}; {REMEDY}")
+        raise bad_row(where, f"got label {label}, expected one of {meaning}")
     return Example(
-        id=row_id,
+        id=example_id,
         input=SEPARATOR.join(sentences),
         label=LABELS[label],
         explanation=field(row, explanation_key, where).strip() or None,
@@ -40,6 +47,5 @@ def example(row: dict[str, Any], where: str, row_id: str, explanation_key: str) 
     )
 
 
-def files(folder: str) -> Callable[[epath.Path, str, Options], list[epath.Path]]:
-    """`Source.files` of a release that keeps one JSON-lines file a split in `folder`."""
-    return lambda data_dir, split, options: [split_path(data_dir, folder, split)]
+ESNLI = released_source("esnli", "esnli", SPLITS, _esnli, labels=LABELS)
+ANLI = released_source("anli", "anli1", SPLITS, _anli, labels=LABELS)

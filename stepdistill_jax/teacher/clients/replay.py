@@ -10,10 +10,10 @@ from typing import Any
 from etils import epath
 
 from stepdistill_jax.data.config import FILE_PREFIX, DataConfig
-from stepdistill_jax.data.read import Reader
+from stepdistill_jax.data.read import SplitReader
 from stepdistill_jax.data.sources import SOURCES
 from stepdistill_jax.data.sources.base import Source
-from stepdistill_jax.data.teacher_outputs import load_annotations, load_texts
+from stepdistill_jax.data.teacher_outputs import read_released
 from stepdistill_jax.records import Example, read_jsonl
 from stepdistill_jax.spec import SEPARATOR, InputError
 from stepdistill_jax.teacher import store
@@ -94,28 +94,28 @@ def _released(extract: ExtractConfig, data: DataConfig) -> Iterator[tuple[Slot, 
     """The released outputs for the selected splits, checked against their examples."""
     read: set[tuple[str, str]] = set()
     for split in extract.extract_splits:
-        reader = Reader(data, split)
+        reader = SplitReader(data, split)
         if (reader.source.name, reader.file_split) not in read:
             read.add((reader.source.name, reader.file_split))
             yield from _outputs(reader, reader.source, reader.file_split)
     if extract.extract_inputs in SOURCES:
-        yield from _outputs(Reader(data, "train"), SOURCES[extract.extract_inputs], "train")
+        yield from _outputs(SplitReader(data, "train"), SOURCES[extract.extract_inputs], "train")
 
 
-def _outputs(reader: Reader, source: Source, split: str) -> Iterator[tuple[Slot, _Recorded]]:
-    examples, rows = reader.read(source, split, count=False)
-    released = (source, reader.data_dir, split, examples, rows)
-    # Parsing finds out whether outputs are about other examples.
-    if not source.teacher_format or not load_annotations(*released):
+def _outputs(reader: SplitReader, source: Source, split: str) -> Iterator[tuple[Slot, _Recorded]]:
+    outputs = {}
+    if source.teacher_format:
+        file = reader.read(source, split)
+        outputs = read_released(source, reader.data_dir, split, file.examples, file.rows)
+    if not outputs:
         raise InputError(
             f"REPLAY={RELEASE!r}: no released outputs for the {split} split of {source.name!r}. "
             "Select released ones with EXTRACT_SPLITS or EXTRACT_INPUTS, or set "
             "REPLAY='file:PATH'."
         )
-    texts = load_texts(*released)
-    for example in examples:
-        parts = _parts(example)
-        yield (example.id, ANSWER, 0), _Recorded(texts[example.id], RELEASE, parts=parts)
+    for example in file.examples:
+        recorded = _Recorded(outputs[example.id].text, RELEASE, parts=_parts(example))
+        yield (example.id, ANSWER, 0), recorded
 
 
 def _parts(example: Example) -> tuple[str, ...]:
