@@ -14,7 +14,7 @@ import tensorflow as tf
 import tensorflow_text
 
 from stepdistill_jax.data.config import TokenConfig
-from stepdistill_jax.data.join import DataConfig, JoinReport, load_pairs
+from stepdistill_jax.data.join import DataConfig, load_pairs
 from stepdistill_jax.data.sources.base import SPLITS
 from stepdistill_jax.data.token_shards import FULL_LENGTH
 from stepdistill_jax.data.vocabulary import (
@@ -26,7 +26,7 @@ from stepdistill_jax.data.vocabulary import (
 from stepdistill_jax.records import Pair
 from stepdistill_jax.spec import EOS_ID, FEATURES, SEPARATOR, STREAMS, UNK_ID
 
-LoadPairs = Callable[[DataConfig, str], tuple[list[Pair], JoinReport]]
+LoadPairs = Callable[[DataConfig, str], list[Pair]]
 MetricFn = Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
 
 _TEXTS_A_CALL = 256
@@ -120,7 +120,7 @@ def seqio_task(
     tokens: TokenConfig,
     *,
     metric_fns: Sequence[MetricFn] = (),
-    load: LoadPairs = load_pairs,
+    load: LoadPairs = lambda data, split: load_pairs(data, split)[0],
 ) -> seqio.Task:
     """A task of the four features of `spec.FEATURES`, rank-1 int32, each ending in EOS.
 
@@ -143,7 +143,7 @@ def seqio_task(
         split: str, shuffle_files: bool = False, seed: int | None = None
     ) -> tf.data.Dataset:
         del shuffle_files, seed  # a list in memory; SeqIO shuffles the examples
-        return _pairs_dataset(load(data, split)[0])
+        return _pairs_dataset(load(data, split))
 
     vocabulary = SeqioVocabulary(tokens.vocabulary)
     feature = seqio.Feature(vocabulary, add_eos=True, dtype=tf.int32, rank=1)

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
@@ -175,7 +175,7 @@ def check_alignment(
     Raises:
         InputError: names the first block that does not fit.
     """
-    scores = np.array(_FIT[format](examples, parsed))
+    scores = np.array(_fit_cqa(parsed) if format == "cqa" else _fit_words(examples, parsed))
     starts = list(range(0, max(1, len(scores) - BLOCK + 1), BLOCK))
     for start, stop in zip(starts, [*starts[1:], len(scores)], strict=True):
         block = scores[start:stop]
@@ -209,17 +209,9 @@ def _fit_words(examples: Sequence[Example], parsed: Sequence[Parsed]) -> list[fl
     return scores
 
 
-def _fit_cqa(examples: Sequence[Example], parsed: Sequence[Parsed]) -> list[float]:
+def _fit_cqa(parsed: Sequence[Parsed]) -> list[float]:
     misfits = (parser.NOT_A_CHOICE, parser.DISAGREE)
     return [
         1.0 if isinstance(output, Annotation) else 0.0 if output.reason in misfits else np.nan
         for output in parsed
     ]
-
-
-_FIT: dict[str, Callable[[Sequence[Example], Sequence[Parsed]], list[float]]] = {
-    "esnli": _fit_words,
-    "anli": _fit_words,
-    "cqa": _fit_cqa,
-    "svamp": _fit_words,
-}

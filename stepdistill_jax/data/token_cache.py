@@ -23,7 +23,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from etils import epath
 from stepdistill_jax import storage
 from stepdistill_jax.data import token_shards
 from stepdistill_jax.data.config import CACHE_DIR_VARIABLE, DataConfig, TokenConfig
-from stepdistill_jax.data.join import JoinReport, load_pairs, source_fingerprint
+from stepdistill_jax.data.join import load_pairs, source_fingerprint
 from stepdistill_jax.data.token_shards import LENGTHS, MANIFEST, Manifest
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.records import Pair
@@ -88,18 +88,14 @@ class TokenCache:
             IndexError: out of range.
             InputError: the shard is damaged.
         """
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Several pairs at once, which is faster than one by one."""
-        return [token_shards.unpack_tokens(record) for record in self._records(indices)]
+        return token_shards.unpack_tokens(self._record(index))
 
     def row(self, index: int) -> dict[str, Any]:
         """`__getitem__` and the texts: id, input (no prefix), label, gold, rationale, choices.
 
         A missing ``gold`` or ``rationale`` is None; ``choices`` is a tuple.
         """
-        (record,) = self._records([index])
+        record = self._record(index)
         return {**token_shards.unpack_tokens(record), **token_shards.unpack_texts(record)}
 
     @functools.cached_property
@@ -115,11 +111,11 @@ class TokenCache:
             raise self._damaged(f"{LENGTHS} has sha256 {sha256[:12]}, expected {expected[:12]}")
         return dict(zip(FEATURES, np.load(path), strict=True))
 
-    def _records(self, indices: Sequence[int]) -> list[bytes]:
+    def _record(self, index: int) -> bytes:
         try:
-            return self._reader.read(indices)
+            return self._reader.read(index)
         except (ValueError, RuntimeError) as error:
-            raise self._damaged(f"pair {min(indices)} or a later one: {error}") from error
+            raise self._damaged(f"pair {index}: {error}") from error
 
     def _damaged(self, what: str) -> InputError:
         return InputError(
@@ -177,7 +173,7 @@ def _build(
 ) -> None:
     """Writes a cache under a temporary name and moves it to `folder`."""
     pairs, report = load_pairs(data, split)
-    examples = _tokenised(data, tokens, split, pairs, report)
+    examples = _tokenised(data, tokens, split, pairs)
     with _published(folder) as temporary:
         writer = token_shards.ShardWriter(temporary)
         for example in examples:
@@ -238,7 +234,12 @@ def _published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary.mkdir(parents=True)
         _remove_abandoned(folder.parent)
         yield temporary
-        _publish(temporary, folder)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            # If another process was first, its copy is the same and ours is discarded.
+            if not (folder / MANIFEST).exists():
+                raise
     except OSError as error:
         storage.raise_failure(error)  # of a connection, where a cache comes from a store
         raise InputError(
@@ -247,15 +248,6 @@ def _published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _publish(temporary: pathlib.Path, folder: pathlib.Path) -> None:
-    try:
-        temporary.rename(folder)
-    except OSError:
-        # If another process was first, its copy is the same and ours is discarded.
-        if not (folder / MANIFEST).exists():
-            raise
 
 
 def _remove_abandoned(root: pathlib.Path) -> None:
@@ -268,7 +260,7 @@ def _remove_abandoned(root: pathlib.Path) -> None:
 
 
 def _tokenised(
-    data: DataConfig, tokens: TokenConfig, split: str, pairs: list[Pair], report: JoinReport
+    data: DataConfig, tokens: TokenConfig, split: str, pairs: list[Pair]
 ) -> Iterator[dict[str, Any]]:
     """The SeqIO task's examples as numpy values, in the order of `pairs`."""
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -290,9 +282,8 @@ def _tokenised(
             tf.config.set_visible_devices([], "GPU")
     except RuntimeError:
         logging.info("TensorFlow is already running; it keeps its devices")
-    task = preprocessors.seqio_task(
-        f"{data.dataset}_{split}", data, tokens, load=lambda *_: (pairs, report)
-    )
+    name = f"{data.dataset}_{split}"
+    task = preprocessors.seqio_task(name, data, tokens, load=lambda *_: pairs)
     dataset = task.get_dataset(split=split, shuffle=False)
     # Passing pairs on one by one costs more than tokenising them.
     return itertools.chain.from_iterable(map(_rows, dataset.ragged_batch(_PAIRS_A_CALL)))

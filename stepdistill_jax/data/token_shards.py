@@ -10,8 +10,10 @@ and the packed texts, which training does not unpack.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 import threading
@@ -158,29 +160,23 @@ class ShardReader:
 
     def __init__(self, folder: pathlib.Path, shards: Sequence[Shard]) -> None:
         self._paths = [str(folder / shard.name) for shard in shards]
-        self._ends = np.cumsum([shard.rows for shard in shards])
+        self._ends = list(itertools.accumulate(shard.rows for shard in shards))
         self._readers: list[Any] = [None] * len(shards)
         self._lock = threading.Lock()
 
-    def read(self, indices: Sequence[int]) -> list[bytes]:
-        """The records of `indices`, in their order.
+    def read(self, index: int) -> bytes:
+        """The record of one pair.
 
         Raises:
             IndexError: out of range.
             ValueError, RuntimeError: a shard is damaged.
         """
-        if min(indices) < 0 or max(indices) >= self._ends[-1]:
-            raise IndexError(f"pair {min(indices)} or {max(indices)} of {self._ends[-1]} pairs")
-        places: dict[int, list[int]] = {}
-        for place, shard in enumerate(np.searchsorted(self._ends, indices, side="right").tolist()):
-            places.setdefault(shard, []).append(place)
-        records = [b""] * len(indices)
-        for shard, members in places.items():
-            start = int(self._ends[shard - 1]) if shard else 0
-            of_shard = self._reader(shard).read([int(indices[place]) - start for place in members])
-            for place, record in zip(members, of_shard, strict=True):
-                records[place] = record
-        return records
+        if not 0 <= index < self._ends[-1]:
+            raise IndexError(f"pair {index} of {self._ends[-1]} pairs")
+        shard = bisect.bisect_right(self._ends, index)
+        start = self._ends[shard - 1] if shard else 0
+        (record,) = self._reader(shard).read([index - start])
+        return bytes(record)
 
     def _reader(self, shard: int) -> Any:
         if self._readers[shard] is None:

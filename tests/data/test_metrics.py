@@ -28,7 +28,9 @@ def test_a_prediction_without_a_value_is_wrong(prediction):
 
 
 def test_a_gold_label_without_a_value_is_an_input_error():
-    with pytest.raises(InputError, match=r"gold label 'x \+ 1' is no arithmetic expression \(name"):
+    with pytest.raises(
+        InputError, match=r"gold label 'x \+ 1': not an arithmetic expression \(name"
+    ):
         correct("equation", "1", "x + 1")
 
 
@@ -39,13 +41,11 @@ def test_accuracy_and_its_standard_error():
     assert accuracy("exact", ["a"], ["a"]).stderr == 0
 
 
-def test_nothing_to_score_unequal_lengths_and_unknown_metric_are_input_errors():
+def test_nothing_to_score_and_unequal_lengths_are_errors():
     with pytest.raises(InputError, match="no examples to score"):
         accuracy("exact", [], [])
-    with pytest.raises(InputError, match="1 predictions but 2 gold labels"):
+    with pytest.raises(ValueError, match="is longer than"):
         accuracy("exact", ["a"], ["a", "b"])
-    with pytest.raises(InputError, match="METRIC: got 'bleu', expected one of exact, equation"):
-        correct("bleu", "a", "a")
 
 
 def test_needs_no_jax():

@@ -109,13 +109,9 @@ def test_rows_are_the_pairs_in_order_with_tokens_texts_and_weights(cache, data):
         assert (row["label_weight"], row["rationale_weight"]) == (1.0, float(index % 4 != 0))
 
 
-def test_training_reads_tokens_and_weights_alone_one_by_one_or_many(cache):
+def test_training_reads_tokens_and_weights_alone(cache):
     assert set(cache[3]) == {*FEATURES, "label_weight", "rationale_weight"}
     assert all(cache[3][feature].dtype == np.int32 for feature in FEATURES)
-    order = [7, 0, 39, 7]
-    for row, index in zip(cache.__getitems__(order), order, strict=True):
-        for feature in FEATURES:
-            np.testing.assert_array_equal(row[feature], cache[index][feature])
     for index in (-1, ROWS):
         with pytest.raises(IndexError, match=f"of {ROWS} pairs"):
             cache[index]
@@ -196,11 +192,8 @@ def test_several_shards_read_as_one(data, tmp_path, cache, monkeypatch):
     assert [shard.rows for shard in sharded.manifest.shards] == [7, 7, 7, 7, 7, 5]
     assert sharded.manifest.shards[0].name == "tokens-00000-of-00006.array_record"
     for index in range(ROWS):
-        np.testing.assert_array_equal(sharded[index]["label_inputs"], cache[index]["label_inputs"])
-    order = [39, 0, 6, 7, 13, 14, 34, 35]
-    together = sharded.__getitems__(order)
-    for index, row in zip(order, together, strict=True):
-        np.testing.assert_array_equal(row["rationale_targets"], cache[index]["rationale_targets"])
+        for feature in FEATURES:
+            np.testing.assert_array_equal(sharded[index][feature], cache[index][feature])
 
 
 def test_threads_and_pickled_copies_read_the_same(cache):
