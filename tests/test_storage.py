@@ -109,7 +109,7 @@ def test_a_bucket_that_can_be_used_is_asked_once(store, gs_folder):
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("gs://nobody/run", "no bucket 'nobody'. Create it, or correct the name"),
         ("gs://readable/run", r"lack storage\.objects\.create, storage\.objects\.delete in bucket"),
@@ -118,13 +118,13 @@ def test_a_bucket_that_can_be_used_is_asked_once(store, gs_folder):
         ("s3://bucket/run", "expected a local folder or gs://BUCKET/FOLDER"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_refused(store, path, said):
+def test_a_store_that_cannot_be_used_is_refused(store, path, message):
     store.buckets |= {"readable": {}, "closed": {}}
     store.permissions = {
         "readable": ("storage.buckets.get", "storage.objects.list", "storage.objects.get"),
         "closed": (),
     }
-    with pytest.raises(InputError, match=said) as raised:
+    with pytest.raises(InputError, match=message) as raised:
         storage.check("MODEL_DIR", path, write=True)
     assert str(raised.value).startswith(f"MODEL_DIR='{path}': ")
     assert "\n" not in str(raised.value)
@@ -198,10 +198,10 @@ def test_what_fails_later_is_one_line_too(store):
         records.write_atomic("gs://readable/run/x", "text")
     failed = storage.failure(raised.value)
     assert failed.exit_code == EXIT_INPUT_ERROR
-    said = str(failed)
-    assert said.startswith("Google Cloud Storage: Forbidden: ")
-    assert "does not have storage.objects.create access" in said
-    assert "\n" not in said
+    message = str(failed)
+    assert message.startswith("Google Cloud Storage: Forbidden: ")
+    assert "does not have storage.objects.create access" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(

@@ -65,12 +65,12 @@ def test_a_damaged_line_of_ones_own_is_to_be_mended(tmp_path):
 def test_added_inputs_train_the_rationale_alone_under_gold_labels(own, tmp_path):
     settings = own(augment=write(tmp_path / "more.jsonl", *LINES))
     pairs, report = load_pairs(settings, "train")
-    found = added(pairs)
-    assert {name: pair.rationale for name, pair in found.items()} == {
+    result = added(pairs)
+    assert {name: pair.rationale for name, pair in result.items()} == {
         "added-0": "for 0",
         "added-1": "for 1",
     }
-    for pair in found.values():
+    for pair in result.values():
         assert (pair.label, pair.gold, pair.label_weight) == ("", None, 0.0)
         assert pair.choices == ("yes", "no")
     assert [pair.id for pair in pairs[:4]] == ["0", "1", "2", "3"]
@@ -178,9 +178,9 @@ def test_a_bad_line_is_named_or_skipped(tmp_path, line, message):
     with pytest.raises(InputError, match=message):
         read_added(*arguments, skipped=None)
     skipped = []
-    examples, found = read_added(*arguments, skipped)
-    assert [example.id for example in examples] == list(found) == ["added-0"]
-    assert found["added-0"].label == "a"
+    examples, result = read_added(*arguments, skipped)
+    assert [example.id for example in examples] == list(result) == ["added-0"]
+    assert result["added-0"].label == "a"
     assert len(skipped) == 1
 
 

@@ -69,7 +69,7 @@ def test_states_equation(rationale, label, expected):
 
 
 def test_audit_teacher_counts_failures_as_wrong_and_leaves_out_rows_without_gold():
-    found = audit.audit_teacher(
+    result = audit.audit_teacher(
         ["a", "b", "c", "d", None],
         [
             Annotation("0", "r", "a"),
@@ -81,12 +81,12 @@ def test_audit_teacher_counts_failures_as_wrong_and_leaves_out_rows_without_gold
         ["a", " ", "x", "d", "e"],
         "exact",
     )
-    assert found == TeacherAudit(5, 0.5, 0.5, 1, {"no answer marker": 2})
+    assert result == TeacherAudit(5, 0.5, 0.5, 1, {"no answer marker": 2})
 
 
 def test_audit_teacher_without_gold_has_no_accuracy():
-    found = audit.audit_teacher([None], [Annotation("0", "r", "a")], None, "exact")
-    assert (found.release_accuracy, found.accuracy) == (None, None)
+    result = audit.audit_teacher([None], [Annotation("0", "r", "a")], None, "exact")
+    assert (result.release_accuracy, result.accuracy) == (None, None)
 
 
 def test_lengths_by_nearest_rank():
@@ -100,11 +100,11 @@ def test_lengths_by_nearest_rank():
     strategies.lists(strategies.integers(1, 50), min_size=1), strategies.integers(1, 50)
 )
 def test_quantile_is_the_least_length_that_so_many_rows_do_not_exceed(lengths, limit):
-    found = audit.audit_lengths(lengths, limit)
-    for percent, quantile in zip(audit.QUANTILES, found.quantiles, strict=True):
+    result = audit.audit_lengths(lengths, limit)
+    for percent, quantile in zip(audit.QUANTILES, result.quantiles, strict=True):
         assert np.mean(np.array(lengths) <= quantile) >= percent / 100
         assert np.mean(np.array(lengths) < quantile) < percent / 100
-    assert found.truncated == sum(length > limit for length in lengths)
+    assert result.truncated == sum(length > limit for length in lengths)
 
 
 def test_table_is_aligned_and_says_what_is_missing():

@@ -30,11 +30,11 @@ def test_a_vocabulary_is_that_of_the_file_on_a_disk(gs_folder, tmp_path):
 
 
 def test_a_bucket_that_is_not_there_is_one_line(store, monkeypatch):
-    said = "='gs://nobody/x': no bucket 'nobody'"
-    with pytest.raises(InputError, match=f"^VOCABULARY{said}"):
+    message = "='gs://nobody/x': no bucket 'nobody'"
+    with pytest.raises(InputError, match=f"^VOCABULARY{message}"):
         vocabulary.load_vocabulary("gs://nobody/x")
     monkeypatch.setenv(DATA_DIR_VARIABLE, "gs://nobody/x")
-    with pytest.raises(InputError, match=f"^{DATA_DIR_VARIABLE}{said}"):
+    with pytest.raises(InputError, match=f"^{DATA_DIR_VARIABLE}{message}"):
         find_data_dir(DataConfig("cqa"), SOURCES["cqa"])
-    with pytest.raises(InputError, match=f"^DATA_DIR{said}"):
+    with pytest.raises(InputError, match=f"^DATA_DIR{message}"):
         find_data_dir(own_data("gs://nobody/x"), SOURCES["jsonl"])

@@ -46,24 +46,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         site = self.site
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        start = int(asked[1]) if asked else 0
+        requested = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(requested[1]) if requested else 0
         site.starts.append(start)
         if site.status != 200:
             self.send_error(site.status)
             return
         if not site.ranges:
-            asked, start = None, 0
-        if asked and start >= len(site.content):
+            requested, start = None, 0
+        if requested and start >= len(site.content):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(site.content)}")
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
         body = site.content[start:]
-        self.send_response(206 if asked else 200)
+        self.send_response(206 if requested else 200)
         self.send_header("Content-Length", str(len(body)))
-        if asked:
+        if requested:
             size = len(site.content)
             self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
         self.end_headers()
@@ -171,8 +171,8 @@ def test_passing_server_error_is_tried_again_a_refusal_is_not(site, tmp_path):
 
 def test_wrong_bytes_name_both_sums_and_leave_nothing(site, tmp_path):
     item = site.download(b"what was promised")
-    found = hashlib.sha256(CONTENT).hexdigest()
-    with pytest.raises(InputError, match=f"wrong sha256: got {found}, expected {item.digest}"):
+    result = hashlib.sha256(CONTENT).hexdigest()
+    with pytest.raises(InputError, match=f"wrong sha256: got {result}, expected {item.digest}"):
         fetch(item, tmp_path)
     assert list((tmp_path / "a").iterdir()) == []
 

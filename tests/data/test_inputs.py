@@ -67,9 +67,9 @@ def test_the_rows_asked_are_those_trained_and_scored_on(
     seen = {}
     for split, unit in zip(("train", "validation", "test"), units, strict=True):
         pairs, _ = load_pairs(data, split)
-        asked = inputs.load(data, (split,), "")
-        assert list(asked) == [unit]
-        assert ids(asked[unit]) == ids(pairs)
+        annotated = inputs.load(data, (split,), "")
+        assert list(annotated) == [unit]
+        assert ids(annotated[unit]) == ids(pairs)
         seen[unit] = [*seen.get(unit, []), *ids(pairs)]
     together = inputs.load(data, ("train", "validation", "test"), "")
     assert {unit: sorted(ids(rows)) for unit, rows in together.items()} == {
@@ -83,8 +83,8 @@ def test_rows_that_are_scored_are_known_and_take_no_hinted_rationale(tmp_path):
     config = own_config(tmp_path, rationales=rationales(tmp_path))
     carved = {pair.id for pair in load_pairs(config, "validation")[0]}
     assert 0 < len(carved) < 40
-    found = inputs.evaluated(config, ("train", "test"))
-    assert found == {"train": carved, "test": {f"test{n}" for n in range(8)}}
+    result = inputs.evaluated(config, ("train", "test"))
+    assert result == {"train": carved, "test": {f"test{n}" for n in range(8)}}
     own(tmp_path, 6, lambda n: f"L{n}", "validation")
     assert inputs.evaluated(own_config(tmp_path), ("train",)) == {}
     (tmp_path / "validation.jsonl").unlink()
@@ -119,11 +119,11 @@ def test_the_fraction_counts_inputs_that_augment_adds_as_training_does(shared, t
         rationales="teacher",
         augment=f"file:{added}",
     )
-    asked = inputs.load(data, ("train",), "")["train"]
+    annotated = inputs.load(data, ("train",), "")["train"]
     kept = [pair.id for pair in load_pairs(data, "train")[0] if not pair.id.startswith(ADDED)]
-    assert kept == ids(asked)
+    assert kept == ids(annotated)
     alone = inputs.load(dataclasses.replace(data, augment=""), ("train",), "")["train"]
-    assert ids(asked) != ids(alone)
+    assert ids(annotated) != ids(alone)
 
 
 def test_asdiv_is_asked_without_what_is_in_an_evaluation_split(shared):
@@ -182,10 +182,10 @@ def test_a_student_trains_on_teacher_labels_where_there_are_no_gold_ones(tmp_pat
     data = own_config(
         tmp_path, label_column, labels="teacher", rationales=rationales(tmp_path), fraction=0.5
     )
-    asked = inputs.load(data, ("train",), "")["train"]
-    assert [row.label for row in asked] == [None] * 20
+    annotated = inputs.load(data, ("train",), "")["train"]
+    assert [row.label for row in annotated] == [None] * 20
     pairs, report = load_pairs(data, "train")
-    assert ids(pairs) == ids(asked)
+    assert ids(pairs) == ids(annotated)
     for pair in pairs:
         number = pair.id.removeprefix("train")
         assert (pair.label, pair.gold, pair.rationale) == (f"L{number}", None, f"r{number}")
@@ -202,14 +202,14 @@ def test_rationales_that_a_teacher_is_to_write_need_no_column_of_the_rows(tmp_pa
     data = dataclasses.replace(
         data, columns=dataclasses.replace(data.columns, rationale_column="why")
     )
-    asked = inputs.load(data, ("train",), "")["train"]
+    annotated = inputs.load(data, ("train",), "")["train"]
     written = dataclasses.replace(data, rationales=rationales(tmp_path))
     pairs, _ = load_pairs(written, "train")
-    assert ids(pairs) == ids(asked)
+    assert ids(pairs) == ids(annotated)
     assert all(pair.rationale == pair.id.replace("train", "r") for pair in pairs)
     assert len(load_pairs(written, "validation")[0]) == 4
     none, _ = load_pairs(dataclasses.replace(data, rationales="none"), "train")
-    assert ids(none) == ids(asked)
+    assert ids(none) == ids(annotated)
     with pytest.raises(
         InputError, match=r"no column 'why', .*RATIONALES='none', or RATIONALES='file:"
     ):

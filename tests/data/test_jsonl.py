@@ -110,8 +110,8 @@ def test_rationales_that_nothing_reads_may_lack_in_all_rows_and_not_in_some(tmp_
     bare = [changed(why="DROP", uid=str(number)) for number in range(3)]
     options = Options(columns=NLI, needs_rationales=False)
     write(tmp_path, *bare)
-    found = SOURCES["jsonl"].load(epath.Path(tmp_path), "train", options)
-    assert [(e.id, e.explanation) for e in found] == [("0", None), ("1", None), ("2", None)]
+    result = SOURCES["jsonl"].load(epath.Path(tmp_path), "train", options)
+    assert [(e.id, e.explanation) for e in result] == [("0", None), ("1", None), ("2", None)]
     with pytest.raises(InputError, match=r"Set RATIONALE_COLUMN, .*'none', or RATIONALES='file:"):
         load(tmp_path)
     # Else SKIP_BAD_ROWS would leave different rows to methods with rationales and without.
@@ -119,8 +119,8 @@ def test_rationales_that_nothing_reads_may_lack_in_all_rows_and_not_in_some(tmp_
     for needed in (True, False):
         skipped = []
         options = Options(columns=NLI, needs_rationales=needed, skipped=skipped)
-        found = SOURCES["jsonl"].load(epath.Path(tmp_path), "train", options)
-        assert len(found) == 4 - len(skipped) == (0 if why == "" else 1)
+        result = SOURCES["jsonl"].load(epath.Path(tmp_path), "train", options)
+        assert len(result) == 4 - len(skipped) == (0 if why == "" else 1)
 
 
 def test_a_free_label_must_be_a_text(tmp_path):

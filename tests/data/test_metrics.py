@@ -28,9 +28,7 @@ def test_a_prediction_without_a_value_is_wrong(prediction):
 
 
 def test_a_gold_label_without_a_value_is_an_input_error():
-    with pytest.raises(
-        InputError, match=r"'x \+ 1': not an arithmetic expression \(name"
-    ):
+    with pytest.raises(InputError, match=r"'x \+ 1': not an arithmetic expression \(name"):
         correct("equation", "1", "x + 1")
 
 

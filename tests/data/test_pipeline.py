@@ -116,8 +116,8 @@ def assert_holds(batch: pipeline.Batch, cache: pipeline.PairSource, streams: Seq
                     weights.extend([item[f"{stream}_weight"]] * len(item[name]))
                 padding = [0] * (batch[name].shape[1] - len(tokens))
                 np.testing.assert_array_equal(batch[name][row], tokens + padding)
-                found = batch[f"{name}_segment_ids"][row]
-                np.testing.assert_array_equal(found, segments + padding)
+                result = batch[f"{name}_segment_ids"][row]
+                np.testing.assert_array_equal(result, segments + padding)
             expected = np.array(weights + padding, np.float32)
             np.testing.assert_array_equal(batch[f"{stream}_weights"][row], expected)
 
@@ -278,8 +278,8 @@ def test_a_restored_iterator_goes_on_bit_for_bit(pack, prefetch):
         restored = iterate(cache, config, shape=shape)
         restored.set_state(json.loads(json.dumps(states[position])))
         assert restored.get_state() == states[position]
-        for expected, found in zip(batches[position:], take(restored, 10), strict=False):
-            assert_same(expected, found)
+        for expected, result in zip(batches[position:], take(restored, 10), strict=False):
+            assert_same(expected, result)
 
 
 def test_an_iterator_restores_again_and_again_and_on_other_processes():
@@ -485,5 +485,5 @@ def test_a_cache_on_disk_feeds_batches_and_resumes(shared, spiece, tmp_path):
         assert_holds(batch, cache, BOTH)
     restored = iterate(open_or_build(data, tokens, "train"), config)
     restored.set_state(state)
-    for expected, found in zip(take(iterator, 5), take(restored, 5), strict=True):
-        assert_same(expected, found)
+    for expected, result in zip(take(iterator, 5), take(restored, 5), strict=True):
+        assert_same(expected, result)

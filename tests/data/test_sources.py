@@ -182,7 +182,6 @@ def test_a_missing_file_is_named(tmp_path):
         SOURCES["svamp"].load(epath.Path(tmp_path), "train", Options())
 
 
-
 @pytest.mark.parametrize(
     ("formula", "answer", "label"),
     [

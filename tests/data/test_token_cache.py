@@ -200,8 +200,10 @@ def test_threads_and_pickled_copies_read_the_same(cache):
     again = pickle.loads(pickle.dumps(cache))
     expected = [cache[i]["label_inputs"].tolist() for i in range(ROWS)]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda i: again[i % ROWS]["label_inputs"].tolist(), range(10 * ROWS)))
-    assert found == expected * 10
+        result = list(
+            pool.map(lambda i: again[i % ROWS]["label_inputs"].tolist(), range(10 * ROWS))
+        )
+    assert result == expected * 10
 
 
 # As on a machine where they are not installed: no finder knows them.

@@ -48,8 +48,8 @@ def names(store, stored, pattern=".*"):
     """Of the files of the cache on the store."""
     built, tokens = stored
     prefix = f"{tokens.cache_dir}/{built.folder.name}/".removeprefix("gs://bucket/")
-    found = store.names("bucket", f"{re.escape(prefix)}{pattern}")
-    return [name.removeprefix(prefix) for name in found], prefix
+    result = store.names("bucket", f"{re.escape(prefix)}{pattern}")
+    return [name.removeprefix(prefix) for name in result], prefix
 
 
 def test_what_one_machine_built_another_copies_and_builds_nothing(
@@ -94,7 +94,7 @@ def test_a_connection_that_breaks_is_no_full_disk(data, stored, other, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("file", "harm", "said"),
+    ("file", "harm", "message"),
     [
         ("tokens-.*", lambda data: data[:-100], "expected .* bytes"),
         ("tokens-.*", lambda data: None, "is damaged: .*tokens-00000"),
@@ -102,7 +102,7 @@ def test_a_connection_that_breaks_is_no_full_disk(data, stored, other, monkeypat
         ("manifest.*", lambda data: data[:50], "is damaged: "),
     ],
 )
-def test_a_damaged_copy_is_named_and_not_kept(store, data, stored, other, file, harm, said):
+def test_a_damaged_copy_is_named_and_not_kept(store, data, stored, other, file, harm, message):
     built, tokens = stored
     (name,), prefix = names(store, stored, file)
     harmed = harm(store.read("bucket", prefix + name))
@@ -111,7 +111,7 @@ def test_a_damaged_copy_is_named_and_not_kept(store, data, stored, other, file, 
     else:
         store.buckets["bucket"][prefix + name].data = harmed
     place = epath.Path(tokens.cache_dir) / built.folder.name
-    with pytest.raises(InputError, match=said) as raised:
+    with pytest.raises(InputError, match=message) as raised:
         open_or_build(data, tokens, "train")
     assert f"Token cache {place} is damaged" in str(raised.value)
     assert str(raised.value).endswith("delete the folder and run again")

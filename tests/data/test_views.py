@@ -90,8 +90,8 @@ def random_cache(count: int, seed: int = 0) -> Cache:
 
 def assert_lengths_are_those_of_the_tokens(view: Any, features: Sequence[str]) -> None:
     for feature in features:
-        found = np.array([len(view[row][feature]) for row in range(len(view))])
-        np.testing.assert_array_equal(view.lengths[feature], found, err_msg=feature)
+        result = np.array([len(view[row][feature]) for row in range(len(view))])
+        np.testing.assert_array_equal(view.lengths[feature], result, err_msg=feature)
 
 
 def test_single_task_of_the_docstring():
@@ -211,13 +211,13 @@ def test_batches_hold_the_views_tokens_and_weights(method, pack):
         for stream in streams:
             for part in ("inputs", "targets"):
                 ids = np.concatenate([p[f"{stream}_{part}"] for p in pairs])
-                found = batch[f"{stream}_{part}"][row]
-                np.testing.assert_array_equal(found, np.pad(ids, (0, len(found) - len(ids))))
+                result = batch[f"{stream}_{part}"][row]
+                np.testing.assert_array_equal(result, np.pad(ids, (0, len(result) - len(ids))))
             weights = np.concatenate(
                 [np.broadcast_to(p[f"{stream}_weight"], len(p[f"{stream}_targets"])) for p in pairs]
             ).astype(np.float32)
-            found = batch[f"{stream}_weights"][row]
-            np.testing.assert_array_equal(found, np.pad(weights, (0, len(found) - len(weights))))
+            result = batch[f"{stream}_weights"][row]
+            np.testing.assert_array_equal(result, np.pad(weights, (0, len(result) - len(weights))))
 
 
 def test_a_row_length_for_labels_holds_for_both_streams_of_pinto():

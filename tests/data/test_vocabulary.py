@@ -121,13 +121,13 @@ def test_the_demo_vocabulary_is_the_same_in_another_process():
 
 def test_another_sentencepiece_makes_the_same_demo_vocabulary(monkeypatch):
     """0.2.2 and 0.2.3 write the same words in other bytes; a run must go on with either."""
-    found = load_vocabulary("demo")
+    result = load_vocabulary("demo")
     # To a protocol buffer, an empty trainer_spec more says nothing.
-    other = found.model + b"\x12\x00"
+    other = result.model + b"\x12\x00"
     monkeypatch.setattr(vocabulary_module, "_demo_model", lambda: other)
     again = vocabulary_module._load.__wrapped__("demo", "VOCABULARY", "")
-    assert again.model != found.model
-    assert again.fingerprint == found.fingerprint
+    assert again.model != result.model
+    assert again.fingerprint == result.fingerprint
 
 
 def test_bytes_are_three_ids_up_with_the_separator_as_eos():
