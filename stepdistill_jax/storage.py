@@ -100,8 +100,8 @@ def check(name: str, path: epath.PathLike, *, write: bool = False) -> None:
     bucket, _, inside = path.removeprefix(SCHEME).partition("/")
     if not path.startswith(SCHEME) or not bucket or not inside:
         raise InputError(
-            f"{name}: got {path!r}, expected a local folder or gs://BUCKET/FOLDER on Google Cloud "
-            f"Storage. Correct {name}."
+            f"{name}={path!r}: expected a local folder or gs://BUCKET/FOLDER on Google Cloud "
+            "Storage."
         )
     try:
         problem = _problem(bucket, _TO_WRITE if write else _TO_READ)

@@ -113,7 +113,7 @@ def test_a_bucket_that_can_be_used_is_asked_once(store, gs_folder):
     [
         ("gs://nobody/run", "no bucket 'nobody'. Create it, or correct the name"),
         ("gs://readable/run", r"lack storage\.objects\.create, storage\.objects\.delete in bucket"),
-        ("gs://closed/run", r"lack storage\.buckets\.get, storage\.objects\.list, .* grant the"),
+        ("gs://closed/run", r"lack storage\.buckets\.get, storage\.objects\.list, .* Grant the"),
         ("gs://bucket", "expected a local folder or gs://BUCKET/FOLDER"),
         ("s3://bucket/run", "expected a local folder or gs://BUCKET/FOLDER"),
     ],

@@ -247,7 +247,7 @@ def test_a_teachers_file_for_every_split_serves_each(own, tmp_path):
         load_pairs(settings, "test")
     (tmp_path / "taught_test.jsonl").unlink()
     with pytest.raises(
-        InputError, match=r"taught_test.jsonl is no file; correct RATIONALES; \{spl"
+        InputError, match=r"taught_test.jsonl does not exist. Correct RATIONALES: \{spl"
     ):
         load_pairs(settings, "test")
 

@@ -151,7 +151,7 @@ def test_own_inputs_are_read_by_line_and_need_what_the_data_sets_rows_have(share
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError, match=r"more.jsonl:1: no 'choices', which every example"):
         inputs.load(data, (), f"file:{path}")
-    with pytest.raises(InputError, match="EXTRACT_INPUTS is 'file:/no', but /no is no file"):
+    with pytest.raises(InputError, match="EXTRACT_INPUTS is 'file:/no', but /no does not exist"):
         inputs.load(data, (), "file:/no")
     with pytest.raises(InputError, match="EXTRACT_INPUTS is 'svamp' but DATASET is 'cqa'"):
         inputs.load(data, (), "svamp")

@@ -250,5 +250,5 @@ def test_half_a_character_is_named_and_a_whole_one_is_read(tmp_path):
     write(tmp_path, ROWS[1], changed(premise="\U0001f600"))
     assert load(tmp_path)[1].input.startswith("\U0001f600</s>")
     write(tmp_path, ROWS[1], changed(premise="\ud83d"))
-    with pytest.raises(InputError, match=r"^train.jsonl:2: a text holds \\ud83d alone, .*whole"):
+    with pytest.raises(InputError, match=r"^train.jsonl:2: a text contains \\ud83d alone, .*whole"):
         load(tmp_path)

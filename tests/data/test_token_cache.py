@@ -254,7 +254,7 @@ def test_a_warm_cache_opens_where_tensorflow_and_seqio_are_not_installed(data, t
 def test_a_cold_one_says_what_is_missing(data, tmp_path):
     done = run(BLOCKED + OPEN, data.data_dir, str(tmp_path / "empty"))
     assert done.returncode == 1
-    assert "InputError: there is no token cache of dataset 'jsonl', split 'train'" in done.stderr
+    assert "InputError: No token cache of dataset 'jsonl', split 'train'" in done.stderr
     assert "needs TensorFlow and SeqIO (No module named 'tensorflow')" in done.stderr
     assert not (tmp_path / "empty").exists()
 

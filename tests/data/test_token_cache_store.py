@@ -114,6 +114,6 @@ def test_a_damaged_copy_is_named_and_not_kept(store, data, stored, other, file, 
     with pytest.raises(InputError, match=message) as raised:
         open_or_build(data, tokens, "train")
     assert f"Token cache {place} is damaged" in str(raised.value)
-    assert str(raised.value).endswith("delete the folder and run again")
+    assert str(raised.value).endswith("Delete the folder and run again.")
     assert str(other) not in str(raised.value)
     assert not list(other.iterdir())

@@ -286,7 +286,7 @@ def test_the_demo_knows_its_marker():
 
 
 def test_a_marker_that_the_vocabulary_cannot_write_is_refused():
-    with pytest.raises(spec.InputError, match=r"ANSWER_MARKER='So the answer is' .* VOCABULARY"):
+    with pytest.raises(spec.InputError, match=r"ANSWER_MARKER='So the answer is': .* VOCABULARY"):
         marker_ids("So the answer is", load_vocabulary("demo"))
 
 
@@ -299,7 +299,7 @@ def test_a_label_that_holds_the_marker_is_refused():
 
 @pytest.mark.parametrize("method", spec.READER_METHODS)
 def test_a_split_without_rationales_cannot_be_read(method):
-    with pytest.raises(spec.InputError, match=f"METHOD='{method}' .* 1 rows of split test"):
+    with pytest.raises(spec.InputError, match=f"METHOD='{method}' .* 1 examples of split test"):
         token_view(written("yes", None), method, ViewConfig(), BYTES, seed=0)
 
 

@@ -175,5 +175,5 @@ def test_the_commonest_reason_does_not_hide_the_others():
 
 
 def test_a_gold_label_without_a_value_is_named():
-    with pytest.raises(InputError, match=r"gold label 'many' is no arithmetic expression"):
+    with pytest.raises(InputError, match=r"gold label 'many': not an arithmetic expression"):
         quality.assess([answered(1, "(1 + 1)", "one and one", gold="many")], "equation")
