@@ -1,11 +1,13 @@
 """Scoring: what counts as right, and what is an error of the user's data."""
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
 
-from stepdistill_jax.data.metrics import accuracy, correct
+from stepdistill_jax.data.metrics import METRICS, accuracy, correct
+from stepdistill_jax.data.sources import ColumnConfig
 from stepdistill_jax.spec import InputError
 
 
@@ -44,6 +46,11 @@ def test_nothing_to_score_and_unequal_lengths_are_errors():
         accuracy("exact", [], [])
     with pytest.raises(ValueError, match="is longer than"):
         accuracy("exact", ["a"], ["a", "b"])
+
+
+def test_every_choice_of_metric_is_a_function():
+    (metric,) = (f for f in dataclasses.fields(ColumnConfig) if f.name == "metric")
+    assert list(metric.metadata["choices"]) == list(METRICS)
 
 
 def test_needs_no_jax():
