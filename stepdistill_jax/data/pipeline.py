@@ -73,7 +73,7 @@ class PairSource(Protocol):
 class TextSource(PairSource, Protocol):
     """What evaluation reads as well."""
 
-    def row(self, index: int) -> Mapping[str, Any]:
+    def example(self, index: int) -> Mapping[str, Any]:
         """One pair with its texts: id, input, label, gold (None if unlabelled) and choices."""
 
 
@@ -296,7 +296,7 @@ class PairSubset:
         pair: Mapping[str, Any] = self._cache[int(self._index[index])]
         return pair
 
-    def row(self, index: int) -> Mapping[str, Any]:
+    def example(self, index: int) -> Mapping[str, Any]:
         """One pair with its texts."""
-        row: Mapping[str, Any] = self._cache.row(int(self._index[index]))
-        return row
+        pair: Mapping[str, Any] = self._cache.example(int(self._index[index]))
+        return pair

@@ -90,7 +90,7 @@ class TokenCache:
         """
         return token_shards.unpack_tokens(self._record(index))
 
-    def row(self, index: int) -> dict[str, Any]:
+    def example(self, index: int) -> dict[str, Any]:
         """`__getitem__` and the texts: id, input (no prefix), label, gold, rationale, choices.
 
         A missing ``gold`` or ``rationale`` is None; ``choices`` is a tuple.

@@ -172,9 +172,9 @@ class _View:
         """Feature -> int32 [pairs]: tokens, EOS included."""
         return self._cache.lengths
 
-    def row(self, index: int) -> Mapping[str, Any]:
+    def example(self, index: int) -> Mapping[str, Any]:
         """The pair with its texts."""
-        return {**self._cache.row(index), **self[index]}
+        return {**self._cache.example(index), **self[index]}
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         return self._cache[index]
@@ -217,11 +217,11 @@ class RationaleAsInput(_View):
         pair = self._cache[index]
         return {**pair, "label_inputs": _with_rationale(pair, pair["rationale_targets"])}
 
-    def row(self, index: int) -> Mapping[str, Any]:
+    def example(self, index: int) -> Mapping[str, Any]:
         """The pair with its texts; ``read`` is what the student reads, the rationale included."""
-        row = super().row(index)
-        read = [row["input"], row["rationale"]] if row["rationale"] else [row["input"]]
-        return {**row, "read": SEPARATOR.join(read)}
+        example = super().example(index)
+        texts = [example["input"], *filter(None, [example["rationale"]])]
+        return {**example, "read": SEPARATOR.join(texts)}
 
 
 class Pinto(RationaleAsInput):
@@ -288,12 +288,12 @@ def _refuse_marker_in_labels(cache: SplitCache, marker: str, vocabulary: Vocabul
     """Refuses a label that contains the marker; reads only pairs that are long enough."""
     shortest = len(vocabulary.encode(marker.strip()))
     for index in np.flatnonzero(cache.lengths["label_targets"] > shortest):
-        row = cache.row(int(index))
-        if label_after_marker(row["label"], marker) is not None:
+        example = cache.example(int(index))
+        if label_after_marker(example["label"], marker) is not None:
             raise InputError(
-                f"ANSWER_MARKER={marker!r} occurs in the label {row['label']!r} of "
-                f"{cache.manifest.split} example {row['id']}, so its start would be ambiguous. Set "
-                "ANSWER_MARKER to words that are in no label."
+                f"ANSWER_MARKER={marker!r} occurs in the label {example['label']!r} of "
+                f"{cache.manifest.split} example {example['id']}, so its start would be ambiguous. "
+                "Set ANSWER_MARKER to words that are in no label."
             )
 
 

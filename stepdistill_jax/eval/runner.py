@@ -162,7 +162,7 @@ class Evaluator:
     ) -> Result:
         """Scores the predictions and writes all files."""
         folder = self._folder(step, split)
-        rows = [cache.row(prediction.row) for prediction in predictions]
+        rows = [cache.example(prediction.row) for prediction in predictions]
         missing = [row["id"] for row in rows if row["gold"] is None]
         if missing:
             raise InputError(
@@ -354,7 +354,7 @@ class Evaluator:
         def read() -> list[Prediction]:
             predictions = []
             for row, values in _real_rows(batch["row"], probabilities):
-                choices = _distinct(cache.row(row)["choices"])
+                choices = _distinct(cache.example(row)["choices"])
                 named = dict(zip(choices, values.tolist(), strict=False))
                 best = max(named, key=named.__getitem__)
                 tokens = sum(len(self.vocabulary.encode(choice)) + 1 for choice in choices)
@@ -365,12 +365,12 @@ class Evaluator:
 
     def _choice_ids(self, cache: TextSource) -> np.ndarray:
         """The choices of every example as int32 [examples, C, T]: ids and EOS, then PAD."""
-        texts = [_distinct(cache.row(row)["choices"]) for row in range(len(cache))]
+        texts = [_distinct(cache.example(row)["choices"]) for row in range(len(cache))]
         without = [row for row, choices in enumerate(texts) if not choices]
         if without:
             raise InputError(
                 "EVAL_MODE='choices' needs a closed label set, but example "
-                f"{cache.row(without[0])['id']} of DATASET={self.facts.dataset!r} has no choices. "
+                f"{cache.example(without[0])['id']} of DATASET={self.facts.dataset!r} has no choices. "
                 "Set EVAL_MODE='decode'."
             )
         ids = {

@@ -117,7 +117,7 @@ def make_parts(config: RunConfig, mesh: Mesh) -> Parts:
         cache.lengths,
         config.pipeline,
         config.streams,
-        name=lambda row: f"example {cache.row(row)['id']}",
+        name=lambda row: f"example {cache.example(row)['id']}",
     )
     shard, shards = data_shard(mesh)
     batches = train_iterator(
@@ -188,7 +188,7 @@ def make_trainer(
         clock=clock,
         goodput=Goodput(config.model_dir, clock, step, writes=processes.is_lead()),
         trace=StepTrace(config.model_dir, config.profile_steps, clock),
-        example_ids=lambda index: [cache.row(int(i) - 1)["id"] for i in np.unique(index)],
+        example_ids=lambda index: [cache.example(int(i) - 1)["id"] for i in np.unique(index)],
         identity=identity,
     )
     return trainer, state, evals

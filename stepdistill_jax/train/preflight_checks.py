@@ -249,7 +249,7 @@ class Checks:
         """The examples of a split can be read; a missing token cache is built."""
         started = time.perf_counter()
         self.splits[split] = cache = open_split(self.config, split)
-        row = cache.row(len(cache) - 1) if len(cache) else {"id": None}
+        row = cache.example(len(cache) - 1) if len(cache) else {"id": None}
         seconds = time.perf_counter() - started
         detail = f"{len(cache):,} examples as tokens in {seconds:.1f} s, the last is {row['id']}"
         cut = ", ".join(f"{name} {n:,}" for name, n in cache.manifest.truncated.items() if n)

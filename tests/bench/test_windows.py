@@ -112,17 +112,17 @@ class Cache:
     def __getitem__(self, index):
         return {"label_inputs": np.arange(self.lengths["label_inputs"][index])}
 
-    def row(self, index):
+    def example(self, index):
         return {"id": str(index)}
 
 
 def test_sample_is_spread_over_the_whole_cache():
     sample = EvenSample(Cache(), 3)
-    assert [sample.row(i)["id"] for i in range(len(sample))] == ["0", "5", "10"]
+    assert [sample.example(i)["id"] for i in range(len(sample))] == ["0", "5", "10"]
     assert sample.lengths["label_inputs"].tolist() == [100, 105, 110]
     assert len(sample[1]["label_inputs"]) == 105
 
 
 def test_sample_of_more_than_there_is_holds_all_once():
     sample = EvenSample(Cache(), 50)
-    assert [sample.row(i)["id"] for i in range(len(sample))] == [str(i) for i in range(11)]
+    assert [sample.example(i)["id"] for i in range(len(sample))] == [str(i) for i in range(11)]

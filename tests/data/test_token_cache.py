@@ -92,7 +92,7 @@ def test_rows_are_the_pairs_in_order_with_tokens_texts_and_weights(cache, data):
     encode = load_vocabulary("bytes").encode
     assert len(cache) == len(pairs) == ROWS
     for index, pair in enumerate(pairs):
-        row = cache.row(index)
+        row = cache.example(index)
         texts = {name: row[name] for name in ("id", "input", "label", "gold", "rationale")}
         assert texts == {
             "id": pair.id,
@@ -240,7 +240,7 @@ from test_token_cache import own_data
 from stepdistill_jax.data.config import TokenConfig
 from stepdistill_jax.data.token_cache import open_or_build
 cache = open_or_build(own_data(sys.argv[1]), TokenConfig("bytes", cache_dir=sys.argv[2]), "train")
-print(len(cache), cache[5]["label_inputs"].tolist(), cache.row(5)["gold"])
+print(len(cache), cache[5]["label_inputs"].tolist(), cache.example(5)["gold"])
 assert not {"tensorflow", "seqio", "tasks"} & set(sys.modules)
 """
 
@@ -248,7 +248,7 @@ assert not {"tensorflow", "seqio", "tasks"} & set(sys.modules)
 def test_a_warm_cache_opens_where_tensorflow_and_seqio_are_not_installed(data, tokens, cache):
     done = run(BLOCKED + OPEN, data.data_dir, tokens.cache_dir)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{ROWS} {cache[5]['label_inputs'].tolist()} {cache.row(5)['gold']}\n"
+    assert done.stdout == f"{ROWS} {cache[5]['label_inputs'].tolist()} {cache.example(5)['gold']}\n"
 
 
 def test_a_cold_one_says_what_is_missing(data, tmp_path):

@@ -62,8 +62,8 @@ def test_what_one_machine_built_another_copies_and_builds_nothing(
     assert copied.manifest == built.manifest
     for feature in FEATURES:
         np.testing.assert_array_equal(copied.lengths[feature], built.lengths[feature])
-    assert [copied.row(i)["id"] for i in range(len(copied))] == [
-        built.row(i)["id"] for i in range(len(built))
+    assert [copied.example(i)["id"] for i in range(len(copied))] == [
+        built.example(i)["id"] for i in range(len(built))
     ]
     # Nothing but the cache is left, and a second start asks the store for no rows.
     assert [p.name for p in other.iterdir()] == [built.folder.name]

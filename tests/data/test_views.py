@@ -45,7 +45,7 @@ class Cache:
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         return self.pairs[index]
 
-    def row(self, index: int) -> Mapping[str, Any]:
+    def example(self, index: int) -> Mapping[str, Any]:
         return {**self.pairs[index], **self.texts[index]}
 
 
@@ -306,7 +306,7 @@ def test_a_split_without_rationales_cannot_be_read(method):
 @pytest.mark.parametrize("method", spec.READER_METHODS)
 def test_what_a_reader_reads_is_what_its_tokens_say(method):
     view = token_view(written("yes", "since c"), method, ViewConfig(), BYTES, seed=0)
-    row = view.row(0)
+    row = view.example(0)
     assert (row["input"], row["read"]) == ("a b", "a b</s>since c")
     assert row["label_inputs"].tolist() == [*BYTES.encode(row["read"]), spec.EOS_ID]
     assert view.manifest is Cache.manifest

@@ -59,7 +59,7 @@ class Rows:
     def __getitem__(self, index):
         return {"label_inputs": self.tokens[index]}
 
-    def row(self, index):
+    def example(self, index):
         return {
             "id": f"id{index}",
             "input": self.texts[index],

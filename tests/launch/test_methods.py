@@ -43,7 +43,7 @@ def test_a_single_task_student_may_write_what_its_targets_hold(caches, labels):
     view = open_split(made, "test")
     longest = int(np.max(view.lengths["label_targets"]))
     assert evaluator.decode_length == longest == 29
-    row = view.row(0)
+    row = view.example(0)
     prediction = evaluator._read(0, row["label_targets"])
     assert prediction.output == f"{row['rationale']} so it is {row['gold']}"
     assert (prediction.text, prediction.parsed, prediction.ended) == (row["gold"], True, True)
@@ -51,7 +51,7 @@ def test_a_single_task_student_may_write_what_its_targets_hold(caches, labels):
 
 def test_a_reader_is_scored_with_the_teachers_rationale(caches):
     view = open_split(run(caches, "pinto"), "test")
-    row = view.row(3)
+    row = view.example(3)
     assert row["read"] == f"{row['input']}</s>{row['rationale']}"
     text = f"predict: {row['read']}"
     assert row["label_inputs"].tolist() == [*VOCABULARY.encode(text), EOS_ID]
@@ -62,7 +62,7 @@ def test_a_readers_predictions_are_about_the_same_inputs_as_all_others(caches):
     for method in ("pinto", "standard"):
         made = run(caches, method)
         evaluator = make_evaluator(made, make_mesh(made.mesh))
-        row = open_split(made, "test").row(3)
+        row = open_split(made, "test").example(3)
         lines.append(evaluator._line(row, Prediction(3, "red", True, 2)))
     reader, other = lines
     assert reader.pop("read").startswith(f"{other['input']}</s>")
