@@ -286,7 +286,7 @@ def _tokenised(
     task = preprocessors.seqio_task(name, data, tokens, load=lambda *_: pairs)
     dataset = task.get_dataset(split=split, shuffle=False)
     # Passing pairs on one by one costs more than tokenising them.
-    return itertools.chain.from_iterable(map(_rows, dataset.ragged_batch(_PAIRS_A_CALL)))
+    return itertools.chain.from_iterable(map(_examples, dataset.ragged_batch(_PAIRS_A_CALL)))
 
 
 @contextlib.contextmanager
@@ -310,7 +310,7 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(stderr)
 
 
-def _rows(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _examples(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The examples of a batch of (ragged) tensors."""
     columns = {}
     for name, tensor in batch.items():

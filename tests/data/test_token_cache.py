@@ -391,7 +391,7 @@ def test_a_flipped_byte_is_found_when_the_row_is_read(copy):
     path.write_bytes(content)
     cache = TokenCache(copy)
     assert cache[12]["label_weight"] == 1.0
-    with pytest.raises(InputError, match=f"{copy} is damaged: pair 13 .*hash mismatch.*. Delete"):
+    with pytest.raises(InputError, match=f"{copy} is damaged: pair 13: .*hash mismatch.*. Delete"):
         cache[13]
 
 
