@@ -104,7 +104,6 @@ def read_jsonl(path: epath.PathLike, remedy: str = MEND) -> Iterator[tuple[str, 
     """Yields ``("file:line", object)`` for every line of a JSON-lines file.
 
     Args:
-        path: of the file.
         remedy: `FETCH` for a downloaded file.
 
     Raises:

@@ -37,7 +37,6 @@ def read_added(
     example's id is that of its line with `ID_PREFIX` before it.
 
     Args:
-        path: of the file.
         used_ids: those of the data set.
         label_set: the labels of the whole data set; empty where they are free or per example.
         needs_choices: each example of the data set has its own choices, so a line with a label

@@ -181,7 +181,6 @@ def audit_teacher(
         golds: an example's gold label.
         annotations: what our parser reads from the example's output.
         released_labels: what the release's code reads from it; None where it does not apply.
-        metric: of the data set.
     """
     ours = [a.label if isinstance(a, Annotation) else "" for a in annotations]
     failures = collections.Counter(a.reason for a in annotations if isinstance(a, ParseFailure))

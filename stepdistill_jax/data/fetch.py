@@ -94,7 +94,7 @@ def fetch(
 
     Args:
         item: the file; one that is already there is only verified.
-        data_dir: the folder; created if needed.
+        data_dir: created if needed.
         attempts: consecutive attempts without a new byte before giving up.
         pause: seconds before the second of these attempts; doubled for each further one.
         timeout: seconds without a response that end an attempt.
@@ -137,7 +137,6 @@ def unpack(
 
     Args:
         archive: a zip archive.
-        data_dir: the folder.
         folders: the folders of the archive to unpack.
         sums: path under `data_dir` -> sha256 that a member must have.
 

@@ -102,7 +102,6 @@ def train_iterator(
     for any number of them; `set_state` continues with the batch that would have come next.
 
     Args:
-        cache: the pairs.
         config: packed or not, seed and prefetch.
         shape: from `row_shape` for the same cache, configuration and streams.
         streams: those that the method trains.
@@ -145,9 +144,7 @@ def assemble(cache: PairSource, rows: Sequence[Batch], streams: Sequence[str]) -
     """Reads the tokens of packed rows.
 
     Args:
-        cache: the pairs.
         rows: each with `spec.EXAMPLE_INDEX` [L] and every feature's segment ids.
-        streams: of the method.
 
     Returns:
         `spec.batch_keys(streams)` and `spec.EXAMPLE_INDEX`.

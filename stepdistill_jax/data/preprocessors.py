@@ -136,7 +136,6 @@ def seqio_task(
         tokens: vocabulary, prefixes and lengths. A shorter `sequence_length` of the SeqIO program
             applies too; EOS stays last.
         metric_fns: ``(targets, predictions) -> {name: value}`` over label texts.
-        load: reads the pairs of a split.
     """
 
     def dataset_fn(

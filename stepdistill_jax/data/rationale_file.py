@@ -24,7 +24,6 @@ def read_rationales(
     Examples without a line have no entry; a missing label is "".
 
     Args:
-        path: of the file.
         examples: those that lines may refer to.
         split: of the examples, for messages.
         rows_skipped: bad rows that `examples` lacks; up to as many lines with unknown ids are

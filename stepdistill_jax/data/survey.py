@@ -70,8 +70,7 @@ def survey_release(
 
     Args:
         data_dir: "" = the environment's STEPDISTILL_DATA_DIR, else the cache folder.
-        datasets: see `choose`.
-        download: see `choose`.
+        datasets, download: see `choose`.
         tokens: None = tokens are not counted.
 
     Raises:

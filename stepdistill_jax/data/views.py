@@ -131,10 +131,7 @@ def token_view(
     """What a method reads of a split, with the features and weights of its streams.
 
     Args:
-        cache: the split's token cache.
         method: a key of `spec.METHOD_STREAMS`.
-        config: the marker and the perturbation.
-        vocabulary: of the cache.
         seed: of the perturbation.
 
     Raises:
