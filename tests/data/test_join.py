@@ -253,7 +253,9 @@ def test_teacher_outputs_one_row_short_name_both_counts_and_the_file(tmp_path):
     with pytest.raises(InputError, match=r"^train_CoT_1.json: got 39 teacher outputs, expected 40"):
         load_pairs(config(data_dir), "train")
     middle.unlink()
-    with pytest.raises(InputError, match=r"train_CoT_1.json is missing, train_CoT_2.json is there"):
+    with pytest.raises(
+        InputError, match=r"train_CoT_1.json is missing but train_CoT_2.json exists"
+    ):
         load_pairs(config(data_dir), "train")
 
 
@@ -271,7 +273,9 @@ def test_damaged_teacher_outputs_are_named(cqa, tmp_path):
     with pytest.raises(InputError, match=r"CoT_1.json:1: damaged or truncated JSON .* Fetch"):
         load_pairs(config(cqa), "train")
     path.write_text(json.dumps([*json.loads(whole)[:-1], None]))
-    with pytest.raises(InputError, match=r"^train_CoT_1.json: output 39 is NoneType, expected str"):
+    with pytest.raises(
+        InputError, match=r"^train_CoT_1.json: output 39: got NoneType, expected str"
+    ):
         load_pairs(config(cqa), "train")
 
 

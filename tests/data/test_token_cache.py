@@ -285,15 +285,14 @@ def test_two_processes_building_at_once_do_no_harm(data, tmp_path, cache):
 def test_the_loser_of_a_race_takes_the_winners_cache(data, tmp_path, monkeypatch):
     """The other builder publishes after we looked and before we rename."""
     tokens = TokenConfig("bytes", cache_dir=str(tmp_path))
-    publish = token_cache._publish
+    finish = token_shards.ShardWriter.finish
 
-    def lose(temporary, folder):
-        monkeypatch.setattr(token_cache, "_publish", publish)
-        open_or_build(data, tokens, "train")
-        (folder / "winner").touch()
-        publish(temporary, folder)
+    def lose(writer, **fields):
+        monkeypatch.setattr(token_shards.ShardWriter, "finish", finish)
+        (open_or_build(data, tokens, "train").folder / "winner").touch()
+        return finish(writer, **fields)
 
-    monkeypatch.setattr(token_cache, "_publish", lose)
+    monkeypatch.setattr(token_shards.ShardWriter, "finish", lose)
     cache = open_or_build(data, tokens, "train")
     assert (cache.folder / "winner").exists()
     assert folders(tmp_path) == [cache.folder.name]
@@ -424,8 +423,8 @@ def test_another_format_is_refused(copy):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prefixes": "mine"}, "PREFIXES is 'mine', not one of release, paper"),
-        ({"max_label_length": 1}, "MAX_LABEL_LENGTH is 1, which leaves no room"),
+        ({"prefixes": "mine"}, "PREFIXES: got 'mine', expected one of 'release', 'paper'"),
+        ({"max_label_length": 1}, "MAX_LABEL_LENGTH: got 1, expected at least 2"),
     ],
 )
 def test_illegal_configurations_cannot_be_built(changes, message):
