@@ -370,8 +370,8 @@ class Evaluator:
         if without:
             raise InputError(
                 "EVAL_MODE='choices' needs a closed label set, but example "
-                f"{cache.example(without[0])['id']} of DATASET={self.facts.dataset!r} has no choices. "
-                "Set EVAL_MODE='decode'."
+                f"{cache.example(without[0])['id']} of DATASET={self.facts.dataset!r} has no "
+                "choices. Set EVAL_MODE='decode'."
             )
         ids = {
             choice: [*self.vocabulary.encode(choice), EOS_ID]

@@ -388,7 +388,7 @@ def test_a_pair_longer_than_a_given_row_is_refused_by_name(pack):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("batch_size", 0), ("label_row_length", -1), ("seed", -1)]
+    ("field", "value"), [("batch_size", 0), ("label_row_length", -1), ("prefetch", -1)]
 )
 def test_an_impossible_configuration_cannot_be_built(field, value):
     with pytest.raises(spec.InputError, match=rf"{field.upper()}: got {value}, expected at least"):
