@@ -240,16 +240,16 @@ def test_a_teacher_of_train_alone_cannot_be_scored_on_test(shared, tmp_path):
         (
             "cqa.gin",
             "RATIONALES=human",
-            "RATIONALES='human' of DATASET='cqa' has none; .*'teacher'",
+            r"RATIONALES='human' of DATASET='cqa' has none\. .*'teacher'",
         ),
         ("cqa.gin", "RATIONALES=shuffled", "RATIONALES='shuffled' of DATASET='cqa' has none"),
         (
             "own_jsonl.gin",
             "SEED=0",
-            r"'teacher' of DATASET='jsonl' has none; set .* a label a line\) \(METHOD",
+            r"gin:8: .* of DATASET='jsonl' has none\. Set .* a label per line\)\.$",
         ),
-        ("cqa.gin", "TEACHER_PARSE=ours", "TEACHER_PARSE is 'ours': expected one of"),
-        ("cqa.gin", "TEACHER_PARAMETERS=-1", "TEACHER_PARAMETERS is -1.0: expected a number of"),
+        ("cqa.gin", "TEACHER_PARSE=ours", "TEACHER_PARSE: got 'ours', expected one of"),
+        ("cqa.gin", "TEACHER_PARAMETERS=-1", r"TEACHER_PARAMETERS: got -1\.0, expected at least 0"),
     ],
 )
 def test_a_teacher_without_answers_is_refused(shared, tmp_path, gin_file, override, message):
