@@ -153,5 +153,5 @@ def test_a_cache_that_is_neither_there_nor_can_be_built_is_one_line(tmp_path):
     done = bench(tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert "error: there is no token cache of dataset 'demo', split 'train'" in done.stderr
+    assert "error: No token cache of dataset 'demo', split 'train'" in done.stderr
     assert "Traceback" not in done.stderr

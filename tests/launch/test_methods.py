@@ -71,5 +71,5 @@ def test_a_readers_predictions_are_about_the_same_inputs_as_all_others(caches):
 
 def test_a_marker_that_the_demo_cannot_write_stops_the_run(caches):
     made = run(caches, "single_task", "ANSWER_MARKER=therefore")
-    with pytest.raises(InputError, match=r"ANSWER_MARKER='therefore' .* VOCABULARY"):
+    with pytest.raises(InputError, match=r"ANSWER_MARKER='therefore': .* VOCABULARY"):
         make_evaluator(made, make_mesh(made.mesh))
