@@ -40,7 +40,7 @@ def main(arguments: Arguments) -> int:
     score_runs.refuse_hopeless(runs)
     worker, count = workers.read("EVAL")
     # Sizes would differ between workers that can read different folders.
-    indices = share([0.0] * len(runs), worker, count, "EVAL")
+    indices = share([0.0] * len(runs), worker, count)
     of = f"worker {worker} of {count}: {len(indices)} of " if count > 1 else ""
     print(f"{of}{len(runs)} folders", flush=True)
     mine = [run for index, run in enumerate(runs) if index in indices]

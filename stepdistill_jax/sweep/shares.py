@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from stepdistill_jax.model.flops import train_flops
 from stepdistill_jax.run.config import RunConfig
-from stepdistill_jax.spec import RATIONALE, InputError
+from stepdistill_jax.spec import RATIONALE
 from stepdistill_jax.sweep.matrix import PlannedRun
 
 
@@ -19,15 +19,12 @@ def share_of_runs(runs: Sequence[PlannedRun], worker: int, workers: int) -> list
     Args:
         runs: the runs of all workers.
         worker: 0 to workers - 1.
-
-    Raises:
-        InputError: `worker` is out of range.
     """
-    mine = share([nominal_flops(run.config) for run in runs], worker, workers, "SWEEP")
+    mine = share([nominal_flops(run.config) for run in runs], worker, workers)
     return [run for index, run in enumerate(runs) if index in mine]
 
 
-def share(sizes: Sequence[float], worker: int, workers: int, prefix: str) -> set[int]:
+def share(sizes: Sequence[float], worker: int, workers: int) -> set[int]:
     """The positions of one worker; every position belongs to exactly one worker.
 
     The largest items are assigned first, each to the worker with the smallest load so far.
@@ -35,16 +32,7 @@ def share(sizes: Sequence[float], worker: int, workers: int, prefix: str) -> set
     Args:
         sizes: one an item, none negative.
         worker: 0 to workers - 1.
-        prefix: of the environment variables, for the error.
-
-    Raises:
-        InputError: `worker` is out of range.
     """
-    if not 0 <= worker < workers:
-        raise InputError(
-            f"worker {worker} of {workers}: expected 0 to {workers - 1}. Set --worker and "
-            f"--workers, or {prefix}_WORKER and {prefix}_WORKERS in the environment."
-        )
     loads = [0.0] * workers
     mine = set()
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):

@@ -165,8 +165,10 @@ def test_workers_share_the_folders(folders, run, monkeypatch):
         (folders / "seen").unlink()
     assert sorted(map(len, shares)) == [2, 3]
     assert len({*shares[0], *shares[1]}) == 5
-    code, _ = run(f"{folders}/z", worker=2, workers=2)
-    assert code.startswith("worker 2 of 2: expected 0 to 1. Set --worker and --workers, or EVAL_W")
+    for worker, workers in ((2, 2), (-1, 2), (0, 0)):
+        code, _ = run(f"{folders}/z", worker=worker, workers=workers)
+        assert code.startswith(f"worker {worker} of {workers}: expected 0 to {workers - 1}. Set ")
+        assert "or EVAL_WORKER and EVAL_WORKERS in the environment" in code
 
 
 def test_the_settings_are_handed_on_and_the_reason_is_what_was_said_last(folders, run):

@@ -236,12 +236,6 @@ def test_shares_do_not_depend_on_where_the_sweep_lies(read):
         assert [run.name for run in mine] == [run.name for run in theirs]
 
 
-@pytest.mark.parametrize(("worker", "workers"), [(2, 2), (-1, 2), (0, 0)])
-def test_no_such_worker(worker, workers):
-    with pytest.raises(InputError, match=rf"worker {worker} of {workers}: expected 0 to"):
-        shares.share_of_runs([], worker, workers)
-
-
 @pytest.mark.parametrize(
     ("name", "count"),
     [("demo", 4 * 4 * 3), ("real_tiny", 4 + 4 * 4 * 2 * 2), ("own_jsonl", 18)],
