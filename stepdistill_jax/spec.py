@@ -1,6 +1,6 @@
-"""Names shared by every module: streams, batch keys, prefixes, mesh axes.
+"""Names shared by every module: streams, batch keys, prefixes, mesh axes, files of a run.
 
-Dimension legend (a one-letter suffix on locals in ``model/``, ``decode/`` and ``objective``):
+Dimension legend (one-letter names and suffixes of locals in ``model/`` and ``decode/``):
 
     B rows   L input positions   T target positions   P label targets   R rationale targets
     D embed  H heads  K head dim  F mlp  V vocab  N layers  S cached positions
@@ -8,8 +8,8 @@ Dimension legend (a one-letter suffix on locals in ``model/``, ``decode/`` and `
 
 from __future__ import annotations
 
-# The two tasks of Distilling Step-by-Step. Order matters: the encoder runs once over the streams
-# concatenated along rows in this order.
+# The two tasks of Distilling Step-by-Step. The encoder runs once over the rows of all streams, which
+# are interleaved in this order.
 LABEL = "label"
 RATIONALE = "rationale"
 STREAMS = (LABEL, RATIONALE)

@@ -201,7 +201,8 @@ class TokenConfig:
         "",
         "'demo', 'bytes', a SentencePiece model, a folder with spiece.model, or 'hf:OWNER/NAME'; "
         "'' = the environment variable STEPDISTILL_VOCABULARY, else that of "
-        "INITIAL_CHECKPOINT='hf:OWNER/NAME'.",
+        "INITIAL_CHECKPOINT='hf:OWNER/NAME'. The variable may also name a copy of T5's vocabulary "
+        "for 'hf:' names of T5.",
     )
     prefixes: str = setting(
         "release",

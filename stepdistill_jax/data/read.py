@@ -302,8 +302,8 @@ class SplitReader:
             ]
             raise InputError(
                 f"{path}: no such file; DATA_DIR has {' and '.join(complete) or 'no split'} of "
-                f"{source.name!r}. Fetch it with python -m launch.prepare --download, or set "
-                "TRAIN_SPLIT."
+                f"{source.name!r}. Run `python -m launch.prepare --download "
+                f"--datasets={source.name} --data_dir={self.data_dir}`, or set TRAIN_SPLIT."
             )
 
 

@@ -265,7 +265,7 @@ def _on_abort(number: int) -> None:
     del number
     if _leaving is not None:
         os._exit(_leaving)
-    _say(f"JAX aborted this process because another one has ended (see above). {_CONTINUES}")
+    _say(f"JAX aborted this process because another process has ended (see above). {_CONTINUES}")
     os._exit(EXIT_UNAVAILABLE)
 
 

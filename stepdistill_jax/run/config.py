@@ -177,9 +177,9 @@ class RunConfig:
             )
         if self.method == TEACHER:
             self._refuse_data_without_teacher()
-        if self.optimizer.warmup_steps > self.train_steps:
+        if self.optimizer.warmup_steps >= self.train_steps:
             raise InputError(
-                f"WARMUP_STEPS={self.optimizer.warmup_steps} is more than "
+                f"WARMUP_STEPS={self.optimizer.warmup_steps} is not less than "
                 f"TRAIN_STEPS={self.train_steps}. Lower it."
             )
         traced = self.profile_steps

@@ -19,6 +19,8 @@ from stepdistill_jax.spec import CONFIG_FILE, FINISHED_FILE, InputError
 
 # Each host may have its own copy of the data.
 _HOST_MACROS = frozenset({"DATA_DIR", "CACHE_DIR"})
+# Settings that one error names.
+_NAMED = 5
 
 
 def reach(config: RunConfig) -> None:
@@ -130,7 +132,10 @@ def refuse_other_run(config: RunConfig) -> None:
             f"with INITIAL_CHECKPOINT={config.model_dir!r} to start from its best step; the "
             "schedule of a finished run cannot be lengthened."
         )
-    listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())
+    named = [f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items()]
+    listed = ", ".join(named[:_NAMED])
+    if len(named) > _NAMED:
+        listed += f" and {len(named) - _NAMED} other settings"
     raise InputError(
         f"{config.model_dir} holds a run with {listed}. Choose another MODEL_DIR, {remedy}"
     )

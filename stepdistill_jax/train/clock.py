@@ -107,7 +107,7 @@ class Goodput:
         total = self._clock.sum()
         seconds = self.seconds()
         if saved:
-            self._saved[str(step)] = round(seconds["step"], 3)
+            self._saved[str(step)] = round(seconds["step"], 6)
         elif total - self._written < _NOTE_SECONDS:
             return
         self._written = total
@@ -119,7 +119,7 @@ class Goodput:
             "until": self._clock.started + total,
             "starts": self._starts,
             "step": step,
-            "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
+            "seconds": {phase: round(value, 6) for phase, value in seconds.items()},
             "saved": self._saved,
         }
         records.write_atomic(self._path, json.dumps(account, indent=1) + "\n")

@@ -62,6 +62,7 @@ def make_train_step(
         factors = coefficients(weights, alpha)
 
         def loss(params: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+            """The differentiated loss; `combine` below recomputes it for the metrics."""
             sums = batch_sums(model, objective, streams, params, part, key, batch_shards(mesh))
             terms = [factors[stream] * sums[stream].loss for stream in streams]
             return sum(terms, start=jnp.float32(0)), sums

@@ -17,6 +17,7 @@ from launch import eval as eval_binary
 from launch import flags, train
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.run import load as configs
+from stepdistill_jax.train import build
 
 STEPS = 8
 # What one wait may take on a busy machine; nothing here depends on how fast it is.
@@ -90,7 +91,7 @@ def finish(count, devices, model_dir, **more):
 
 def train_here(model_dir, monkeypatch, devices, **more) -> None:
     """The run in this process, on so many of its devices."""
-    monkeypatch.setattr(train, "make_mesh", lambda c: make_mesh(c, jax.devices()[:devices]))
+    monkeypatch.setattr(build, "make_mesh", lambda c: make_mesh(c, jax.devices()[:devices]))
     assert train.main(configs.parse(["demo.gin"], overrides(model_dir, **more), [])) == 0
 
 

@@ -214,7 +214,7 @@ def test_a_lone_text_is_a_tuple_of_one():
             r"PROFILE_STEPS: got \(9, 8\), expected the first and last",
         ),
         ("PROFILE_STEPS=(9, 1501)", r"between 1 and TRAIN_STEPS=1500"),
-        ("WARMUP_STEPS=2000", r"WARMUP_STEPS=2000 is more than TRAIN_STEPS=1500"),
+        ("WARMUP_STEPS=2000", r"WARMUP_STEPS=2000 is not less than TRAIN_STEPS=1500"),
         ("INPUT_ROW_LENGTH=8", r"INPUT_ROW_LENGTH=8 cannot hold .* MAX_INPUT_LENGTH=18"),
         ("HF_NAME=glue", r"HF_NAME has no effect with DATASET='demo'"),
         ("DATASET=cqa", r"VOCABULARY='demo' has only the words of DATASET='demo'"),
