@@ -8,8 +8,8 @@ Dimension legend (one-letter names and suffixes of locals in ``model/`` and ``de
 
 from __future__ import annotations
 
-# The two tasks of Distilling Step-by-Step. The encoder runs once over the rows of all streams, which
-# are interleaved in this order.
+# The two tasks of Distilling Step-by-Step. The encoder runs once over the rows of all streams,
+# interleaved in this order.
 LABEL = "label"
 RATIONALE = "rationale"
 STREAMS = (LABEL, RATIONALE)
