@@ -164,8 +164,8 @@ class RunConfig:
         name = self.initial_checkpoint or ""
         named = self.tokens.vocabulary or os.environ.get(ENVIRONMENT)
         if name.startswith(hub.PREFIX) and not named:
-            own = dataclasses.replace(self.tokens, vocabulary=name)
-            object.__setattr__(self, "tokens", own)
+            tokens = dataclasses.replace(self.tokens, vocabulary=name)
+            object.__setattr__(self, "tokens", tokens)
 
     def _refuse_contradictions(self) -> None:
         """Raises on settings that are legal one by one and not together."""

@@ -123,7 +123,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 def read_file(
     path: epath.Path,
-    known: Macros,
+    declared: Macros,
     folders: Sequence[epath.PathLike] = (),
     including: tuple[epath.Path, ...] = (),
 ) -> Iterator[Setting]:
@@ -131,7 +131,7 @@ def read_file(
 
     Args:
         path: the file.
-        known: macros, to name the one that sets a field which a user tried to bind.
+        declared: macros, to name the one that sets a field which a user tried to bind.
         folders: where included files are searched, after the file's own folder.
         including: the files that include this one.
 
@@ -148,11 +148,11 @@ def read_file(
                 continue
             case config_parser.IncludeStatement():
                 included = _included(path, statement.filename, folders, where)
-                yield from read_file(included, known, folders, (*including, path))
+                yield from read_file(included, declared, folders, (*including, path))
             case config_parser.BindingStatement(scope="", arg_name=None | ""):
                 yield Setting(statement.selector, statement.value, where)
             case config_parser.BindingStatement():
-                raise InputError(f"{where}: {_refuse_binding(statement, known)}")
+                raise InputError(f"{where}: {_refuse_binding(statement, declared)}")
             case _:
                 raise InputError(f"{where}: expected an include or NAME = value. Remove the line.")
 
@@ -168,16 +168,16 @@ def _included(
     return find(name, others if is_elsewhere else searched, where)
 
 
-def _refuse_binding(statement: Any, known: Macros) -> str:
+def _refuse_binding(statement: Any, declared: Macros) -> str:
     """Names the macro that sets the field which the user tried to bind."""
     key = f"{statement.selector}.{statement.arg_name}"
-    bound = {f"{m.config.__name__}.{m.field}": name for name, m in known.items()}
+    bound = {f"{m.config.__name__}.{m.field}": name for name, m in declared.items()}
     if key in bound:
         return f"{key} is set by its macro. Write {bound[key]} = ... instead."
     return f"{key} is unknown.{_nearest(key, bound)} --help lists all macros."
 
 
-def override(text: str, known: Macros) -> Setting:
+def override(text: str, declared: Macros) -> Setting:
     """``NAME=value`` of a flag; a text needs no quotes where it cannot be anything else.
 
     Raises:
@@ -187,7 +187,7 @@ def override(text: str, known: Macros) -> Setting:
     where = f"--gin.{name}"
     if not equals or not raw:
         raise InputError(f"{where}: write --gin.NAME=value, with '' for an empty text.")
-    hint = known[name].hint if name in known else None
+    hint = declared[name].hint if name in declared else None
     is_text = hint is not None and fits("", hint)
     takes_text = is_text or (hint is not None and fits(("",), hint))
     try:
@@ -240,13 +240,13 @@ def _frozen(value: Any) -> Any:
 
 
 def resolve(
-    settings: Sequence[Setting], known: Macros, spare: Container[str] = ()
+    settings: Sequence[Setting], declared: Macros, spare: Container[str] = ()
 ) -> dict[str, Setting]:
-    """The last setting of every known macro, references replaced by what they name.
+    """The last setting of every declared macro, references replaced by what they name.
 
     Args:
         settings: in the order of reading.
-        known: macros that may be set.
+        declared: macros that may be set.
         spare: a user's own names that nothing need use.
 
     Raises:
@@ -264,10 +264,10 @@ def resolve(
             if value.name in last:
                 target = last[value.name]
                 return plain(target.value, target.where, (*path, value.name))
-            if value.name in known:
-                return known[value.name].default
+            if value.name in declared:
+                return declared[value.name].default
             raise InputError(
-                f"{where}: %{value.name} is never set.{_nearest(value.name, {*known, *last})}"
+                f"{where}: %{value.name} is never set.{_nearest(value.name, {*declared, *last})}"
             )
         if isinstance(value, Mapping):
             return {key: plain(item, where, path) for key, item in value.items()}
@@ -279,13 +279,13 @@ def resolve(
         name: dataclasses.replace(setting, value=plain(setting.value, setting.where, (name,)))
         for name, setting in last.items()
     }
-    unknown = [s for n, s in resolved.items() if n not in {*known, *used} and n not in spare]
+    unknown = [s for n, s in resolved.items() if n not in {*declared, *used} and n not in spare]
     if unknown:
-        raise InputError(" ".join(_unknown(setting, known) for setting in unknown))
-    return {name: setting for name, setting in resolved.items() if name in known}
+        raise InputError(" ".join(_unknown(setting, declared) for setting in unknown))
+    return {name: setting for name, setting in resolved.items() if name in declared}
 
 
-def _unknown(setting: Setting, known: Macros) -> str:
+def _unknown(setting: Setting, declared: Macros) -> str:
     """What a setting that is no macro may have been meant for."""
     for program, (described, module) in _PROGRAMS.items():
         others = importlib.import_module(module).macros()
@@ -294,7 +294,7 @@ def _unknown(setting: Setting, known: Macros) -> str:
                 f"{setting.place}: a setting of {described}. Give its file to "
                 f"python -m {program}, or remove the setting."
             )
-    return f"{setting.place}: unknown setting.{_nearest(setting.name.upper(), known)}"
+    return f"{setting.place}: unknown setting.{_nearest(setting.name.upper(), declared)}"
 
 
 def with_places(error: InputError, resolved: Mapping[str, Setting]) -> InputError:

@@ -130,13 +130,13 @@ def dump(config: RunConfig) -> str:
     return "\n".join([title, *statements(values(config), macros())]) + "\n"
 
 
-def statements(values: Mapping[str, Any], known: Macros) -> list[str]:
+def statements(values: Mapping[str, Any], declared: Macros) -> list[str]:
     """``NAME = value`` of every macro, under its headings: the body of a dump."""
     lines = []
     heading = ""
     for name, value in values.items():
-        if known[name].heading != heading:
-            heading = known[name].heading
+        if declared[name].heading != heading:
+            heading = declared[name].heading
             lines += ["", f"# == {heading} =="]
         lines.append(f"{name} = {value!r}")
     return lines

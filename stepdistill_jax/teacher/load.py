@@ -97,13 +97,13 @@ def parse(
             "--gin_file is missing. Name an extraction file, as in --gin_file=extract/cqa.gin; "
             "--help lists the shipped ones."
         )
-    known = {**configs.macros(), **macros()}
+    declared = {**configs.macros(), **macros()}
     folders = (".", *search_paths)
     settings: list[Setting] = []
     for name in gin_files:
-        settings += read_file(find(str(name), folders, "--gin_file"), known, folders)
-    settings += [override(text, known) for text in overrides]
-    resolved = resolve(settings, known)
+        settings += read_file(find(str(name), folders, "--gin_file"), declared, folders)
+    settings += [override(text, declared) for text in overrides]
+    resolved = resolve(settings, declared)
     values = {
         macro.field: typed(macro, resolved[name])
         for name, macro in macros().items()
@@ -129,8 +129,8 @@ def values(extraction: Extraction) -> dict[str, Any]:
 def dump(extraction: Extraction) -> str:
     """The resolved configuration: a gin file, one macro a line, that `parse` reads back."""
     title = "# All settings of an extraction, as resolved when it last started."
-    known = {**configs.macros(), **macros()}
-    return "\n".join([title, *configs.statements(values(extraction), known)]) + "\n"
+    declared = {**configs.macros(), **macros()}
+    return "\n".join([title, *configs.statements(values(extraction), declared)]) + "\n"
 
 
 def read(folder: epath.PathLike, overrides: Sequence[str] = ()) -> Extraction:
