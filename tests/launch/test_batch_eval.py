@@ -70,7 +70,7 @@ def test_one_failure_does_not_end_the_others(tmp_path, trained, environment):
     assert table[3].startswith(
         f"failed: {broken}: exit code 2: {broken}: no checkpoint for EVAL_STEP="
     )
-    assert table[4].startswith(f"failed: {empty}: exit code 2: {empty}/config.gin: no such file")
+    assert table[4].startswith(f"failed: {empty}: exit code 2: {empty}/config.gin does not exist")
     assert table[5] == "1 scored now, 0 before, 2 failed"
     # Validation from training, and test once, however often it is asked for.
     assert [split for split, _ in scored(good)] == ["validation", "test"]
@@ -195,7 +195,7 @@ def test_the_settings_are_handed_on_and_the_reason_is_what_was_said_last(folders
         ((), (), "no folders to score. Name folders of runs, patterns or --from_file=FILE."),
         (("{0}/q*",), (), r"/q*: no folder with a config.gin matches. Check the path."),
         (("{0}/z", "{0}/s/m1/x"), ("EVAL_STEPS=2",), "EVAL_STEPS"),
-        (("{0}/z",), ("MODEL_DIR=a",), "the folder {0}/z is given; leave one out"),
+        (("{0}/z",), ("MODEL_DIR=a",), "the folder is {0}/z already. Remove the flag"),
     ],
 )
 def test_wrong_input_starts_nothing(folders, run, named, overrides, message):

@@ -236,7 +236,7 @@ def test_own_equations_are_read_as_such(tmp_path):
         ),
         ({**ESNLI, "instruction": 3}, r"mine.json: 'instruction' is not text"),
         ({"exemplars": ["x"]}, r"mine.json: exemplar 1: str 'x', expected a JSON object"),
-        ('{"exemplars": ["\\ud800"]}', r"mine.json: a text holds \\ud800 alone"),
+        ('{"exemplars": ["\\ud800"]}', r"mine.json: a text contains \\ud800 alone"),
     ],
 )
 def test_a_malformed_file_is_named_with_its_line(tmp_path, content, message):
@@ -248,8 +248,8 @@ def test_a_malformed_file_is_named_with_its_line(tmp_path, content, message):
     ("change", "message"),
     [
         ({"label": "maybe"}, r"exemplar 2: label 'maybe' is not one of entailment, neutral"),
-        ({"label": 2}, r"exemplar 2: 'label' is int 2, expected str"),
-        ({"rationale": " "}, r"exemplar 2: 'rationale' is empty; correct it$"),
+        ({"label": 2}, r"exemplar 2: 'label': got int 2, expected str"),
+        ({"rationale": " "}, r"exemplar 2: 'rationale' is empty\. Correct it\.$"),
         ({"why": "R"}, r"exemplar 2: unknown keys 'why', expected premise, hyp"),
         ({"premise": "A</s>B"}, r"exemplar 2: 3 texts, expected premise and hypothesis"),
         ({"premise": "A cat naps.", "hypothesis": "It rests."}, r"exemplar 2 has the input of ex"),
@@ -272,10 +272,10 @@ def test_an_exemplar_that_cannot_teach_is_named_by_its_number(tmp_path, change, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gold": 2}, r"mine.json: exemplar 1: label 2 is not one of 0, 1; .*LABEL_SET"),
+        ({"gold": 2}, r"mine.json: exemplar 1: got label 2, expected one of 0, 1. .*LABEL_SET"),
         ({"gold": None}, r"exemplar 1: 'gold' \(LABEL_COLUMN\) is null, but an exemplar needs it"),
         ({"why": None}, r"exemplar 1: 'why' \(RATIONALE_COLUMN\) is null"),
-        ({"ask": 3}, r"exemplar 1: column 'ask' is int 3, expected str"),
+        ({"ask": 3}, r"exemplar 1: column 'ask': got int 3, expected str"),
         (
             {"why": "Q: what? A: so"},
             r"exemplar 1: .* would be parsed as a failure \(no answer mark",
@@ -294,7 +294,7 @@ def test_what_is_missing_is_said(tmp_path):
     with pytest.raises(InputError, match=r"no exemplars .* for DATASET='jsonl'. Set it to"):
         prompts.load(config(), own)
     row = {key: value for key, value in OWN_ROWS[0].items() if key != "ask"}
-    with pytest.raises(InputError, match=r"exemplar 1: no column 'ask', found .*INPUT_TEMPLATE"):
+    with pytest.raises(InputError, match=r"exemplar 1: no column 'ask', got .*INPUT_TEMPLATE"):
         load_own(tmp_path, [row])
 
 

@@ -117,10 +117,10 @@ def test_every_fault_is_found_in_one_go(attempt, tmp_path):
     for check, text in {
         "MODEL_DIR": "cannot be written: Not a directory\n-> Choose another MODEL_DIR",
         "mesh": "needs 3 devices, and there are 8\n-> Set one of the three to -1",
-        "embeddings": "VOCAB_SIZE=100 rows .* has 138 ids\n-> set VOCAB_SIZE to at least 138",
+        "embeddings": "VOCAB_SIZE=100 is smaller .* has 138 ids\n-> Set VOCAB_SIZE to at least 138",
         "weights": "'/no/such/run': no checkpoint in this folder",
-        "data: train": "none_train.jsonl is no file; correct RATIONALES",
-        "data: validation": "none_validation.jsonl is no file",
+        "data: train": r"none_train\.jsonl does not exist\n-> Correct RATIONALES",
+        "data: validation": r"none_validation\.jsonl does not exist",
     }.items():
         assert found[check][0] == "FAILED"
         assert re.search(text, found[check][1])
