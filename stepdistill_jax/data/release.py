@@ -156,17 +156,20 @@ def cached(folders: Sequence[str]) -> pathlib.Path:
         InputError: see `download`.
     """
     root = default_folder()
-    paths = [root / folder / name for folder in folders for name in FILES[folder]]
-    if all(path.exists() for path in paths):
+    # Written last: the archive need not hold every file of `FILES` that has no known digest.
+    complete = [root / folder / ".complete" for folder in folders]
+    if all(path.exists() for path in complete):
         return root
     with disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / ".lock").open("w")
-    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not all(path.exists() for path in paths):
+    with lock:
+        if not all(path.exists() for path in complete):
             logging.info("DATA_DIR is not set: downloading the paper's data to %s", root)
             download(root, folders)
+            for path in complete:
+                path.touch()
     return root
 
 

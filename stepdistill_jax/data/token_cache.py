@@ -21,6 +21,7 @@ import pathlib
 import re
 import shutil
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -291,7 +292,7 @@ def _tokenised(
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Hides the notices of TensorFlow's C++ code about GPUs; its errors still raise.
+    """Hides the notices of TensorFlow's C++ code about GPUs, unless an error is raised.
 
     TensorFlow prints some before it reads its log level. Any TF_CPP_MIN_LOG_LEVEL but JAX's
     default of 1 shows them.
@@ -301,13 +302,17 @@ def _quiet_stderr() -> Iterator[None]:
         return
     sys.stderr.flush()
     stderr = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as null:
-            os.dup2(null.fileno(), 2)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
+    with tempfile.TemporaryFile() as hidden:
+        os.dup2(hidden.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            hidden.seek(0)
+            os.write(stderr, hidden.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _examples(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

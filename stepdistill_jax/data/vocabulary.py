@@ -244,9 +244,12 @@ def _same_file(name: str, environment: str) -> epath.Path | None:
     repository = name.removeprefix(hub.PREFIX)
     if not environment or not _T5_REPOSITORIES.fullmatch(repository) or _is_on_hub(environment):
         return None
-    storage.check(ENVIRONMENT, environment)
-    path = _file(environment)
-    same = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == _T5_SHA256
+    try:
+        storage.check(ENVIRONMENT, environment)
+        path = _file(environment)
+        same = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == _T5_SHA256
+    except (InputError, OSError):  # The run does not need the variable: the hub has the file.
+        return None
     return path if same else None
 
 

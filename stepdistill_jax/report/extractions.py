@@ -220,16 +220,15 @@ def _checked(kind: pydantic.TypeAdapter[_Data], content: Any, where: str) -> _Da
         return kind.validate_json(json.dumps(content))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        *outer, last = map(str, first["loc"])
+        # Empty where the whole content is wrong, as with a list instead of an object.
+        path = [str(part) for part in first["loc"]]
         if first["type"] == "missing":
-            place = ".".join(outer)
+            place = ": ".join([where, *filter(None, [".".join(path[:-1])])])
             raise InputError(
-                f"{where}: {f'{place}: ' if place else ''}no {last}. Run launch.extract again, "
-                "which rewrites the file."
+                f"{place}: no {path[-1]}. Run launch.extract again, which rewrites the file."
             ) from error
         expected = first["msg"].removeprefix("Input should be ")
-        value = repr(first["input"])
+        value = f"{content!r}" if not path else repr(first["input"])
         value = value if len(value) <= 40 else f"{value[:40]}…"
-        raise InputError(
-            f"{where}: {'.'.join((*outer, last))}: got {value}, expected {expected}."
-        ) from error
+        place = ": ".join([where, *filter(None, [".".join(path)])])
+        raise InputError(f"{place}: got {value}, expected {expected}.") from error

@@ -18,6 +18,8 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from etils import epath
+
 from stepdistill_jax import records
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher import append_log
@@ -169,10 +171,10 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _files(folder: pathlib.Path) -> list[tuple[str, Share, pathlib.Path]]:
+def _files(folder: epath.PathLike) -> list[tuple[str, Share, epath.Path]]:
     """(unit or "sent", worker, file) of every log; the files of a lone process come first."""
     files = []
-    for path in (folder / ROWS_FOLDER).glob("*.jsonl"):
+    for path in (epath.Path(folder) / ROWS_FOLDER).glob("*.jsonl"):
         match = _NAME.fullmatch(path.name)
         share = Share(int(match[2] or 0), int(match[3] or 1)) if match else ALONE
         if match and share.worker < share.workers:
@@ -180,7 +182,7 @@ def _files(folder: pathlib.Path) -> list[tuple[str, Share, pathlib.Path]]:
     return sorted(files, key=lambda file: (file[0], file[1].workers, file[1].worker))
 
 
-def log_files(folder: pathlib.Path) -> list[pathlib.Path]:
+def log_files(folder: epath.PathLike) -> list[epath.Path]:
     """Every file of responses."""
     return [path for unit, _, path in _files(folder) if unit != _SENT]
 

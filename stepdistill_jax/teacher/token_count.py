@@ -152,7 +152,7 @@ def check_context(prompt_tokens: int, extract: ExtractConfig, context: int, wher
     if extract.max_new_tokens > excess:
         remedy = f"set MAX_NEW_TOKENS={extract.max_new_tokens - excess} or less, {remedy}"
     raise InputError(
-        f"{where}: prompt of {prompt_tokens:,} tokens and MAX_NEW_TOKENS={extract.max_new_tokens} "
-        f"exceed the context of {extract.teacher_model or 'the teacher'}, {context:,} tokens "
-        f"({source}), by {excess:,}. {remedy[0].upper()}{remedy[1:]}."
+        f"{where or 'the data'}: prompt of {prompt_tokens:,} tokens and MAX_NEW_TOKENS="
+        f"{extract.max_new_tokens} exceed the context of {extract.teacher_model or 'the teacher'}, "
+        f"{context:,} tokens ({source}), by {excess:,}. {remedy[0].upper()}{remedy[1:]}."
     )

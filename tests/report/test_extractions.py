@@ -63,6 +63,13 @@ def test_a_row_costs_what_it_would_without_the_cache(tmp_path):
     assert read_extractions([tmp_path / "first"])[0].price is None
 
 
+def test_a_summary_that_is_no_object_is_named(tmp_path):
+    write_extraction(tmp_path / "first")
+    (tmp_path / "first" / "summary.json").write_text("[]")
+    with pytest.raises(InputError, match=r"summary\.json: got \[\], expected an object\.$"):
+        read_extractions([tmp_path / "first"])
+
+
 def test_names_do_not_depend_on_the_place_and_folders_count_once(tmp_path):
     for name in ("a/x", "b/x", "b/y"):
         write_extraction(tmp_path / name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -130,7 +129,7 @@ def _logged(replay: str) -> Iterator[tuple[Slot, _Recorded]]:
             "folder or of one file of its rows."
         )
     path = epath.Path(replay.removeprefix(FILE_PREFIX)).expanduser()
-    for file in store.log_files(pathlib.Path(path)) if path.is_dir() else [path]:
+    for file in store.log_files(path) if path.is_dir() else [path]:
         # A completion replaces an error that came before it.
         latest: dict[Slot, _Recorded] = {}
         for where, row in read_jsonl(file):
