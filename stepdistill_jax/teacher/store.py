@@ -16,7 +16,7 @@ import pathlib
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -27,6 +27,8 @@ from stepdistill_jax.teacher.budget import NO_TOKENS, Tokens
 from stepdistill_jax.teacher.config import SPLITS
 from stepdistill_jax.teacher.requests import Completion, Decoding, Request, RequestError, Slot
 
+# A replay reads the logs of a folder on a store too.
+_Folder = TypeVar("_Folder", pathlib.Path, epath.Path)
 ROWS_FOLDER = "rows"
 PROMPT_FILE = "prompt.json"
 SUMMARY_FILE = "summary.json"
@@ -171,10 +173,10 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _files(folder: epath.PathLike) -> list[tuple[str, Share, epath.Path]]:
+def _files(folder: _Folder) -> list[tuple[str, Share, _Folder]]:
     """(unit or "sent", worker, file) of every log; the files of a lone process come first."""
     files = []
-    for path in (epath.Path(folder) / ROWS_FOLDER).glob("*.jsonl"):
+    for path in (folder / ROWS_FOLDER).glob("*.jsonl"):
         match = _NAME.fullmatch(path.name)
         share = Share(int(match[2] or 0), int(match[3] or 1)) if match else ALONE
         if match and share.worker < share.workers:
@@ -182,7 +184,7 @@ def _files(folder: epath.PathLike) -> list[tuple[str, Share, epath.Path]]:
     return sorted(files, key=lambda file: (file[0], file[1].workers, file[1].worker))
 
 
-def log_files(folder: epath.PathLike) -> list[epath.Path]:
+def log_files(folder: _Folder) -> list[_Folder]:
     """Every file of responses."""
     return [path for unit, _, path in _files(folder) if unit != _SENT]
 
