@@ -117,7 +117,7 @@ def test_what_contradicts_itself_is_listed_and_the_rest_stays(read):
         "demo-standard-gold-demo-f1-s0",
         "demo-step_by_step-gold-demo-f1-s0",
     ]
-    assert "WARMUP_STEPS=2000 is more than TRAIN_STEPS=1500" in found.impossible[0].reason
+    assert "WARMUP_STEPS=2000 is not less than TRAIN_STEPS=1500" in found.impossible[0].reason
     assert "mine.gin" in found.impossible[0].reason
     without = {"without.gin": 'METHOD = "step_by_step"\nRATIONALES = "none"\n'}
     found = read("SWEEP_METHODS = ('standard', 'without.gin')\n", files=without)
