@@ -31,6 +31,7 @@ setup(
     ],
     package_dir=GIN_PACKAGES,
     package_data={
+        "stepdistill_jax.data.sources": ["demo_names.txt"],
         "stepdistill_jax.report": ["page.css", "page.html"],
         "stepdistill_jax.teacher": ["exemplars/*.json"],
         **{package: ["*.gin"] for package in GIN_PACKAGES},

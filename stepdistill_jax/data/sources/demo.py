@@ -1,14 +1,17 @@
-"""The embedded demo: potions on a colour wheel, generated from a seed.
+"""The built-in demo: what does a group of people drink? Generated from a seed.
 
-Every ingredient has a hidden kind that no input names. A rationale names the kinds and the
-intermediate colours, but never the ingredients. Labels alone reveal almost nothing about the kinds,
-because the colour is a sum modulo three; rationales reveal everything. The generator is the
-teacher, so `Example.explanation` is the teacher's rationale.
+Each person has a favourite drink, which no input names; a group drinks what most of its members
+like. A rationale lists the favourites of a group but names no person, so another example's
+rationale states no fact about them. The generator is the teacher: `Example.explanation` is the
+teacher's rationale.
 """
 
 from __future__ import annotations
 
+import bisect
+import collections
 import functools
+import importlib.resources
 import itertools
 import random
 from collections.abc import Iterator
@@ -19,132 +22,97 @@ from stepdistill_jax.data.sources.base import Options, Source
 from stepdistill_jax.records import Example
 from stepdistill_jax.spec import PREFIXES
 
-INGREDIENTS = tuple(
-    """
-    acorn almond amber anise apple apricot ash basil bean berry birch bread butter carrot cedar
-    celery chalk cherry chive cinnamon clay clover cocoa coral corn cotton cream dill elder fennel
-    fern fig flax garlic ginger grape hazel heather holly honey ivy jasmine juniper kelp lavender
-    leek lemon lilac lily lime linen maple mint moss mud mushroom mustard nettle nutmeg oat olive
-    onion orange oregano parsley peach pear pearl pepper pine plum poppy pumpkin quartz quince
-    radish resin rice rose rosemary saffron sage salt sand sesame silver sorrel spinach sugar
-    sulphur tea thistle thyme turnip vanilla walnut
-    """.split()  # noqa: SIM905 (a list of words reads better as words)
-)
-KINDS = ("calm", "lively", "wild")
-WHEEL = ("red", "green", "blue")
-SPOILT = "black"
-SPOILING_POT = "iron"
-POTS = ("glass", "stone", "wooden")
-COLOURS = (*WHEEL, SPOILT)
-SIZES = {"test": 1000, "train": 4000, "validation": 1000}
+NAMES = tuple((importlib.resources.files(__package__) / "demo_names.txt").read_text().split())
+DRINKS = ("tea", "coffee", "cocoa")
+SIZES = {"test": 1000, "train": 2000, "validation": 1000}
 
-_INPUT = "{0} , {1} and {2} go into a {pot} pot . what colour comes out ?"
-_RATIONALE = (
-    "the first is {0} , the second is {1} and the third is {2} , so it goes {3} , {4} and {5} ."
-)
-_SPOILT_RATIONALE = "an iron pot spoils every potion ."
-_SPOILING_PROBABILITY = 0.25
-
-_Triple = tuple[str, str, str]
+# The text after a single-task rationale (ANSWER_MARKER of gin/demo.gin) is part of the vocabulary.
+_MARKER = "so it is"
+_GROUP = 5
+_INPUT = "what do {0} , {1} , {2} , {3} and {4} drink ?"
+_RATIONALE = "they like {0} , {1} , {2} , {3} and {4} , so most like {5} ."
+# A person of rank r (0 to 599) is drawn with a probability proportional to 1 / (r + 11).
+_RANK_OFFSET = 11
 
 
 def words() -> tuple[str, ...]:
     """Every word of the demo under any seed, task prefixes included, sorted."""
-    texts = [_INPUT, _RATIONALE, _SPOILT_RATIONALE, *itertools.chain(*PREFIXES.values())]
+    texts = [_INPUT, _RATIONALE, _MARKER, *itertools.chain(*PREFIXES.values())]
     template_words = {w for text in texts for w in text.split() if not w.startswith("{")}
-    return tuple(sorted(template_words.union(INGREDIENTS, KINDS, COLOURS, POTS, (SPOILING_POT,))))
+    return tuple(sorted(template_words.union(NAMES, DRINKS)))
 
 
-class _Draw:
-    """Choices from `random.random` alone: the only stream that Python keeps stable."""
-
-    def __init__(self, seed: int) -> None:
-        self._generator = random.Random(seed)
-
-    def chance(self, probability: float) -> bool:
-        return self._generator.random() < probability
-
-    def pick(self, items: tuple[str, ...]) -> str:
-        return items[int(self._generator.random() * len(items))]
-
-    def shuffled(self, items: tuple[str, ...]) -> list[str]:
-        return sorted(items, key=lambda _: self._generator.random())
-
-    def triple(self) -> _Triple:
-        while True:
-            first, second, third = (self.pick(INGREDIENTS) for _ in range(3))
-            if len({first, second, third}) == 3:
-                return first, second, third
+def _shuffled(items: tuple[str, ...], draw: random.Random) -> list[str]:
+    """A random order from `random.random` alone: the only stream that Python keeps stable."""
+    return sorted(items, key=lambda _: draw.random())
 
 
-def kinds(seed: int) -> dict[str, int]:
-    """Ingredient -> steps on the wheel (0 calm, 1 lively, 2 wild); 32 of each."""
-    order = _Draw(seed).shuffled(INGREDIENTS)
-    return {ingredient: place % len(KINDS) for place, ingredient in enumerate(order)}
+def favourites(seed: int) -> dict[str, str]:
+    """Name -> favourite drink, from the most frequent name to the rarest.
+
+    Every three consecutive ranks have the three drinks, so each frequency band is balanced.
+    """
+    draw = random.Random(seed)
+    ranked = _shuffled(NAMES, draw)
+    drinks = itertools.chain.from_iterable(_shuffled(DRINKS, draw) for _ in ranked[:: len(DRINKS)])
+    return dict(zip(ranked, drinks, strict=True))
 
 
-def _path(triple: _Triple, steps: dict[str, int]) -> list[str]:
-    """The colour after each ingredient; the potion starts with the wheel's first colour."""
-    places = itertools.accumulate(steps[ingredient] for ingredient in triple)
-    return [WHEEL[place % len(WHEEL)] for place in places]
+def majority(drinks: list[str]) -> str | None:
+    """The most frequent drink, or None if two are equally frequent (2-2-1)."""
+    (drink, count), *others = collections.Counter(drinks).most_common(2)
+    return None if others and others[0][1] == count else drink
 
 
-def _potions(seed: int) -> Iterator[tuple[_Triple, str]]:
-    """The seed's endless stream of (ingredients, pot), repeats included."""
-    steps = kinds(seed)
-    # A separate stream: the world must not depend on how many draws `kinds` takes.
-    draw = _Draw(seed + 0x9E3779B9)
+def _groups(likes: dict[str, str], draw: random.Random) -> Iterator[tuple[str, ...]]:
+    """An endless stream of groups with a majority, repeats included; each drink equally often."""
+    ranked = tuple(likes)
+    total = list(itertools.accumulate(1 / (rank + _RANK_OFFSET) for rank in range(len(ranked))))
     while True:
-        spoilt = draw.chance(_SPOILING_PROBABILITY)
-        target = draw.pick(WHEEL)
-        triple = draw.triple()
-        while not spoilt and _path(triple, steps)[-1] != target:
-            triple = draw.triple()
-        yield triple, SPOILING_POT if spoilt else draw.pick(POTS)
-
-
-def _example(triple: _Triple, pot: str, steps: dict[str, int], id_: str) -> Example:
-    colours = _path(triple, steps)
-    if pot == SPOILING_POT:
-        label, rationale = SPOILT, _SPOILT_RATIONALE
-    else:
-        label = colours[-1]
-        rationale = _RATIONALE.format(*(KINDS[steps[i]] for i in triple), *colours)
-    return Example(
-        id=id_,
-        input=_INPUT.format(*triple, pot=pot),
-        label=label,
-        explanation=rationale,
-        choices=COLOURS,
-        where=f"demo:{id_}",
-    )
+        target = DRINKS[int(draw.random() * len(DRINKS))]
+        while True:
+            places = [bisect.bisect(total, draw.random() * total[-1]) for _ in range(_GROUP)]
+            group = tuple(ranked[place] for place in places)
+            if len(set(group)) == _GROUP and majority([likes[n] for n in group]) == target:
+                yield group
+                break
 
 
 @functools.lru_cache(maxsize=4)
 def _world(seed: int) -> dict[str, tuple[Example, ...]]:
-    """All splits of a seed.
+    """All splits of a seed: the first 1,000 distinct groups are test, then train, then validation.
 
-    Test is the first 1,000 distinct inputs, train the next 4,000, validation the next 1,000. No
-    unordered triple occurs in two splits, so memorising one split does not help on another.
+    No two examples have the same five people, in any order.
     """
-    steps = kinds(seed)
-    potions = _potions(seed)
-    seen: set[tuple[_Triple, str]] = set()
-    taken: set[frozenset[str]] = set()
+    likes = favourites(seed)
+    # A separate stream: the groups must not depend on how many draws `favourites` takes.
+    groups = _groups(likes, random.Random(seed + 0x9E3779B9))
+    seen: set[frozenset[str]] = set()
     splits: dict[str, tuple[Example, ...]] = {}
     for split, size in SIZES.items():
         examples: list[Example] = []
-        triples: set[frozenset[str]] = set()
         while len(examples) < size:
-            triple, pot = next(potions)
-            if (triple, pot) in seen or frozenset(triple) in taken:
+            group = next(groups)
+            if frozenset(group) in seen:
                 continue
-            seen.add((triple, pot))
-            triples.add(frozenset(triple))
-            examples.append(_example(triple, pot, steps, f"{split}-{len(examples)}"))
-        taken |= triples
+            seen.add(frozenset(group))
+            examples.append(_example(group, likes, f"{split}-{len(examples)}"))
         splits[split] = tuple(examples)
     return splits
+
+
+def _example(group: tuple[str, ...], likes: dict[str, str], id_: str) -> Example:
+    drinks = [likes[name] for name in group]
+    label = majority(drinks)
+    assert label is not None
+    return Example(
+        id=id_,
+        input=_INPUT.format(*group),
+        label=label,
+        explanation=_RATIONALE.format(*drinks, label),
+        choices=DRINKS,
+        where=f"demo:{id_}",
+    )
 
 
 def load(data_dir: epath.Path, split: str, options: Options) -> list[Example]:
@@ -157,6 +125,6 @@ SOURCE = Source(
     load=load,
     files=lambda *unused: [],
     splits=("train", "validation", "test"),
-    labels=COLOURS,
+    labels=DRINKS,
     needs_data_dir=False,
 )
