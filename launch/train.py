@@ -58,6 +58,8 @@ def main(config: RunConfig) -> int:
         )
     cluster.say(clock.describe(config.model_dir))
     if not outcome.preempted:
+        if config.note:
+            cluster.say(config.note)
         return 0
     cluster.say(
         f"preempted: step {outcome.step} is saved in {config.model_dir}. Run the same command "

@@ -28,9 +28,8 @@ class TrivialBaseline:
 def trivial_baseline(inputs: Sequence[str], targets: Sequence[str]) -> TrivialBaseline:
     """The best of three kinds of rules, fitted on the examples that they are scored on.
 
-    Always the most frequent label; one label if the input has a certain word and another if not
-    (such as the demo's iron pot); and, if inputs list choices as ``(a) text``, always the same
-    position.
+    Always the most frequent label; one label if the input has a certain word and another if not;
+    and, if inputs list choices as ``(a) text``, always the same position.
 
     Args:
         inputs: texts, at least one.

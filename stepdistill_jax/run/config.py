@@ -35,6 +35,7 @@ FREE_MACROS = frozenset(
         "KEEP_CHECKPOINTS",
         "TENSORBOARD",
         "PROFILE_STEPS",
+        "NOTE",
         "DATA_DIR",
         "CACHE_DIR",
         "PREFETCH",
@@ -121,6 +122,7 @@ class RunConfig:
         "First and last step of a profiler trace, as (10, 12); every host writes its trace to "
         "MODEL_DIR/profile. () = none.",
     )
+    note: str = setting("", "Text to print after the results of a finished run.")
     data: DataConfig
     tokens: TokenConfig
     pipeline: PipelineConfig

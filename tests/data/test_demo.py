@@ -10,12 +10,10 @@ from etils import epath
 from stepdistill_jax.data.sources import SOURCES, Options, demo
 
 NOWHERE = epath.Path("/nowhere")
-INPUT = re.compile(
-    r"(\w+) , (\w+) and (\w+) go into a (iron|glass|stone|wooden) pot \. what colour comes out \?"
-)
+NAME, DRINK = r"([A-Z][a-z]+)", "(tea|coffee|cocoa)"
+INPUT = re.compile(rf"what do {NAME} , {NAME} , {NAME} , {NAME} and {NAME} drink \?")
 RATIONALE = re.compile(
-    r"the first is (\w+) , the second is (\w+) and the third is (\w+) , "
-    r"so it goes (\w+) , (\w+) and (\w+) \."
+    rf"they like {DRINK} , {DRINK} , {DRINK} , {DRINK} and {DRINK} , so most like {DRINK} \."
 )
 
 
@@ -23,67 +21,91 @@ def load(split, seed=0):
     return demo.SOURCE.load(NOWHERE, split, Options(seed=seed))
 
 
-def test_the_word_list_is_96_distinct_single_words_of_the_vocabulary():
-    assert len(set(demo.INGREDIENTS)) == 96
-    assert all(re.fullmatch("[a-z]+", word) for word in demo.INGREDIENTS)
-    others = set(demo.words()) - set(demo.INGREDIENTS)
-    assert len(others) == len(demo.words()) - 96  # no ingredient is a word of the grammar
+def group(example):
+    return INPUT.fullmatch(example.input).groups()
 
 
-def test_each_kind_has_32_ingredients_and_another_seed_is_another_world():
-    kinds = demo.kinds(5)
-    assert collections.Counter(kinds.values()) == {0: 32, 1: 32, 2: 32}
-    assert sorted(kinds) == sorted(demo.INGREDIENTS)
-    assert kinds != demo.kinds(6)
+def test_there_are_600_distinct_names_of_one_word():
+    assert len(set(demo.NAMES)) == len(demo.NAMES) == 600
+    assert all(re.fullmatch("[A-Z][a-z]+", name) for name in demo.NAMES)
+
+
+def test_three_consecutive_ranks_have_the_three_drinks_and_another_seed_is_another_world():
+    likes = demo.favourites(5)
+    assert sorted(likes) == sorted(demo.NAMES)
+    drinks = list(likes.values())
+    for block in zip(*[iter(drinks)] * 3, strict=True):
+        assert sorted(block) == ["cocoa", "coffee", "tea"]
+    other = demo.favourites(6)
+    assert list(other) != list(likes)
+    assert [other[name] for name in likes] != drinks
+
+
+@pytest.mark.parametrize(
+    ("drinks", "drink"),
+    [
+        ("tea tea coffee cocoa tea", "tea"),
+        ("coffee coffee coffee coffee coffee", "coffee"),
+        ("cocoa tea cocoa tea cocoa", "cocoa"),
+        ("tea tea coffee coffee cocoa", None),
+        ("cocoa tea tea coffee coffee", None),
+    ],
+)
+def test_majority(drinks, drink):
+    assert demo.majority(drinks.split()) == drink
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_every_row_follows_from_the_rule(split):
-    """Recomputes label and rationale from the input and the hidden kinds alone."""
-    kinds = demo.kinds(3)
-    names = ["calm", "lively", "wild"]
-    wheel = ["red", "green", "blue"]
+    """Recomputes label and rationale from the input and the hidden favourites alone."""
+    likes = demo.favourites(3)
     for example in load(split, seed=3):
-        *triple, pot = INPUT.fullmatch(example.input).groups()
-        assert len(set(triple)) == 3
-        if pot == "iron":
-            assert example.label == "black"
-            assert example.explanation == "an iron pot spoils every potion ."
-            continue
-        steps = [kinds[ingredient] for ingredient in triple]
-        colours = [wheel[sum(steps[: i + 1]) % 3] for i in range(3)]
-        assert example.label == colours[-1]
-        assert RATIONALE.fullmatch(example.explanation).groups() == (
-            *(names[step] for step in steps),
-            *colours,
-        )
+        names = group(example)
+        assert len(set(names)) == 5
+        drinks = [likes[name] for name in names]
+        (label, most), *others = collections.Counter(drinks).most_common()
+        assert all(count < most for _, count in others)
+        assert example.label == label
+        assert RATIONALE.fullmatch(example.explanation).groups() == (*drinks, label)
 
 
-def test_a_rationale_names_no_ingredient():
+def test_a_rationale_names_nobody():
     """Else shuffled rationales would still state true facts and be no control."""
     for example in load("train"):
-        assert not set(example.explanation.split()) & set(demo.INGREDIENTS)
+        assert not set(example.explanation.split()) & set(demo.NAMES)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 8])
-def test_splits_have_their_sizes_and_share_no_unordered_triple(seed):
-    triples = {}
-    for split, size in (("test", 1000), ("train", 4000), ("validation", 1000)):
-        rows = load(split, seed)
-        assert len({row.input for row in rows}) == len({row.id for row in rows}) == size
-        triples[split] = {frozenset(INPUT.fullmatch(row.input).groups()[:3]) for row in rows}
-    assert not triples["test"] & triples["train"]
-    assert not triples["test"] & triples["validation"]
-    assert not triples["train"] & triples["validation"]
+def test_splits_have_their_sizes_and_no_group_occurs_twice(seed):
+    sizes = {"test": 1000, "train": 2000, "validation": 1000}
+    rows = {split: load(split, seed) for split in sizes}
+    assert {split: len(rows[split]) for split in rows} == sizes
+    for split in rows:
+        assert len({row.id for row in rows[split]}) == sizes[split]
+    groups = {frozenset(group(row)) for split in rows for row in rows[split]}
+    assert len(groups) == 4000
 
 
-def test_labels_are_drawn_as_designed():
-    """A quarter black, the wheel's colours equally often (4,000 rows: four standard errors)."""
-    counts = collections.Counter(row.label for row in load("train", seed=2))
-    assert abs(counts["black"] / 4000 - 0.25) < 4 * (0.25 * 0.75 / 4000) ** 0.5
-    for colour in ("red", "green", "blue"):
-        assert abs(counts[colour] / 4000 - 0.25) < 4 * (0.25 * 0.75 / 4000) ** 0.5
-    assert demo.COLOURS == load("test")[0].choices == SOURCES["demo"].labels
+def test_labels_are_equally_frequent():
+    """4,000 rows: within four standard errors of a third."""
+    counts = collections.Counter(row.label for split in demo.SIZES for row in load(split, seed=2))
+    for drink in demo.DRINKS:
+        assert abs(counts[drink] / 4000 - 1 / 3) < 4 * (2 / 9 / 4000) ** 0.5
+    assert demo.DRINKS == load("test")[0].choices == SOURCES["demo"].labels
+
+
+def test_a_person_of_rank_r_is_drawn_with_a_weight_of_1_over_r_plus_11():
+    """Of all seats, the shares of three bands of ranks, within 1.5 points of the weights' shares.
+
+    A group has no person twice, which takes a little from the most frequent names.
+    """
+    likes = demo.favourites(2)
+    rank = {name: place for place, name in enumerate(likes)}
+    seats = [rank[n] for split in demo.SIZES for row in load(split, seed=2) for n in group(row)]
+    weights = [1 / (r + 11) for r in range(600)]
+    for low, high in ((0, 50), (50, 200), (200, 600)):
+        share = sum(low <= r < high for r in seats) / len(seats)
+        assert share == pytest.approx(sum(weights[low:high]) / sum(weights), abs=0.015)
 
 
 def test_the_same_seed_gives_the_same_rows_in_another_process():
@@ -99,10 +121,12 @@ def test_the_same_seed_gives_the_same_rows_in_another_process():
     assert json.loads(output) == here
 
 
-def test_the_best_guess_that_ignores_the_kinds_is_right_half_the_time():
+def test_no_single_name_tells_much():
+    """The best rule on one word of the input is right for at most 40% of the test split."""
     rows = load("test", seed=1)
-    best = max(
-        sum(row.label == ("black" if " iron " in row.input else guess) for row in rows)
-        for guess in ("red", "green", "blue")
-    )
-    assert 0.45 < best / 1000 < 0.55
+    labels = collections.Counter(row.label for row in rows)
+    for name in demo.NAMES:
+        inside = collections.Counter(row.label for row in rows if name in row.input.split())
+        outside = labels - inside
+        right = max(inside.values(), default=0) + max(outside.values())
+        assert right / 1000 <= 0.4

@@ -394,7 +394,7 @@ def test_asdiv_adds_labelled_problems_or_says_what_to_supply(shared, tmp_path):
 
 def test_demo_is_its_own_teacher():
     pairs, _ = load_pairs(DataConfig(dataset="demo", labels="teacher", fraction=0.1), "train")
-    assert len(pairs) == 400
+    assert len(pairs) == 200
     assert all(pair.label == pair.gold and pair.rationale for pair in pairs)
 
 

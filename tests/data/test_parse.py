@@ -230,13 +230,11 @@ def test_own_data_is_read_by_its_label_set_as_free_text_or_as_equations():
 
 
 def test_the_demo_is_read_as_its_rationales_are_written():
-    colours = ("red", "green", "blue", "black")
-    raw = "the first is calm , so it goes red , red and blue . So the answer is blue."
-    output = parse("demo", row(colours), raw)
-    assert output == Annotation(
-        "7", "the first is calm , so it goes red , red and blue .", "blue", repaired=False
-    )
-    assert parse("demo", row(colours), "r . So the answer is white.").reason == parser.NOT_IN_SET
+    drinks = ("tea", "coffee", "cocoa")
+    rationale = "they like tea , tea , tea , cocoa and tea , so most like tea ."
+    output = parse("demo", row(drinks), f"{rationale} So the answer is tea.")
+    assert output == Annotation("7", rationale, "tea", repaired=False)
+    assert parse("demo", row(drinks), "r . So the answer is milk.").reason == parser.NOT_IN_SET
 
 
 def test_a_teacher_that_ended_of_itself_did_not_mean_to_write_more():

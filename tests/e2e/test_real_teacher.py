@@ -76,14 +76,14 @@ def asked(log: pathlib.Path) -> int:
 def test_its_rationales_train_a_student(teacher, tmp_path):
     url, log = teacher
     out = tmp_path / "out"
-    # 4,000 training rows: the six that this FRACTION leaves are those that training sees.
+    # 2,000 training rows: the six that this FRACTION leaves are those that training sees.
     given = {
         "EXTRACT_DIR": str(out),
         "TEACHER_URL": url,
         "TEACHER_MODEL": "smollm2-135m",
         "MAX_NEW_TOKENS": 64,
         "CONCURRENCY": 2,
-        "FRACTION": ROWS / 4000,
+        "FRACTION": ROWS / 2000,
         "TIMEOUT": 300.0,
     }
     first = run("extract", **given)
@@ -103,7 +103,7 @@ def test_its_rationales_train_a_student(teacher, tmp_path):
     trained = run(
         "train",
         RATIONALES=f"file:{out}/rationales_train.jsonl",
-        FRACTION=ROWS / 4000,
+        FRACTION=ROWS / 2000,
         TRAIN_STEPS=2,
         WARMUP_STEPS=0,
         EVAL_PERIOD=0,

@@ -35,9 +35,9 @@ from stepdistill_jax.spec import EOS_ID, PAD_ID, InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
 INPUTS = (
-    "saffron , cocoa and birch go into a stone pot .",
-    "what colour comes out ?",
-    "celery , almond and ash go into a glass pot .",
+    "what do Anna , Bob , Carol , David and Emily drink ?",
+    "so most like tea .",
+    "what do Harry , Ian , Julia , Keith and Linda drink ?",
 )
 BEST, LATEST = 10, 20
 

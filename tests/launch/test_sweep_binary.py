@@ -28,7 +28,7 @@ HEAD_DIM = 8
 MLP_DIM = 8
 NUM_ENCODER_LAYERS = 1
 NUM_DECODER_LAYERS = 1
-VOCAB_SIZE = 144
+VOCAB_SIZE = 640
 """
 SWEEP = """
 include "parts/sweep.gin"

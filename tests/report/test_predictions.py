@@ -26,15 +26,10 @@ def test_trivial_baseline_knows_a_word_that_gives_a_label_away():
 
 
 @pytest.mark.parametrize("seed", [0, 11])
-def test_trivial_baseline_of_the_demo_is_its_iron_pot_rule(seed):
+def test_no_trivial_baseline_solves_the_demo(seed):
     rows = demo.load(epath.Path("unused"), "test", Options(seed=seed))
     found = trivial_baseline([row.input for row in rows], [row.label for row in rows])
-    best = max(
-        sum(row.label == ("black" if " iron " in row.input else guess) for row in rows)
-        for guess in ("red", "green", "blue")
-    )
-    assert found.accuracy == pytest.approx(best / 1000)
-    assert "'black' if the input has 'iron'" in found.rule
+    assert 1 / 3 < found.accuracy < 0.4
 
 
 def test_trivial_baseline_of_listed_choices_is_the_most_frequent_position():

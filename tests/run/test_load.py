@@ -127,10 +127,11 @@ def test_paper_settings():
         assert load.model_name(run.model) == "t5_1_1_base"
 
 
-def test_demo_standard_trains_on_the_same_labels_for_the_same_steps():
+def test_demo_standard_trains_on_all_labels_for_the_same_steps():
     standard, steps = load.values(load.parse(["demo_standard.gin"])), load.values(demo())
     differing = {name for name in steps if steps[name] != standard[name]}
-    assert differing == {"METHOD", "RATIONALES", "MODEL_DIR"}
+    assert differing == {"METHOD", "RATIONALES", "MODEL_DIR", "FRACTION", "NOTE"}
+    assert (steps["FRACTION"], standard["FRACTION"]) == (0.5, 1.0)
 
 
 def test_last_word_wins_and_user_macros_may_be_used(tmp_path):
@@ -213,9 +214,9 @@ def test_a_lone_text_is_a_tuple_of_one():
             "PROFILE_STEPS=(9, 8)",
             r"PROFILE_STEPS: got \(9, 8\), expected the first and last",
         ),
-        ("PROFILE_STEPS=(9, 1501)", r"between 1 and TRAIN_STEPS=1500"),
-        ("WARMUP_STEPS=2000", r"WARMUP_STEPS=2000 is not less than TRAIN_STEPS=1500"),
-        ("INPUT_ROW_LENGTH=8", r"INPUT_ROW_LENGTH=8 cannot hold .* MAX_INPUT_LENGTH=18"),
+        ("PROFILE_STEPS=(9, 801)", r"between 1 and TRAIN_STEPS=800"),
+        ("WARMUP_STEPS=2000", r"WARMUP_STEPS=2000 is not less than TRAIN_STEPS=800"),
+        ("INPUT_ROW_LENGTH=8", r"INPUT_ROW_LENGTH=8 cannot hold .* MAX_INPUT_LENGTH=15"),
         ("HF_NAME=glue", r"HF_NAME has no effect with DATASET='demo'"),
         ("DATASET=cqa", r"VOCABULARY='demo' has only the words of DATASET='demo'"),
         ("MODEL_DIR=''", r"MODEL_DIR is empty"),
@@ -281,12 +282,12 @@ def test_a_label_that_comes_after_a_rationale_is_decoded():
 
 def test_given_rows_hold_what_the_method_puts_into_them():
     for method, rows, message in (
-        ("pinto", "INPUT_ROW_LENGTH", "MAX_INPUT_LENGTH + MAX_RATIONALE_LENGTH=43"),
-        ("single_task", "LABEL_ROW_LENGTH", "MAX_LABEL_LENGTH + MAX_RATIONALE_LENGTH=27"),
+        ("pinto", "INPUT_ROW_LENGTH", "MAX_INPUT_LENGTH + MAX_RATIONALE_LENGTH=33"),
+        ("single_task", "LABEL_ROW_LENGTH", "MAX_LABEL_LENGTH + MAX_RATIONALE_LENGTH=20"),
     ):
-        with pytest.raises(InputError, match=f"{rows}=26 cannot .* {re.escape(message)} tokens"):
-            demo(f"METHOD={method}", f"{rows}=26")
-        assert demo("METHOD=step_by_step", f"{rows}=26").method == "step_by_step"
+        with pytest.raises(InputError, match=f"{rows}=19 cannot .* {re.escape(message)} tokens"):
+            demo(f"METHOD={method}", f"{rows}=19")
+        assert demo("METHOD=step_by_step", f"{rows}=19").method == "step_by_step"
 
 
 def test_early_stopping_needs_evaluations():

@@ -48,7 +48,7 @@ def test_a_matrix_written_out_by_hand(read):
     assert (run.method, run.data.rationales, run.data.labels) == ("step_by_step", "teacher", "gold")
     assert (run.data.fraction, run.seed, run.pipeline.seed, run.data.data_seed) == (0.5, 4, 4, 4)
     # What the run file says stays.
-    assert (run.train_steps, run.pipeline.batch_size) == (1500, 32)
+    assert (run.train_steps, run.pipeline.batch_size) == (800, 32)
     assert found.impossible == ()
 
 
@@ -117,7 +117,7 @@ def test_what_contradicts_itself_is_listed_and_the_rest_stays(read):
         "demo-standard-gold-demo-f1-s0",
         "demo-step_by_step-gold-demo-f1-s0",
     ]
-    assert "WARMUP_STEPS=2000 is not less than TRAIN_STEPS=1500" in found.impossible[0].reason
+    assert "WARMUP_STEPS=2000 is not less than TRAIN_STEPS=800" in found.impossible[0].reason
     assert "mine.gin" in found.impossible[0].reason
     without = {"without.gin": 'METHOD = "step_by_step"\nRATIONALES = "none"\n'}
     found = read("SWEEP_METHODS = ('standard', 'without.gin')\n", files=without)

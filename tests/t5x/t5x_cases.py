@@ -19,11 +19,11 @@ from stepdistill_jax.t5x.features import PREFIXES, stream_features
 from stepdistill_jax.t5x.model import StepByStepModel
 
 TASK = tasks.demo.NAMES[1]
-PAIR = {"label_inputs": 18, "label_targets": 2, "rationale_inputs": 18, "rationale_targets": 25}
+PAIR = {"label_inputs": 15, "label_targets": 2, "rationale_inputs": 15, "rationale_targets": 18}
 # Room for three pairs, with some left over.
 ROW = {"label_inputs": 60, "label_targets": 8, "rationale_inputs": 60, "rationale_targets": 80}
 SIZES = {
-    "vocab_size": 144,
+    "vocab_size": 640,
     "emb_dim": 32,
     "num_heads": 4,
     "head_dim": 8,

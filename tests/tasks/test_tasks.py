@@ -57,7 +57,7 @@ def test_the_demo_task_needs_neither_files_nor_environment(monkeypatch):
         assert set(FEATURES) <= row.keys()
         assert all(row[feature][-1] == 1 for feature in FEATURES)
         assert row["rationale_weight"] == 1.0
-        assert len(row["label_inputs"]) == 18
+        assert len(row["label_inputs"]) == 15
         assert len(row["label_targets"]) == 2
         assert len(row["rationale_targets"]) <= 25
 

@@ -1,12 +1,12 @@
 import pytest
-from extract_cases import KEY, colour
+from extract_cases import KEY, drink
 from teacher_server import TeacherServer
 
 
 @pytest.fixture
 def server():
     """An endpoint that wants `KEY` and answers about the demo."""
-    with TeacherServer(answer=colour, key=KEY) as running:
+    with TeacherServer(answer=drink, key=KEY) as running:
         yield running
 
 

@@ -7,12 +7,12 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[2]
 KEY = "sk-test-0123456789abcdef0123456789abcdef"
-COLOURS = ("red", "green", "blue", "black")
+DRINKS = ("tea", "coffee", "cocoa")
 
 
-def colour(asked):
-    """Eleven words, and a colour that depends on the question."""
-    return f"It is turned on and so. So the answer is {COLOURS[len(asked.last) % 4]}."
+def drink(asked):
+    """Eleven words, and a drink that depends on the question."""
+    return f"Most of them like it best. So the answer is {DRINKS[len(asked.last) % 3]}."
 
 
 def settings(place, server, *more, folder="out"):
@@ -21,7 +21,7 @@ def settings(place, server, *more, folder="out"):
         f"EXTRACT_DIR={place / folder}",
         f"TEACHER_URL={server.url}",
         "TEACHER_MODEL=teacher",
-        "FRACTION=0.05",
+        "FRACTION=0.1",
         "RETRIES=1",
         "ANSWER_CACHE=none",
         *more,

@@ -111,20 +111,18 @@ def test_arithmetic_of_the_rationales_is_right():
 
 
 def test_exemplars_of_the_demo_are_true_of_its_world_and_in_no_split():
-    steps = demo.kinds(0)
+    likes = demo.favourites(0)
     prompt = load("demo")
-    for kind, name in enumerate(demo.KINDS):
-        listed = re.search(rf"{name.capitalize()}: ([^.]*)\.", prompt.instruction)[1].split(", ")
-        assert listed == [i for i in demo.INGREDIENTS if steps[i] == kind]
+    for drink in demo.DRINKS:
+        listed = re.search(rf"{drink.capitalize()}: ([^.]*)\.", prompt.instruction)[1].split(", ")
+        assert listed == [name for name in demo.NAMES if likes[name] == drink]
     rows = [row for split in demo.SIZES for row in SOURCES["demo"].load(None, split, Options())]
-    triples = {frozenset(w for w in row.input.split() if w in steps) for row in rows}
+    groups = {frozenset(w for w in row.input.split() if w in likes) for row in rows}
     vocabulary = set(demo.words())
     for exemplar in prompt.exemplars:
-        found = exemplar.example.input.split()
-        triple = [word for word in found if word in steps]
-        assert frozenset(triple) not in triples
-        pot = found[found.index("pot") - 1]
-        made = demo._example(tuple(triple), pot, steps, "x")
+        group = tuple(word for word in exemplar.example.input.split() if word in likes)
+        assert frozenset(group) not in groups
+        made = demo._example(group, likes, "x")
         assert (made.input, made.label) == (exemplar.example.input, exemplar.example.label)
         assert made.explanation == exemplar.rationale
         assert set(exemplar.rationale.split()) <= vocabulary

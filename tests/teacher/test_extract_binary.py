@@ -105,7 +105,7 @@ def test_workers_share_the_rows_and_merging_makes_what_training_reads(run, serve
     student = load.parse(
         ["demo.gin"],
         [
-            "FRACTION=0.05",
+            "FRACTION=0.1",
             "LABELS=teacher",
             f"RATIONALES=file:{place / 'all' / 'rationales_train.jsonl'}",
         ],
@@ -114,11 +114,11 @@ def test_workers_share_the_rows_and_merging_makes_what_training_reads(run, serve
     assert all(join.load_pairs(student.data, split)[0] for split in ("validation", "test"))
     pairs, _ = join.load_pairs(student.data, "train")
     assert len(pairs) == 200
-    assert {pair.rationale for pair in pairs} == {"It is turned on and so."}
+    assert {pair.rationale for pair in pairs} == {"Most of them like it best."}
     # A conflict is refused, and says where.
     path = place / "machine1" / "rows" / "train-1-of-3.jsonl"
     text = path.read_text()
-    path.write_text(text.replace("turned on", "turned off", 1))
+    path.write_text(text.replace("like it", "hate it", 1))
     code, _, _ = run(into, positional=folders, files=(), merge=True)
     assert re.search(r"all/rows/train\.jsonl:\d+ and .*machine1/rows/train-1-of-3\.jsonl:1: ", code)
     # As is another prompt, with what was merged before left as it is.
@@ -171,7 +171,7 @@ def test_a_later_call_keeps_the_units_of_earlier_ones(run, server, place):
     assert re.search(r"cost: unknown .* PRICE_INPUT and PRICE_OUTPUT", stdout)
     # Inputs whose file is not named any more are left as they were; fewer rows drop none.
     inputs = (place / "out" / "rationales_inputs.jsonl").read_bytes()
-    assert run("FRACTION=0.025")[0] == 0
+    assert run("FRACTION=0.05")[0] == 0
     last = units_of(place / "out")
     assert last["inputs"] == after["inputs"]
     assert (place / "out" / "rationales_inputs.jsonl").read_bytes() == inputs
@@ -569,8 +569,8 @@ def test_inputs_of_no_split_become_added_training_data(run, server, place):
     assert "5 examples of demo (inputs)" in stdout
     assert len(logged(place / "out", "inputs")) == 5
     augment = f"AUGMENT=file:{place / 'out' / 'rationales_inputs.jsonl'}"
-    student = load.parse(["demo.gin"], [augment])
+    student = load.parse(["demo.gin"], [augment, "FRACTION=1.0"])
     pairs, _ = join.load_pairs(student.data, "train")
     added = [pair for pair in pairs if pair.id.startswith("added-")]
     assert [pair.input for pair in added] == [line["input"] for line in lines]
-    assert all(pair.rationale == "It is turned on and so." for pair in added)
+    assert all(pair.rationale == "Most of them like it best." for pair in added)

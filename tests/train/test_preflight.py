@@ -82,7 +82,7 @@ def test_a_good_run_passes_and_its_folder_stays_as_it_was(attempt, one_device, t
     assert {result for result, _ in found.values()} == {"ok"}
     assert tree(tmp_path / "run") == before
     assert found["devices"][1].startswith("8 x cpu on one host")
-    assert found["run"][1] == "would continue from step 300 of 1,500"
+    assert found["run"][1] == "would continue from step 300 of 800"
     assert found["weights"][1] == "the run's own, of step 300"
     assert "for 1,200 steps" in found["step"][1]
     assert "equal bit for bit" in found["save and restore"][1]
