@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 from stepdistill_jax import settings as declarations
 from stepdistill_jax.run import load
@@ -43,6 +44,12 @@ class SweepConfig:
         "Models: names of files in models/, or paths; () = as the run file says.",
         macro="SWEEP_MODELS",
     )
+    grid: Any = setting(  # noqa: RUF009 (as every setting's; Any hides it from ruff)
+        (),
+        "Settings that every method tries, crossed: {'LEARNING_RATE': (1e-4, 5e-5), "
+        "'WEIGHT_DECAY': (0.0, 0.1)}. The last table shows each method's best ones on validation.",
+        macro="SWEEP_GRID",
+    )
     seeds: tuple[int, ...] = setting(
         (0,),
         "SEED of each repetition. All runs of one seed come before those of the next.",
@@ -75,9 +82,25 @@ class SweepConfig:
                 f"SWEEP_DIR: got {self.dir!r}, expected a folder on a disk, as in "
                 "--gin.SWEEP_DIR=sweeps/first. Machines that share a sweep mount it."
             )
+        if not all(_is_axis(item) for item in self.grid):
+            raise InputError(
+                f"SWEEP_GRID: got {self.grid!r}, expected settings and their values, as in "
+                "{'LEARNING_RATE': (1e-4, 5e-5)}."
+            )
         for macro in ("RUN_FILES", "METHODS", "FRACTIONS", "SEEDS"):
             if not getattr(self, macro.lower()):
                 raise InputError(f"SWEEP_{macro}: got (), expected at least one.")
+
+
+def _is_axis(item: Any) -> bool:
+    """Whether it is a pair of a macro's name and one value or more."""
+    return (
+        isinstance(item, tuple)
+        and len(item) == 2
+        and isinstance(item[0], str)
+        and isinstance(item[1], tuple)
+        and item[1] != ()
+    )
 
 
 @functools.cache

@@ -71,7 +71,7 @@ class TimeEstimator:
 
 def _kind(run: PlannedRun) -> tuple[object, ...]:
     """Runs of one kind take equally long; fraction and seeds do not matter."""
-    return (*run.variant[:4], run.config.train_steps)
+    return (*run.cell[:4], run.config.train_steps)
 
 
 def _training_seconds(finished: FinishedRun) -> float:

@@ -1,9 +1,9 @@
-"""Expands a sweep file into runs: data sets x methods x labels x models x fractions x seeds.
+"""Expands a sweep file into runs: every combination of its axes.
 
 A run takes its settings from, in this order: run file, method file, model file, sweep file, axes
 of the matrix, flags. The last value of a macro wins. The run's name, which is also its folder in
-SWEEP_DIR, consists of run file, method file, LABELS, model, FRACTION and SEED:
-``cqa-step_by_step-gold-t5_1_1_base-f0.125-s0``.
+SWEEP_DIR, consists of run file, method file, LABELS, model, FRACTION, settings of SWEEP_GRID and
+SEED: ``cqa-step_by_step-gold-t5_1_1_base-f0.125-learning_rate=0.0001-s0``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 import fnmatch
 import itertools
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -57,6 +58,7 @@ class PlannedRun:
         method: name of its method file.
         model: name of its model file, or its sizes; "" if nothing is trained.
         config: its MODEL_DIR is SWEEP_DIR/name.
+        grid: its settings of SWEEP_GRID, as ``learning_rate=0.0001``.
     """
 
     name: str
@@ -64,11 +66,17 @@ class PlannedRun:
     method: str
     model: str
     config: RunConfig
+    grid: tuple[str, ...] = ()
 
     @property
-    def variant(self) -> tuple[str, str, str, str, float]:
-        """What runs that differ only in their seed share."""
+    def cell(self) -> tuple[str, str, str, str, float]:
+        """What runs that differ only in their seed and their settings of SWEEP_GRID share."""
         return (self.data, self.method, self.labels, self.model, self.config.data.fraction)
+
+    @property
+    def variant(self) -> tuple[str, str, str, str, float, tuple[str, ...]]:
+        """What runs that differ only in their seed share."""
+        return (*self.cell, self.grid)
 
     @property
     def labels(self) -> str:
@@ -118,6 +126,7 @@ class _Point:
     labels: str | None
     fraction: float
     seed: int
+    grid: tuple[Setting, ...] = ()
 
 
 def read(
@@ -184,6 +193,15 @@ def _refuse_axes(config: SweepConfig, resolved: dict[str, Setting]) -> None:
             raise InputError(
                 f"{resolved[name].where}: {name} is an axis of the sweep. Instead, {remedy}."
             )
+    for name, _ in config.grid:
+        if name in axes:
+            raise InputError(
+                f"SWEEP_GRID: {name} is another axis of the sweep. Instead, {axes[name]}."
+            )
+        if name in resolved:
+            raise InputError(
+                f"{resolved[name].where}: {name} is set here and in SWEEP_GRID. Remove one of them."
+            )
 
 
 def _expand(
@@ -227,6 +245,7 @@ def _points(config: SweepConfig, folders: Sequence[epath.PathLike]) -> Iterator[
     models: list[_File | None] = [
         _file("SWEEP_MODELS", "models", name, folders) for name in config.models
     ]
+    axes = [[Setting(name, v, "SWEEP_GRID") for v in values] for name, values in config.grid]
     teachers: set[tuple[str, str]] = set()
     for seed, run_file, method in itertools.product(config.seeds, data, methods):
         if _last(method, "METHOD") == _TEACHER:
@@ -237,7 +256,8 @@ def _points(config: SweepConfig, folders: Sequence[epath.PathLike]) -> Iterator[
             continue
         labels: Sequence[str | None] = config.labels or (None,)
         for label, model, fraction in itertools.product(labels, models or [None], config.fractions):
-            yield _Point(run_file, method, model, label, fraction, seed)
+            for grid in itertools.product(*axes):
+                yield _Point(run_file, method, model, label, fraction, seed, grid)
 
 
 def _file(macro: str, folder: str, name: str, folders: Sequence[epath.PathLike]) -> _File:
@@ -260,6 +280,14 @@ def _axes(config: SweepConfig, point: _Point) -> Iterator[Setting]:
         yield Setting("DATA_SEED", point.seed, "SWEEP_DATA_SEEDS")
     if point.labels is not None:
         yield Setting("LABELS", point.labels, "SWEEP_LABELS")
+    yield from point.grid
+
+
+def _grid_text(setting: Setting) -> str:
+    """A setting of SWEEP_GRID as a part of a folder's name."""
+    value = setting.value
+    text = f"{value:.12g}" if isinstance(value, float) else str(value)
+    return f"{setting.name.lower()}={re.sub(r'[^A-Za-z0-9_.+-]+', '_', text)}"
 
 
 def _planned(
@@ -275,6 +303,7 @@ def _planned(
         name: typed(macro, resolved[name]) if name in resolved else macro.default
         for name, macro in configs.macros().items()
     }
+    grid = tuple(map(_grid_text, point.grid))
     if values["METHOD"] == _TEACHER:
         model = ""
         name = f"{point.data.name}-{point.method.name}"
@@ -287,13 +316,13 @@ def _planned(
         model = point.model.name if point.model else configs.model_name(T5Config(**sizes))
         share = f"f{point.fraction:.12g}"
         files = (point.data.name, point.method.name)
-        name = "-".join((*files, values["LABELS"], model, share, f"s{point.seed}"))
+        name = "-".join((*files, values["LABELS"], model, share, *grid, f"s{point.seed}"))
     place = Setting("MODEL_DIR", str(pathlib.Path(config.dir) / name), "SWEEP_DIR")
     try:
         run_config = configs.from_settings([*settings, place], spare)
     except InputError as error:
         return ImpossibleRun(name, str(error))
-    return PlannedRun(name, point.data.name, point.method.name, model, run_config)
+    return PlannedRun(name, point.data.name, point.method.name, model, run_config, grid)
 
 
 def _is_wanted(config: SweepConfig, name: str) -> bool:

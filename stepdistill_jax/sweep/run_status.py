@@ -77,6 +77,7 @@ class RunStatus:
         saved: step of the latest checkpoint; 0 without one.
         attempt: None if no process has ended, or the sweep was killed together with it.
         accuracy: (split, label accuracy) of a run that is done.
+        validation: label accuracy on validation at its best step.
         reason: of FAILED the error, of CHANGED the differing settings, else "".
     """
 
@@ -84,6 +85,7 @@ class RunStatus:
     saved: int = 0
     attempt: Attempt | None = None
     accuracy: tuple[tuple[str, float], ...] = ()
+    validation: float | None = None
     reason: str = ""
 
 
@@ -104,7 +106,13 @@ def read_status(run: PlannedRun, *, locked_here: bool = False) -> RunStatus:
     accuracy = dict(finished.get("accuracy", {}))
     # A split added to EVAL_SPLITS since is not scored yet.
     if finished and set(run.config.eval.splits) <= accuracy.keys():
-        return RunStatus(State.DONE, saved, attempt, tuple(accuracy.items()))
+        at_best = [
+            row.get("accuracy")
+            for row in _last_rows(folder / RESULTS_FILE)
+            if row.get("split") == "validation" and row.get("step") == finished.get("best_step")
+        ]
+        validation = at_best[-1] if at_best else None
+        return RunStatus(State.DONE, saved, attempt, tuple(accuracy.items()), validation)
     if attempt is not None and attempt.error:
         return RunStatus(State.FAILED, saved, attempt, reason=attempt.error)
     return RunStatus(State.STARTED if started else State.WAITING, saved, attempt)

@@ -19,10 +19,10 @@ from stepdistill_jax.text import columns, duration
 
 _HEADINGS = ("data", "method", "labels", "model")
 _PLAN_HEADINGS = (
-    *(*_HEADINGS, "start", "fraction", "seeds", "steps", "pairs"),
+    *(*_HEADINGS, "start", "fraction", "settings", "seeds", "steps", "pairs"),
     *("tokens", "FLOPs", "time left", "state"),
 )
-_NUMBERS = {"fraction", "seeds", "steps", "pairs", "tokens", "FLOPs", "time left", *SPLITS}
+_NUMBERS = {"fraction", "tried", "seeds", "steps", "pairs", "tokens", "FLOPs", "time left", *SPLITS}
 
 
 def quantity(number: float) -> str:
@@ -57,7 +57,7 @@ def plan(
     rough = any(variant.basis == ROUGH and variant.seconds for variant in variants)
     total = (
         "total",
-        *("",) * 5,
+        *("",) * 6,
         f"{len(workloads)} runs",
         f"{sum(w.steps for w in workloads):,}",
         "",
@@ -80,7 +80,7 @@ def _start(variant: PlannedVariant) -> str:
 def _plan_line(
     variant: PlannedVariant, statuses: Mapping[str, RunStatus], start: str
 ) -> tuple[str, ...]:
-    *shared, fraction = _identity(variant)
+    *shared, fraction, settings = _identity(variant)
     seeds, numbers = "", ("",) * 4
     if variant.runs[0].config.streams:
         seeds = ",".join(str(run.config.seed) for run in variant.runs)
@@ -93,7 +93,7 @@ def _plan_line(
         )
     seconds = ("~" if variant.basis == ROUGH else "") + duration(variant.seconds)
     return (
-        *(*shared, start, fraction, seeds, *numbers),
+        *(*shared, start, fraction, settings, seeds, *numbers),
         seconds if variant.seconds else "",
         _states(statuses[run.name].state for run in variant.runs),
     )
@@ -102,7 +102,7 @@ def _plan_line(
 def _identity(variant: PlannedVariant) -> tuple[str, ...]:
     run = variant.runs[0]
     fraction = f"{run.config.data.fraction:.12g}" if run.config.streams else ""
-    return (run.data, run.method, run.labels, run.model, fraction)
+    return (run.data, run.method, run.labels, run.model, fraction, ", ".join(run.grid))
 
 
 def _states(states: Iterable[State]) -> str:
@@ -149,4 +149,40 @@ def progress(variants: Sequence[PlannedVariant], statuses: Mapping[str, RunStatu
             means.append(f"{100 * sum(values) / len(values):.1f}" if values else "")
         states = _states(statuses[run.name].state for run in variant.runs)
         lines.append((*_identity(variant), *means, states))
-    return columns([(*_HEADINGS, "fraction", *splits, "state"), *lines], _NUMBERS)
+    return columns([(*_HEADINGS, "fraction", "settings", *splits, "state"), *lines], _NUMBERS)
+
+
+def best(variants: Sequence[PlannedVariant], statuses: Mapping[str, RunStatus]) -> str:
+    """Each method's best settings of SWEEP_GRID by mean accuracy on validation; "" without a grid.
+
+    Test accuracies are of these settings alone: the choice has not seen them. Settings with a run
+    that is not done are left out; "tried" counts the others.
+    """
+    cells: dict[object, list[PlannedVariant]] = {}
+    for variant in variants:
+        done = all(statuses[run.name].validation is not None for run in variant.runs)
+        if variant.runs[0].grid and done:
+            cells.setdefault(variant.runs[0].cell, []).append(variant)
+    if not cells:
+        return ""
+    lines = []
+    for tried in cells.values():
+        chosen = max(tried, key=lambda variant: _mean_validation(variant, statuses))
+        tests = [dict(statuses[run.name].accuracy).get("test") for run in chosen.runs]
+        known = [accuracy for accuracy in tests if accuracy is not None]
+        lines.append(
+            (
+                *_identity(chosen),
+                str(len(tried)),
+                f"{100 * _mean_validation(chosen, statuses):.1f}",
+                f"{100 * sum(known) / len(known):.1f}" if len(known) == len(tests) else "",
+            )
+        )
+    heading = "best settings of each method on validation"
+    headings = (*_HEADINGS, "fraction", "settings", "tried", "validation", "test")
+    return f"{heading}\n{columns([headings, *lines], _NUMBERS)}"
+
+
+def _mean_validation(variant: PlannedVariant, statuses: Mapping[str, RunStatus]) -> float:
+    values = [statuses[run.name].validation or 0.0 for run in variant.runs]
+    return sum(values) / len(values)

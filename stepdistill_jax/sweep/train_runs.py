@@ -266,6 +266,9 @@ class Sweep:
         """Prints the final table and the failures; returns the exit code."""
         if self.mine:
             self._display.say(self._progress())
+            variants = by_variant(self.mine, self.workloads, {})
+            if table := tables.best(variants, self.statuses):
+                self._display.say(table)
         for run in self.mine:
             status = self.statuses[run.name]
             if status.state == State.FAILED:

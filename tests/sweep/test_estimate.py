@@ -146,3 +146,44 @@ def test_durations(seconds, text):
 )  # fmt: skip
 def test_quantities(number, text):
     assert tables.quantity(number) == text
+
+
+def test_the_best_settings_of_a_grid_are_those_with_the_best_mean_on_validation(tmp_path):
+    path = tmp_path / "sweep.gin"
+    path.write_text(
+        'SWEEP_DIR = "x"\nSWEEP_RUN_FILES = "demo.gin"\nSWEEP_SEEDS = (0, 1)\n'
+        'SWEEP_GRID = {"ALPHA": (0.3, 0.5, 0.7)}\n'
+    )
+    runs = matrix.read([path]).runs
+    # By method and ALPHA: (validation, test) of both seeds.
+    scores = {
+        ("standard", 0.3): ((0.5, 0.9), (0.7, 0.9)),
+        ("standard", 0.5): ((0.9, 0.4), (0.5, 0.6)),
+        ("standard", 0.7): ((0.6, 1.0), (0.7, 1.0)),
+        ("step_by_step", 0.3): ((0.2, 0.3), (0.2, 0.5)),
+        ("step_by_step", 0.5): ((0.1, 0.9), (0.1, 0.9)),
+    }
+    statuses = {}
+    for run in runs:
+        of_method = scores.get((run.method, run.config.objective.alpha))
+        if of_method is None:
+            statuses[run.name] = RunStatus(State.FAILED)
+            continue
+        validation, test = of_method[run.config.seed]
+        statuses[run.name] = RunStatus(
+            State.DONE, accuracy=(("test", test),), validation=validation
+        )
+    workloads = {run.name: Workload(800, 2000, 1e6, 1e12) for run in runs}
+    text = tables.best(estimate.by_variant(runs, workloads, {}), statuses)
+    assert [" ".join(line.split()) for line in text.splitlines()] == [
+        "best settings of each method on validation",
+        "data method labels model fraction settings tried validation test",
+        "demo standard gold demo 1 alpha=0.5 3 70.0 50.0",
+        "demo step_by_step gold demo 1 alpha=0.3 2 20.0 40.0",
+    ]
+
+
+def test_a_sweep_without_a_grid_has_no_best_settings(runs):
+    workloads = {name: Workload(1500, 2000, 1.5e6, 2e12) for name in runs}
+    statuses = {name: RunStatus(State.DONE, validation=0.5) for name in runs}
+    assert tables.best(estimate.by_variant(runs.values(), workloads, {}), statuses) == ""

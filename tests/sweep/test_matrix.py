@@ -238,7 +238,12 @@ def test_shares_do_not_depend_on_where_the_sweep_lies(read):
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("demo", 4 * 4 * 3), ("real_tiny", 4 + 4 * 4 * 2 * 2), ("own_jsonl", 18)],
+    [
+        ("demo", 4 * 4 * 3),
+        ("fair", 4 * 3 * 2 * 3 * 2),
+        ("real_tiny", 4 + 4 * 4 * 2 * 2),
+        ("own_jsonl", 18),
+    ],
 )
 def test_shipped_sweeps_are_possible(name, count):
     found = matrix.read([f"sweeps/{name}.gin"])
@@ -269,3 +274,45 @@ def test_help_lists_every_macro_with_its_comment():
     # The first line of a gin file is its title.
     for line in text.partition("gin files in")[2].splitlines()[1:]:
         assert not line.startswith("  ") or line.endswith("."), line
+
+
+GRID = 'SWEEP_GRID = {"LEARNING_RATE": (1e-3, 2e-3), "CLIP_NORM": (0, 1)}\n'
+
+
+def test_a_grid_is_crossed_with_every_method_and_names_its_runs(read):
+    found = read(GRID + "SWEEP_SEEDS = (3,)\n")
+    expected = [
+        f"demo-{method}-gold-demo-f1-learning_rate={rate}-clip_norm={norm}-s3"
+        for method in ("standard", "step_by_step")
+        for rate in ("0.001", "0.002")
+        for norm in ("0", "1")
+    ]
+    assert names(found) == expected
+    values = [(r.config.optimizer.learning_rate, r.config.optimizer.clip_norm) for r in found.runs]
+    assert values == [(1e-3, 0.0), (1e-3, 1.0), (2e-3, 0.0), (2e-3, 1.0)] * 2
+    assert {run.config.optimizer.weight_decay for run in found.runs} == {4.0}
+    assert len({run.variant for run in found.runs}) == 8
+    assert len({run.cell for run in found.runs}) == 2
+    # A text's characters that a folder's name cannot hold are replaced.
+    (run,) = read(
+        'SWEEP_GRID = {"INITIAL_CHECKPOINT": ("hf:a/b",)}\nSWEEP_METHODS = "standard"\n'
+    ).runs
+    assert run.name == "demo-standard-gold-demo-f1-initial_checkpoint=hf_a_b-s0"
+    assert run.config.initial_checkpoint == "hf:a/b"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"LEARNING_RAT": (1.0,)}', r"SWEEP_GRID: LEARNING_RAT: unknown .* LEARNING_RATE\?"),
+        ('{"LEARNING_RATE": 1.0}', r"SWEEP_GRID: got .*, expected settings and their values"),
+        ('{"LEARNING_RATE": ()}', r"SWEEP_GRID: got .*, expected settings and their values"),
+        ('"LEARNING_RATE"', r"SWEEP_GRID: got .*, expected settings and their values"),
+        ('{"LEARNING_RATE": ("a",)}', r"SWEEP_GRID: LEARNING_RATE: got 'a', expected a number"),
+        ('{"SEED": (1,)}', r"SWEEP_GRID: SEED is another axis .* Instead, set SWEEP_SEEDS\."),
+        ('{"ALPHA": (0.5,)}\nALPHA = 0.5', r"mine\.gin:\d+: ALPHA is set here and in SWEEP_GRID\."),
+    ],
+)
+def test_a_grid_that_cannot_be_is_one_line(read, text, message):
+    with pytest.raises(InputError, match=message):
+        read(f"SWEEP_GRID = {text}\n")
