@@ -94,7 +94,7 @@ def test_the_teacher_is_one_run_a_data_set(read):
     teachers = [run for run in found.runs if run.method == "teacher"]
     assert [run.name for run in teachers] == ["cqa-teacher", "svamp-teacher"]
     assert [(r.config.seed, r.config.data.fraction) for r in teachers] == [(0, 1.0), (0, 1.0)]
-    assert [run.variant[2:] for run in teachers] == [("", "", 1.0)] * 2
+    assert [run.cell[2:] for run in teachers] == [("", "", 1.0)] * 2
     assert len(found.runs) == 2 + 2 * 2 * 2 * 2
 
 
