@@ -21,6 +21,8 @@ SETTINGS = {
     "CHECKPOINT_PERIOD": 5,
     "LOG_PERIOD": 1,
     "FRACTION": 0.1,
+    # Resuming does not depend on the depth, and each process compiles the model.
+    "NUM_ENCODER_LAYERS": 1,
     "EVAL_SPLITS": ("validation",),
     # With dropout on, the random streams have to come back too.
     "DROPOUT_RATE": 0.1,

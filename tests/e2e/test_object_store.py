@@ -34,6 +34,7 @@ SETTINGS = {
     "CHECKPOINT_PERIOD": PERIOD,
     "LOG_PERIOD": 1,
     "FRACTION": 0.1,
+    "NUM_ENCODER_LAYERS": 1,
     "EVAL_SPLITS": ("validation",),
     "DROPOUT_RATE": 0.1,
 }

@@ -6,7 +6,9 @@ Needs neither torch nor transformers, so that the committed goldens are checked 
 import dataclasses
 import functools
 import hashlib
+import json
 import math
+import pathlib
 import zlib
 
 import jax
@@ -31,6 +33,10 @@ from stepdistill_jax.objective import ObjectiveConfig, combine
 from stepdistill_jax.spec import EOS_ID, EXAMPLE_INDEX, FEATURES, PREFIXES, STREAMS
 from stepdistill_jax.train.step import batch_sums
 
+# Written by golden/make_parity.py.
+GOLDENS = json.loads(
+    (pathlib.Path(__file__).parents[1] / "golden" / "parity.json").read_text("utf-8")
+)
 # What "equal" means here, relative to the largest magnitude of the tensor compared.
 TOLERANCE = 1e-4
 

@@ -4,23 +4,17 @@
 `test_parity_generate.py` make the same comparisons, and more, live.
 """
 
-import json
-import pathlib
-
 import jax
 import numpy as np
 import parity_cases as cases
 import pytest
 
-GOLDENS = json.loads(
-    (pathlib.Path(__file__).parents[1] / "golden" / "parity.json").read_text("utf-8")
-)
 MODELS = pytest.mark.parametrize("name", list(cases.MODELS))
 
 
 @MODELS
 def test_logits(name):
-    config, golden = cases.MODELS[name], GOLDENS[name]["logits"]
+    config, golden = cases.MODELS[name], cases.GOLDENS[name]["logits"]
     batch = cases.synthetic(config)
     logits = np.asarray(cases.our_logits(config, cases.weights(config), *batch))[batch[3] > 0]
     for key, value in cases.sample(logits).items():
@@ -35,7 +29,7 @@ def test_logits(name):
 @MODELS
 def test_losses_and_the_gradient_of_every_parameter(name, groups):
     config = cases.MODELS[name]
-    golden = GOLDENS[name]
+    golden = cases.GOLDENS[name]
     batch = cases.batch_of_rows(cases.synthetic_pairs(config), groups)
     metrics, gradient = jax.device_get(cases.our_losses(config, cases.weights(config), batch))
     for key, loss in golden["losses"].items():
@@ -58,12 +52,15 @@ def test_losses_and_the_gradient_of_every_parameter(name, groups):
 def test_generated_tokens_of_synthetic_inputs(name):
     config = cases.MODELS[name]
     rows = cases.synthetic_rows(config)
-    assert cases.our_generation(config, cases.weights(config), rows) == GOLDENS[name]["synthetic"]
+    assert (
+        cases.our_generation(config, cases.weights(config), rows)
+        == cases.GOLDENS[name]["synthetic"]
+    )
 
 
 @MODELS
 def test_generated_tokens_of_real_inputs(name, shared, spiece):
-    config, golden = cases.with_t5_vocabulary(cases.MODELS[name]), GOLDENS[name]["real"]
+    config, golden = cases.with_t5_vocabulary(cases.MODELS[name]), cases.GOLDENS[name]["real"]
     inputs = cases.real_inputs(shared, spiece)
     for dataset, rows in inputs.items():
         assert cases.fingerprint(rows) == golden[dataset]["inputs"], (
