@@ -78,7 +78,7 @@ def fill(reader: CheckpointReader, abstract_params: PyTree) -> PyTree:
             becomes a `jax.Array`, a leaf without one a numpy array.
 
     Raises:
-        InputError: see `check`.
+        InputError: see `check`; or an array holds NaN or infinite values.
     """
     check(reader, abstract_params)
     by_path = collections.defaultdict(list)
@@ -120,6 +120,10 @@ def _read(
 
 def _part(reader: CheckpointReader, part: Binding, index: Index) -> np.ndarray:
     stored = reader.read(part.key, part.stored_index(index))
+    if not np.isfinite(stored).all():
+        raise InputError(
+            f"{reader.where}: {part.key} holds NaN or infinite values. Use another checkpoint."
+        )
     return stored.T if part.transposed else stored
 
 

@@ -1,12 +1,14 @@
 """Hugging Face T5 checkpoints: their files, model configuration, tokenizer and arrays.
 
-T5 1.0 (``t5-*``), T5 1.1 (``google/t5-v1_1-*``) and FLAN-T5 (``google/flan-t5-*``), from a folder
-or the hub, as safetensors or PyTorch's ``.bin``, in one file or in shards.
+T5 1.0 (``t5-*``), T5 1.1 (``google/t5-v1_1-*``), FLAN-T5 (``google/flan-t5-*``), mT5
+(``google/mt5-*``) and ByT5 (``google/byt5-*``), from a folder or the hub, as safetensors or
+PyTorch's ``.bin``, in one file or in shards.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,9 +25,10 @@ from stepdistill_jax.checkpoint.weight_files import (
 )
 from stepdistill_jax.data.vocabulary import ByteVocabulary, SentencePieceVocabulary, Vocabulary
 from stepdistill_jax.model.config import T5Config
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.spec import EOS_ID, PAD_ID, InputError
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 TOKENIZERS = ("spiece.model", "tokenizer.json")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 INDEX = ".index.json"
@@ -62,7 +65,34 @@ ACTIVATIONS = {
 }
 # Field of T5Config -> its macro, where that is not the field's name in capitals.
 MACROS = {"logits_via_embedding": "TIED_EMBEDDINGS"}
-_EPSILON = 1e-6
+# Ids that decide what a model reads and where its texts end; `None` leaves the choice to us.
+_IDS: dict[str, tuple[Any, ...]] = {
+    "pad_token_id": (PAD_ID, None),
+    "eos_token_id": (EOS_ID, [EOS_ID], None),
+    "decoder_start_token_id": (PAD_ID, None),
+}
+# Key of config.json -> the values with which transformers computes what this package computes.
+# Keys that are neither here nor in SIZES change no logit and no greedy token.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    **_IDS,
+    "model_type": ("t5", "mt5"),
+    "feed_forward_proj": tuple(ACTIVATIONS),
+    "layer_norm_epsilon": (1e-6,),
+    "is_encoder_decoder": (True,),
+    "is_decoder": (False,),
+    "tie_encoder_decoder": (False, None),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+}
+# Tokens of every T5 tokenizer.
+_T5_TOKENS = re.compile(r"<pad>|</s>|<unk>|▁?<extra_id_\d+>")
+# Files that list tokens which were added to a tokenizer.
+_TOKEN_FILES = (
+    "added_tokens.json",
+    "special_tokens_map.json",
+    TOKENIZER_CONFIG,
+    TOKENIZERS[1],
+)
 # Rows of an array that are compared at once.
 _ROWS = 4096
 
@@ -76,37 +106,51 @@ def model_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The fields of `T5Config` that a ``config.json`` decides.
 
     transformers 5 writes ``tie_word_embeddings: true`` for every T5. There only
-    ``scale_decoder_outputs`` distinguishes T5 1.0 from 1.1.
+    ``scale_decoder_outputs`` distinguishes T5 1.0 from 1.1. mT5 never scales.
 
     Raises:
         InputError: the model is not a T5 that this package implements.
     """
-    if config.get("model_type") != "t5":
-        raise InputError(
-            f"{where}: unsupported model_type: got {config.get('model_type')!r}, expected 't5'. "
-            "Use a T5, T5 1.1 or FLAN-T5 checkpoint."
-        )
-    config = {**DEFAULTS, **config}
-    config.setdefault("num_decoder_layers", config.get("num_layers"))
+    config = _with_defaults(config)
+    _refuse_unsupported(config, _SUPPORTED, where)
     missing = [key for key in SIZES if not isinstance(config.get(key), int)]
     if missing:
         raise InputError(
             f"{where}: missing or not an integer: {', '.join(missing)}. Download the file again."
         )
-    for key, choices in (
-        ("feed_forward_proj", tuple(ACTIVATIONS)),
-        ("layer_norm_epsilon", (_EPSILON,)),
-    ):
-        if config[key] not in choices:
-            raise InputError(
-                f"{where}: unsupported {key}: got {config[key]!r}, expected "
-                f"{' or '.join(map(str, choices))}. Use another checkpoint."
-            )
+    projection = config["feed_forward_proj"]
+    gate, _, activation = projection.rpartition("-")
+    activation = "gelu_new" if activation == "gelu" else activation
+    # transformers derives both from feed_forward_proj, but a stored value wins.
+    derived = {"dense_act_fn": (activation, None), "is_gated_act": (gate == "gated", None)}
+    _refuse_unsupported(config, derived, where)
     fields = {field: config[key] for key, field in SIZES.items()}
-    fields["mlp_activations"] = ACTIVATIONS[config["feed_forward_proj"]]
-    scaled = config.get("scale_decoder_outputs", True) is not False
-    fields["logits_via_embedding"] = config["tie_word_embeddings"] is not False and scaled
+    fields["mlp_activations"] = ACTIVATIONS[projection]
+    tied = config["tie_word_embeddings"] is not False
+    scaled = config.get("scale_decoder_outputs", tied) is not False
+    fields["logits_via_embedding"] = config["model_type"] == "t5" and scaled
     return fields
+
+
+def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``config.json`` with the keys that transformers adds."""
+    more = {"feed_forward_proj": "gated-gelu"} if config.get("model_type") == "mt5" else {}
+    config = {**DEFAULTS, **more, "model_type": None, "is_encoder_decoder": True, **config}
+    if config.get("num_decoder_layers") is None:
+        config["num_decoder_layers"] = config.get("num_layers")
+    return config
+
+
+def _refuse_unsupported(
+    config: Mapping[str, Any], supported: Mapping[str, tuple[Any, ...]], where: str
+) -> None:
+    for key, values in supported.items():
+        if key in config and config[key] not in values:
+            listed = " or ".join(repr(value) for value in values if value is not None)
+            raise InputError(
+                f"{where}: unsupported {key}: got {config[key]!r}, expected {listed or 'no value'}."
+                " Use another T5, mT5 or ByT5 checkpoint."
+            )
 
 
 class HFCheckpoint:
@@ -132,8 +176,12 @@ class HFCheckpoint:
         self.where = name
         self._place = _Place(name)
         path = self._place.find((CONFIG,))
-        self.fields = model_fields(_read_json(path), str(path))
+        config = _read_json(path)
+        self.fields = model_fields(config, str(path))
+        if generation := self._place.optional(GENERATION_CONFIG):
+            _refuse_unsupported(_read_json(generation), _IDS, str(generation))
         self._files = self._place.weights()
+        self._shared: dict[str, str] = {}
         self.shapes = {k: file.shapes()[k] for k, file in self._files.items()}
         aliases = HF_TIED_ALIASES if self.fields["logits_via_embedding"] else HF_ALIASES
         for alias, key in aliases.items():
@@ -142,10 +190,21 @@ class HFCheckpoint:
                 del self.shapes[alias]
         for key in HF_IGNORED & self.shapes.keys():
             del self.shapes[key]
+        # transformers 5 saves T5 1.1 and mT5 without the output matrix where it equals `shared`.
+        tied = _with_defaults(config)["tie_word_embeddings"] is not False
+        if tied and not self.fields["logits_via_embedding"]:
+            self._share("lm_head.weight", "shared.weight")
 
     def read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:
         """See `fill.CheckpointReader`."""
+        key = self._shared.get(key, key)
         return self._files[key].read(key, index)
+
+    def _share(self, key: str, source: str) -> None:
+        """Reads `source` where the checkpoint has no array `key`."""
+        if key not in self.shapes and source in self.shapes:
+            self.shapes[key] = self.shapes[source]
+            self._shared[key] = source
 
     def check_model(self, model: T5Config) -> None:
         """Compares ``config.json`` with the run's model.
@@ -162,7 +221,8 @@ class HFCheckpoint:
         if differing:
             raise InputError(
                 f"INITIAL_CHECKPOINT={self.where!r} is another model: {'; '.join(differing)}. "
-                "Add the gin file of models/ that describes the checkpoint."
+                "Set these macros to the checkpoint's values, or add the gin file of models/ that "
+                "describes it."
             )
 
     def check_vocabulary(self, vocabulary: Vocabulary, name: str) -> None:
@@ -173,8 +233,14 @@ class HFCheckpoint:
             name: VOCABULARY, for the message.
 
         Raises:
-            InputError: they differ, or the checkpoint has no tokenizer.
+            InputError: they differ, or the checkpoint has no tokenizer or one with added tokens.
         """
+        if added := self._added_tokens():
+            shown = ", ".join(map(repr, added[:8])) + (", ..." if len(added) > 8 else "")
+            raise InputError(
+                f"INITIAL_CHECKPOINT={self.where!r}: its tokenizer has {len(added)} added tokens, "
+                f"which SentencePiece cannot read: {shown}. Use a checkpoint without added tokens."
+            )
         if isinstance(vocabulary, ByteVocabulary) and self._reads_bytes():
             return
         theirs = self._pieces()
@@ -188,6 +254,14 @@ class HFCheckpoint:
             f"{len(ours):,} and {len(theirs):,} pieces, which differ from id {first} on. "
             f"Set VOCABULARY={self.where!r}, or INITIAL_CHECKPOINT=None to train from scratch."
         )
+
+    def _added_tokens(self) -> list[str]:
+        """The tokens that no T5 tokenizer has, in the order of their files."""
+        added: dict[str, None] = {}
+        for name in _TOKEN_FILES:
+            if path := self._place.optional(name):
+                added |= dict.fromkeys(_listed_tokens(_read_json(path), name))
+        return [token for token in added if not _T5_TOKENS.fullmatch(token)]
 
     def _reads_bytes(self) -> bool:
         """Whether the tokenizer is ByT5's, which has no file of pieces."""
@@ -250,6 +324,15 @@ class _Place:
             f"Put {_FILES} there."
         )
 
+    def optional(self, name: str) -> epath.Path | None:
+        """A file that a checkpoint need not have."""
+        if self._folder is not None:
+            return self._folder / name if (self._folder / name).is_file() else None
+        try:
+            return self.find((name,))
+        except InputError:
+            return None
+
     def weights(self) -> dict[str, WeightFile]:
         """Key -> the file that holds the array.
 
@@ -272,6 +355,21 @@ class _Place:
             first = missing[0]
             raise damaged(path, f"{len(missing)} arrays are missing, as {first} in {index[first]}")
         return {key: shards[shard] for key, shard in index.items()}
+
+
+def _listed_tokens(document: Mapping[str, Any], name: str) -> list[str]:
+    """The added and special tokens of one of `_TOKEN_FILES`."""
+    if name == _TOKEN_FILES[0]:
+        return list(document)
+    decoder = document.get("added_tokens_decoder")
+    entries = [
+        *(decoder.values() if isinstance(decoder, dict) else ()),
+        *(document.get("added_tokens") or ()),
+        *(document.get("additional_special_tokens") or ()),
+        *(document.get(token) for token in ("pad_token", "eos_token", "unk_token")),
+    ]
+    texts = [entry.get("content") if isinstance(entry, dict) else entry for entry in entries]
+    return [text for text in texts if isinstance(text, str)]
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:

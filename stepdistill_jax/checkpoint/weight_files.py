@@ -12,6 +12,9 @@ from etils import epath
 from stepdistill_jax.checkpoint.names import Shape
 from stepdistill_jax.spec import InputError
 
+# Types of safetensors that weights may have; others are quantized.
+_FLOATS = ("F32", "F16", "BF16", "F64")
+
 
 class WeightFile(Protocol):
     """One file of arrays."""
@@ -20,7 +23,7 @@ class WeightFile(Protocol):
         """Key -> shape.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: the file is damaged, or an array is quantized.
         """
 
     def read(self, key: str, index: tuple[Any, ...]) -> np.ndarray:
@@ -40,7 +43,11 @@ class SafetensorsFile:
 
         try:
             with safe_open(self._path, framework="numpy") as file:
-                return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+                for key, array in slices.items():
+                    if array.get_dtype() not in _FLOATS:
+                        raise _not_float(self._path, key, array.get_dtype())
+                return {key: tuple(array.get_shape()) for key, array in slices.items()}
         except SafetensorError as error:
             raise damaged(self._path, str(error)) from error
 
@@ -88,7 +95,17 @@ class PytorchFile:
             raise damaged(self._path, type(error).__name__) from error
         if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
             raise damaged(self._path, "it is not a dict of tensors")
+        for key, tensor in tensors.items():
+            if not tensor.is_floating_point():
+                raise _not_float(self._path, key, str(tensor.dtype))
         return tensors
+
+
+def _not_float(path: epath.Path, key: str, kind: str) -> InputError:
+    return InputError(
+        f"{path}: unsupported type of {key}: got {kind}, expected {', '.join(_FLOATS)}. Use the "
+        "checkpoint from before quantization."
+    )
 
 
 def damaged(path: epath.Path, reason: str) -> InputError:

@@ -206,6 +206,12 @@ def _load(name: str, setting: str, environment: str) -> Vocabulary:
     storage.check(setting, name)
     path = _hub_file(name, setting, environment) if _is_on_hub(name) else _file(name)
     if not path.is_file():
+        if (path.parent / "tokenizer.json").is_file() and path.name == SENTENCEPIECE_FILE:
+            raise InputError(
+                f"{setting}={name!r}: the folder has tokenizer.json but no {path.name}, which is "
+                "read. Copy it from the checkpoint that this one was trained from; T5, T5 1.1 and "
+                "FLAN-T5 share that of hf:google/t5-v1_1-base."
+            )
         raise InputError(f"{setting}={name!r}: no file {path}. Set {setting} to {_CHOICES}.")
     vocabulary = SentencePieceVocabulary(path.read_bytes(), T5_SENTINELS, f"{setting}={name!r}")
     logging.info("vocabulary %s: %s, %d ids", name, path, vocabulary.size)

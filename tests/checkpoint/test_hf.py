@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -14,7 +15,7 @@ from safetensors.numpy import save_file
 from stepdistill_jax.checkpoint import fill, hf, initial
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.model.config import T5Config
-from stepdistill_jax.model.network import abstract_params, logical_axes
+from stepdistill_jax.model.network import Transformer, abstract_params, logical_axes
 from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
 from stepdistill_jax.parallel.rules import param_shardings
 from stepdistill_jax.spec import InputError
@@ -176,6 +177,38 @@ def test_transformers_5_marks_t5_1_1_by_another_key(tmp_path):
     assert_equal(read(write(tmp_path, arrays, config), model(True)), arrays)
 
 
+@pytest.mark.parametrize("model_type", ["t5", "mt5"])
+@pytest.mark.parametrize("proj", ["gated-gelu", "relu"])
+def test_logits_equal_those_of_a_model_that_transformers_saved(tmp_path, model_type, proj):
+    """T5 1.1 and mT5 share one array between input and output there, and do not scale it."""
+    torch = pytest.importorskip("torch", reason="runs transformers' own model")
+    transformers = pytest.importorskip("transformers", reason="runs transformers' own model")
+    classes = {
+        "t5": (transformers.T5Config, transformers.T5ForConditionalGeneration),
+        "mt5": (transformers.MT5Config, transformers.MT5ForConditionalGeneration),
+    }
+    make_config, make_model = classes[model_type]
+    sizes = config_json(proj != "relu", feed_forward_proj=proj)
+    del sizes["model_type"]
+    torch.manual_seed(0)
+    theirs = make_model(make_config(**sizes)).eval()
+    theirs.save_pretrained(tmp_path)
+    reader = hf.HFCheckpoint(str(tmp_path))
+    assert reader.fields["logits_via_embedding"] == (model_type == "t5" and proj == "relu")
+    ours = dataclasses.replace(T5Config(), **reader.fields)
+    reader.check_model(ours)
+    params = initial.initial_params(str(tmp_path), abstract_params(ours))
+    inputs, targets = np.arange(3, 15).reshape(2, 6), np.arange(20, 30).reshape(2, 5)
+    with torch.no_grad():
+        expected = theirs(
+            input_ids=torch.tensor(inputs), decoder_input_ids=torch.tensor(targets)
+        ).logits.numpy()
+    actual = Transformer(ours).apply(
+        {"params": params}, inputs, np.ones_like(inputs), targets, np.ones_like(targets)
+    )
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 class TestRefused:
     def test_arrays_that_do_not_fit_are_listed_together(self, tmp_path):
         arrays = published(True)
@@ -212,18 +245,50 @@ class TestRefused:
             ({"model_type": "umt5"}, "unsupported model_type: got 'umt5', expected 't5'"),
             (
                 {"feed_forward_proj": "gelu"},
-                "feed_forward_proj: got 'gelu', expected relu or",
+                "feed_forward_proj: got 'gelu', expected 'relu' or",
             ),
             (
                 {"layer_norm_epsilon": 1e-5},
                 "layer_norm_epsilon: got 1e-05, expected 1e-06",
             ),
             ({"d_model": None}, "missing or not an integer: d_model"),
+            ({"decoder_start_token_id": 5}, "decoder_start_token_id: got 5, expected 0. Use"),
+            ({"pad_token_id": 1}, "unsupported pad_token_id: got 1, expected 0"),
+            ({"eos_token_id": [1, 7]}, r"eos_token_id: got \[1, 7\], expected 1 or \[1\]"),
+            ({"dense_act_fn": "relu"}, "dense_act_fn: got 'relu', expected 'gelu_new'"),
+            ({"is_gated_act": False}, "is_gated_act: got False, expected True"),
+            ({"is_decoder": True}, "is_decoder: got True, expected False"),
+            (
+                {"quantization_config": {"bits": 8}},
+                "quantization_config: got .*, expected no value",
+            ),
         ],
     )
     def test_a_model_that_is_no_t5(self, tmp_path, change, message):
         name = write(tmp_path, published(True), config_json(True, **change))
         with pytest.raises(InputError, match=message):
+            hf.HFCheckpoint(name)
+
+    def test_another_start_token_in_the_generation_config(self, tmp_path):
+        name = write(tmp_path, published(True), config_json(True))
+        (tmp_path / "generation_config.json").write_text('{"decoder_start_token_id": 5}')
+        with pytest.raises(InputError, match=r"generation_config\.json: .*id: got 5, expected 0"):
+            hf.HFCheckpoint(name)
+
+    @pytest.mark.parametrize("value", [np.nan, -np.inf])
+    def test_weights_that_are_not_finite(self, tmp_path, value):
+        arrays = published(True)
+        key = "decoder.block.2.layer.2.DenseReluDense.wo.weight"
+        arrays[key][3, 5] = value
+        name = write(tmp_path, arrays, config_json(True))
+        with pytest.raises(InputError, match=rf"{key} holds NaN or infinite values"):
+            read(name, model(True))
+
+    def test_quantized_weights(self, tmp_path):
+        arrays = published(True)
+        arrays["shared.weight"] = arrays["shared.weight"].astype(np.int8)
+        name = write(tmp_path, arrays, config_json(True))
+        with pytest.raises(InputError, match=r"type of shared\.weight: got I8, expected F32"):
             hf.HFCheckpoint(name)
 
     def test_a_file_cut_short(self, tmp_path):
@@ -271,6 +336,36 @@ class TestTokenizer:
         (tmp_path / "tokenizer.json").write_text(json.dumps(document))
         with pytest.raises(InputError, match=r"and 32,001 pieces, which differ from id 777 on"):
             hf.HFCheckpoint(name).check_vocabulary(vocabulary, str(spiece))
+
+    @pytest.mark.parametrize(
+        ("file", "document"),
+        [
+            ("added_tokens.json", {"{": 32100, "<extra_id_0>": 32099}),
+            ("tokenizer_config.json", {"added_tokens_decoder": {"32100": {"content": "{"}}}),
+            ("tokenizer.json", {"added_tokens": [{"id": 32100, "content": "{"}]}),
+            ("special_tokens_map.json", {"additional_special_tokens": ["<extra_id_1>", "{"]}),
+            ("special_tokens_map.json", {"eos_token": {"content": "{"}, "pad_token": "<pad>"}),
+        ],
+    )
+    def test_added_tokens_are_refused_by_name(self, name, tmp_path, spiece, file, document):
+        shutil.copy(spiece, tmp_path / "spiece.model")
+        (tmp_path / file).write_text(json.dumps(document))
+        with pytest.raises(InputError, match=r"has 1 added tokens, .*: '\{'\. Use a checkpoint"):
+            hf.HFCheckpoint(name).check_vocabulary(load_vocabulary(str(spiece)), str(spiece))
+
+    def test_byt5s_tokenizer_is_the_vocabulary_of_bytes(self, name, tmp_path):
+        transformers = pytest.importorskip("transformers", reason="runs ByT5's own tokenizer")
+        tokenizer = transformers.ByT5Tokenizer()
+        tokenizer.save_pretrained(tmp_path)
+        ours = load_vocabulary("bytes")
+        hf.HFCheckpoint(name).check_vocabulary(ours, "bytes")
+        for text in ("plain", "Größe 10³\n{ < \t}", "是 否", "\N{PILE OF POO}"):
+            assert tokenizer(text)["input_ids"] == [*ours.encode(text), 1]
+
+    def test_a_folder_with_tokenizer_json_alone_says_where_the_model_comes_from(self, tmp_path):
+        (tmp_path / "tokenizer.json").write_text("{}")
+        with pytest.raises(InputError, match=r"has tokenizer\.json but no spiece\.model.*Copy it"):
+            load_vocabulary(str(tmp_path))
 
     @pytest.mark.parametrize("other", ["demo", "bytes"])
     def test_another_vocabulary_is_refused(self, name, tmp_path, spiece, other):
