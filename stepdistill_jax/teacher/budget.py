@@ -136,7 +136,7 @@ class Bounds:
             size = len(text.encode("utf-8", "replace"))
             return Tokens(size + _PER_MESSAGE * (1 + len(request.messages)), written)
         tokens, other = self._shortest[request.purpose]
-        shared = _shared_start(text, other)
+        shared = shared_start(text, other)
         return Tokens(tokens + len(text[shared:].encode("utf-8", "replace")), written)
 
     def learn(self, request: Request, prompt_tokens: int | None, written: int | None) -> None:
@@ -149,7 +149,7 @@ class Bounds:
             self._shortest[request.purpose] = (prompt_tokens, request.text)
 
 
-def _shared_start(one: str, other: str) -> int:
+def shared_start(one: str, other: str) -> int:
     """Number of characters with which both texts begin."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -140,6 +140,8 @@ class Extractor:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 self._settle()
             await self._drain()
+            if not self._in_flight:
+                self._client.flush()
         finally:
             stopping.cancel()
             for task, (_, sending) in self._in_flight.items():

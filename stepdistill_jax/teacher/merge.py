@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from stepdistill_jax.data import inputs
 from stepdistill_jax.spec import CONFIG_FILE, EXIT_INCOMPLETE, InputError
-from stepdistill_jax.teacher import load, prompt_json, resume, store, summary
+from stepdistill_jax.teacher import load, prompts, resume, store, summary
 from stepdistill_jax.teacher.config import SPLITS
 from stepdistill_jax.teacher.load import Extraction
 from stepdistill_jax.teacher.prepared import Prepared, prepare
@@ -49,7 +49,7 @@ def merge(folders: Sequence[str], overrides: Sequence[str]) -> int:
         lines = store.merge(sources, out)
     finally:
         lock.close()
-    prepared.write_settings(prompt_json.prefix_tokens(sources, prepared.annotator.prompt_hash))
+    prepared.write_settings(prompts.written_prefix_tokens(sources, prepared.annotator.prompt_hash))
     print(
         ", ".join(f"{count:,} lines on {unit}" for unit, count in lines.items()) or "no responses"
     )

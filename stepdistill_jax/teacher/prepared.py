@@ -16,7 +16,6 @@ from stepdistill_jax.teacher import (
     clients,
     cost_estimate,
     load,
-    prompt_json,
     prompts,
     resume,
     store,
@@ -161,7 +160,7 @@ class Prepared:
 
     def write_settings(self, prefix_tokens: int | None) -> None:
         """Writes ``config.gin`` and ``prompt.json``."""
-        prompt_json.write(self.folder, self.annotator.prompt, prefix_tokens)
+        prompts.write(self.folder, self.annotator.prompt, prefix_tokens)
         records.write_atomic(self.folder / CONFIG_FILE, load.dump(self.extraction))
 
 

@@ -1,8 +1,9 @@
-"""The progress of an extraction on stderr."""
+"""The progress of an extraction on stderr: examples per second, tokens, cost, yield, time left."""
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import tqdm
 
@@ -20,37 +21,28 @@ def notify(*lines: str) -> None:
     sys.stderr.flush()
 
 
-class ProgressBar:
-    """Examples per second, tokens, cost, yield, time left."""
+def progress_bar(examples: int) -> tqdm.tqdm[Any]:
+    """The bar of so many examples; close it, or use it as a context."""
+    return tqdm.tqdm(
+        total=examples,
+        unit="example",
+        file=sys.stderr,
+        dynamic_ncols=True,
+        # The mean over the whole run: responses come in bursts.
+        smoothing=0,
+        mininterval=0.5 if sys.stderr.isatty() else _LINE_SECONDS,
+        disable=not examples,
+    )
 
-    def __init__(self, examples: int, budget: Budget) -> None:
-        self._budget = budget
-        self._bar = tqdm.tqdm(
-            total=examples,
-            unit="example",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            # The mean over the whole run: responses come in bursts.
-            smoothing=0,
-            mininterval=0.5 if sys.stderr.isatty() else _LINE_SECONDS,
-            disable=not examples,
-        )
 
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
-
-    def show(self, counts: Counts) -> None:
-        """Called after every response."""
-        # Examples done by earlier calls do not count in the rate.
-        self._bar.initial = counts.earlier
-        spent = self._budget.spent
-        parts = [f"{spent.prompt + spent.written:,} tokens"]
-        if self._budget.cost is not None:
-            parts.append(f"cost {self._budget.cost:.4f}")
-        if counts.done:
-            parts.append(f"{counts.parsed / counts.done:.1%} parsed")
-        self._bar.set_postfix_str(", ".join(parts), refresh=False)
-        self._bar.update(counts.done - self._bar.n)
+def show(bar: tqdm.tqdm[Any], budget: Budget, counts: Counts) -> None:
+    """Shows the progress after a response."""
+    # Examples done by earlier calls do not count in the rate.
+    bar.initial = counts.earlier
+    parts = [f"{budget.spent.prompt + budget.spent.written:,} tokens"]
+    if budget.cost is not None:
+        parts.append(f"cost {budget.cost:.4f}")
+    if counts.done:
+        parts.append(f"{counts.parsed / counts.done:.1%} parsed")
+    bar.set_postfix_str(", ".join(parts), refresh=False)
+    bar.update(counts.done - bar.n)

@@ -11,9 +11,11 @@ import dataclasses
 import functools
 import hashlib
 import json
+import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from stepdistill_jax import records
 from stepdistill_jax.data.config import DataConfig
 from stepdistill_jax.data.parse import parse
 from stepdistill_jax.records import Example, ParseFailure
@@ -22,6 +24,7 @@ from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.exemplar_file import Exemplar, read
 from stepdistill_jax.teacher.requests import ANSWER, HINT, Message, Request
 
+PROMPT_FILE = "prompt.json"
 _PURPOSES = (ANSWER, HINT)
 # In a hint's prompt the exemplars have hints too, which shows the teacher how to use one.
 _HINT = "Hint: the correct answer is {}."
@@ -208,6 +211,43 @@ def _check(prompt: Prompt, exemplar: Exemplar, where: str) -> None:
         f"{where}: its answer {answer!r:.200} would be parsed as {result}. Remove line breaks from "
         "the label, and texts that start an answer or a question from the rationale."
     )
+
+
+def write(folder: pathlib.Path, prompt: Prompt, prefix_tokens: int | None) -> None:
+    """Writes ``prompt.json``, for people; `prefix_tokens` None = not counted."""
+    content = {
+        "hash": prompt.hash,
+        "format": prompt.format,
+        "tokens": prefix_tokens,
+        "prefix": prompt.prefix_text(),
+        "exemplars": [
+            {
+                "id": exemplar.example.id,
+                "input": exemplar.example.input,
+                "choices": list(exemplar.example.choices),
+                "rationale": exemplar.rationale,
+                "label": exemplar.example.label,
+            }
+            for exemplar in prompt.exemplars
+        ],
+    }
+    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    records.write_atomic(folder / PROMPT_FILE, text)
+
+
+def written_prefix_tokens(folders: Iterable[pathlib.Path], prompt_hash: str) -> int | None:
+    """The length of a prompt in the first ``prompt.json`` of the folders that has it."""
+    for folder in folders:
+        try:
+            content = json.loads((folder / PROMPT_FILE).read_bytes())
+        except (FileNotFoundError, ValueError):
+            # Missing or damaged; it is written anew in any case.
+            continue
+        if isinstance(content, dict) and content.get("hash") == prompt_hash:
+            tokens = content.get("tokens")
+            if isinstance(tokens, int):
+                return tokens
+    return None
 
 
 def _sentences(example: Example) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import hashlib
@@ -106,7 +107,7 @@ class Completion:
     seconds: float
 
 
-class Client:
+class Client(abc.ABC):
     """Where completions come from.
 
     Attributes:
@@ -116,6 +117,7 @@ class Client:
 
     keeps_requests = False
 
+    @abc.abstractmethod
     async def complete(self, request: Request) -> Completion:
         """Sends a request, and retries it where that may help.
 
@@ -123,12 +125,11 @@ class Client:
             RequestError: this request has no completion; others may have one.
             EndpointError: no request gets a completion until the user fixes the named cause.
         """
-        raise NotImplementedError
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027 - most clients keep nothing back
         """Call when all completions so far are on disk and nothing more is sent for now."""
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027
         """Releases connections and models."""
 
 

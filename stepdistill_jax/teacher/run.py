@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import sys
 
@@ -10,7 +11,7 @@ from stepdistill_jax.spec import CONFIG_FILE, EXIT_INCOMPLETE, EXIT_PREEMPTED, I
 from stepdistill_jax.teacher import clients, load, store, summary, token_count
 from stepdistill_jax.teacher.extractor import Ending, Extractor
 from stepdistill_jax.teacher.prepared import Prepared
-from stepdistill_jax.teacher.progress_bar import ProgressBar, notify
+from stepdistill_jax.teacher.progress_bar import notify, progress_bar, show
 from stepdistill_jax.teacher.resume import ResumeState
 from stepdistill_jax.teacher.store import Store
 
@@ -49,7 +50,7 @@ def _run(prepared: Prepared) -> int:
             print(line, flush=True)
         budget = state.budget(extract, prepared.share)
         cache = prepared.cache()
-        with ProgressBar(len(state.states), budget) as bar:
+        with progress_bar(len(state.states)) as bar:
             extractor = Extractor(
                 prepared.annotator,
                 state.states,
@@ -59,7 +60,7 @@ def _run(prepared: Prepared) -> int:
                 prepared.bounds(state),
                 client,
                 state.unanswered,
-                bar.show,
+                functools.partial(show, bar, budget),
             )
             ending = asyncio.run(_until_signal(extractor))
     finally:

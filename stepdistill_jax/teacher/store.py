@@ -23,14 +23,13 @@ from etils import epath
 from stepdistill_jax import records
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher import append_log
-from stepdistill_jax.teacher.budget import NO_TOKENS, Tokens
+from stepdistill_jax.teacher.budget import NO_TOKENS, Tokens, shared_start
 from stepdistill_jax.teacher.config import SPLITS
 from stepdistill_jax.teacher.requests import Completion, Decoding, Request, RequestError, Slot
 
 # A replay reads the logs of a folder on a store too.
 _Folder = TypeVar("_Folder", pathlib.Path, epath.Path)
 ROWS_FOLDER = "rows"
-PROMPT_FILE = "prompt.json"
 SUMMARY_FILE = "summary.json"
 _SENT = "sent"
 _NAME = re.compile(r"([a-z]+)(?:-(\d+)-of-(\d+))?\.jsonl")
@@ -262,15 +261,12 @@ def _difference(one: Response, other: Response) -> str:
     """The two texts around the place where they differ."""
     if one.text == other.text:
         return "equal texts, to requests of different content (example, model or prompt)"
-    pairs = enumerate(zip(one.text, other.text, strict=False))
-    ends = min(len(one.text), len(other.text))
-    start = max(0, next((at for at, (a, b) in pairs if a != b), ends) - _BEFORE)
-    return " and ".join(_excerpt(response.text, start) for response in (one, other))
-
-
-def _excerpt(text: str, start: int) -> str:
-    cut = text[start : start + _SHOWN]
-    return f"{'…' * bool(start)}{cut!r}{'…' * (start + _SHOWN < len(text))}"
+    start = max(0, shared_start(one.text, other.text) - _BEFORE)
+    end = start + _SHOWN
+    return " and ".join(
+        f"{'…' * bool(start)}{text[start:end]!r}{'…' * (end < len(text))}"
+        for text in (one.text, other.text)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from stepdistill_jax import records, text
 from stepdistill_jax.data import inputs
 from stepdistill_jax.records import Annotation, Example
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.teacher import prompt_json, quality, resume, store
+from stepdistill_jax.teacher import prompts, quality, resume, store
 from stepdistill_jax.teacher.annotator import Annotator, ExampleState
 from stepdistill_jax.teacher.budget import NO_TOKENS, Prices, Tokens, paid_rows, total
 from stepdistill_jax.teacher.prepared import Prepared
@@ -59,7 +59,7 @@ def write(prepared: Prepared, state: ResumeState) -> str:
         "prompt": {
             "hash": prompt.hash,
             "exemplars": len(prompt.exemplars),
-            "tokens": prompt_json.prefix_tokens([folder], prompt.hash),
+            "tokens": prompts.written_prefix_tokens([folder], prompt.hash),
         },
         "units": units,
         **sums,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from stepdistill_jax import hub
 from stepdistill_jax.spec import InputError
@@ -19,17 +19,22 @@ _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.j
 TURN = 5
 
 
-class TokenCounter(Protocol):
-    """Counts tokens as the teacher does."""
+class TokenCounter:
+    """Counts tokens as the teacher does.
 
-    def text(self, text: str) -> int:
-        """Tokens of a text without those that start or end every text."""
+    Attributes:
+        text: tokens of a text without those that start or end every text.
+    """
+
+    def __init__(self, text: Callable[[str], int]) -> None:
+        self.text = text
 
     def request(self, request: Request) -> int:
-        """Tokens that the teacher reads, those of a chat's turns included."""
+        """Tokens that the teacher reads; each turn of a chat counts `TURN` more."""
+        return self.text(request.text) + TURN * (1 + len(request.messages))
 
 
-class TokenizerCounter:
+class TokenizerCounter(TokenCounter):
     """Counts with TEACHER_TOKENIZER.
 
     Attributes:
@@ -38,13 +43,10 @@ class TokenizerCounter:
 
     def __init__(self, tokenizer: Any, name: str) -> None:
         """`tokenizer` is one of transformers; `name` is for messages."""
+        super().__init__(lambda text: len(tokenizer.encode(text, add_special_tokens=False)))
         self.name = name
         self.is_exact_chat = bool(getattr(tokenizer, "chat_template", None))
         self._tokenizer = tokenizer
-
-    def text(self, text: str) -> int:
-        """See `TokenCounter`."""
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
 
     def request(self, request: Request) -> int:
         """See `TokenCounter`.
@@ -71,21 +73,6 @@ class TokenizerCounter:
                 "and so would the endpoint. Set PROMPT_FORM='completion', or remove the "
                 "instruction from your PROMPT_FILE."
             ) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class EndpointCounter:
-    """Counts at the endpoint, one request per text."""
-
-    count: Callable[[str], int]
-
-    def text(self, text: str) -> int:
-        """See `TokenCounter`."""
-        return self.count(text)
-
-    def request(self, request: Request) -> int:
-        """See `TokenCounter`; every turn counts `TURN` more tokens."""
-        return self.count(request.text) + TURN * (1 + len(request.messages))
 
 
 def tokenizer_counter(extract: ExtractConfig) -> TokenizerCounter | None:
@@ -123,14 +110,14 @@ def tokenizer_counter(extract: ExtractConfig) -> TokenizerCounter | None:
     return TokenizerCounter(tokenizer, name)
 
 
-def endpoint_counter(extract: ExtractConfig) -> EndpointCounter | None:
-    """The endpoint's counter; None where it offers none, or there is no key to ask with."""
+def endpoint_counter(extract: ExtractConfig) -> TokenCounter | None:
+    """Sends a request per text; None where the endpoint does not count, or there is no key."""
     try:
         count = clients.token_counter(extract)
     except InputError:
         # The client reports a missing key when it is opened.
         return None
-    return None if count is None else EndpointCounter(count)
+    return None if count is None else TokenCounter(count)
 
 
 def check_context(prompt_tokens: int, extract: ExtractConfig, context: int, where: str) -> None:

@@ -549,6 +549,23 @@ def test_what_waits_in_a_batch_is_collected_though_nothing_else_fits(tmp_path):
     assert call.extractor.budget.reserved == (0, 0)
 
 
+def test_a_stop_at_the_delivery_of_a_batch_leaves_it_collected(tmp_path):
+    class Noting(Batch):
+        lines_at_flush = None
+
+        def flush(self):
+            self.lines_at_flush = len(logged(tmp_path))
+
+    def stop(counts):
+        call.extractor.stop()
+
+    teacher = Noting(lambda request: RequestError("batch expired", "batch b has no line for it"))
+    call = Call(tmp_path, examples(3), teacher, watch=stop)
+    assert call.run() == Ending.DONE
+    # Else the next process would get the failures again, and log them a second time.
+    assert teacher.lines_at_flush == 3
+
+
 def test_what_was_lost_on_the_way_to_an_endpoint_stays_paid_when_batches_go_on(tmp_path):
     first = Call(tmp_path, examples(2), Batch(), **PRICES)
     for row, batch in zip(first.progress.states, (False, True), strict=True):

@@ -57,8 +57,8 @@ class BatchClient(Client):
         if not self._requests:
             return
         try:
-            self._batches.submit(self._requests)
-            self._requests.clear()
+            requests, self._requests = self._requests, []
+            self._batches.submit(requests)
             await self._wait()
             for part, outcomes in self._batches.collect():
                 self._delivered.append(part)
