@@ -37,36 +37,32 @@ class Estimate:
     basis: int
 
 
-@dataclasses.dataclass(frozen=True)
-class TimeEstimator:
-    """Estimates the time of runs.
+def estimate_time(
+    run: PlannedRun,
+    workload: Workload,
+    saved: int = 0,
+    *,
+    product_rate: float,
+    finished: Sequence[FinishedRun] = (),
+) -> Estimate:
+    """Seconds from step `saved` to the end, start-up included.
 
-    Attributes:
-        product_rate: FLOP/s of a large matrix product over all devices.
-        finished: runs to learn from.
+    The best basis is `finished` runs of the same data set, method, labels, model and number of
+    steps; then the FLOP/s of all finished runs; then `EFFICIENCY` times `product_rate`, the FLOP/s
+    of a large matrix product over all devices.
     """
-
-    product_rate: float
-    finished: Sequence[FinishedRun] = ()
-
-    def estimate(self, run: PlannedRun, workload: Workload, saved: int = 0) -> Estimate:
-        """Seconds from step `saved` to the end, start-up included.
-
-        The best basis is finished runs of the same data set, method, labels, model and number of
-        steps; then the FLOP/s of all finished runs; then `EFFICIENCY` times `product_rate`.
-        """
-        left = 1 - saved / workload.steps if workload.steps else 1.0
-        same_kind = [f.seconds for f in self.finished if _kind(f.run) == _kind(run)]
-        if same_kind:
-            whole = sum(same_kind) / len(same_kind)
-            start = min(START_SECONDS, whole)
-            return Estimate(start + (whole - start) * left, BY_KIND)
-        rate, basis = self.product_rate * EFFICIENCY, ROUGH
-        seconds = sum(_training_seconds(f) for f in self.finished)
-        flops = sum(f.workload.flops for f in self.finished)
-        if seconds and flops:
-            rate, basis = flops / seconds, BY_FLOPS
-        return Estimate(START_SECONDS + workload.flops * left / rate, basis)
+    left = 1 - saved / workload.steps if workload.steps else 1.0
+    same_kind = [f.seconds for f in finished if _kind(f.run) == _kind(run)]
+    if same_kind:
+        whole = sum(same_kind) / len(same_kind)
+        start = min(START_SECONDS, whole)
+        return Estimate(start + (whole - start) * left, BY_KIND)
+    rate, basis = product_rate * EFFICIENCY, ROUGH
+    seconds = sum(_training_seconds(f) for f in finished)
+    flops = sum(f.workload.flops for f in finished)
+    if seconds and flops:
+        rate, basis = flops / seconds, BY_FLOPS
+    return Estimate(START_SECONDS + workload.flops * left / rate, basis)
 
 
 def _kind(run: PlannedRun) -> tuple[object, ...]:

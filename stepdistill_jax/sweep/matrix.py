@@ -13,7 +13,7 @@ import fnmatch
 import itertools
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -341,7 +341,7 @@ def _refuse_unused_patterns(config: SweepConfig, names: set[str]) -> None:
                 )
 
 
-def _refuse_ambiguous_names(runs: Any) -> None:
+def _refuse_ambiguous_names(runs: Iterable[PlannedRun]) -> None:
     by_name: dict[str, PlannedRun] = {}
     for run in runs:
         other = by_name.setdefault(run.name, run)

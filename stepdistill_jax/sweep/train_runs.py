@@ -7,7 +7,9 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
@@ -16,8 +18,7 @@ from stepdistill_jax import records
 from stepdistill_jax.run import load as configs
 from stepdistill_jax.spec import EXIT_INCOMPLETE, EXIT_PREEMPTED
 from stepdistill_jax.sweep import child_process, run_status, tables, workload
-from stepdistill_jax.sweep.display import Display
-from stepdistill_jax.sweep.estimate import Estimate, FinishedRun, TimeEstimator, by_variant
+from stepdistill_jax.sweep.estimate import Estimate, FinishedRun, by_variant, estimate_time
 from stepdistill_jax.sweep.matrix import ImpossibleRun, Matrix, PlannedRun
 from stepdistill_jax.sweep.run_status import Attempt, RunStatus, State
 from stepdistill_jax.sweep.workload import Workload
@@ -25,6 +26,8 @@ from stepdistill_jax.text import duration
 
 SUMMARY_FILE = "sweep.json"
 _POLL_SECONDS = 1.0
+# Between two progress lines where a table cannot be redrawn.
+_LINE_SECONDS = 300.0
 _WAITING = "waiting"
 _ELSEWHERE = "running in another process"
 # What progress lines count.
@@ -54,6 +57,48 @@ def prepare(
     mine = [run for run in share if run.name in workloads]
     folder = pathlib.Path(matrix.config.dir)
     return Sweep(folder, matrix.runs, mine, workloads, survey.product_rate, retry), impossible
+
+
+class Display:
+    """Lines that stay and, on a terminal, a table below them that is redrawn."""
+
+    def __init__(self) -> None:
+        self._live = sys.stdout.isatty()
+        self._drawn = 0
+        self._last_line = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        self._clear()
+        print(text, flush=True)
+        self._last_line = time.monotonic()
+
+    def show(self, current: str, counts: str, table: str) -> None:
+        """Redraws the progress; without a terminal, prints a line every few minutes.
+
+        Args:
+            current: progress of the run in training.
+            counts: how many runs are done and waiting.
+            table: one line a variant below a line of headings.
+        """
+        if self._live:
+            width, height = shutil.get_terminal_size()
+            heading, *rows = table.splitlines()
+            # One row stays free, or the terminal would scroll; running variants come first.
+            room = max(0, height - 4)
+            if len(rows) > room:
+                rows.sort(key=lambda row: State.RUNNING not in row)
+            shown = [heading, *rows[:room], current, counts]
+            self._clear()
+            print("\n".join(row[: width - 1] for row in shown), flush=True)
+            self._drawn = len(shown)
+        elif time.monotonic() - self._last_line >= _LINE_SECONDS:
+            self.say(f"{current}; {counts}")
+
+    def _clear(self) -> None:
+        if self._drawn:
+            print(f"\x1b[{self._drawn}F\x1b[J", end="")
+            self._drawn = 0
 
 
 @dataclasses.dataclass
@@ -101,10 +146,13 @@ class Sweep:
             attempt = status.attempt if status.state == State.DONE else None
             if attempt is not None and not attempt.from_step and not attempt.exit_code:
                 finished.append(FinishedRun(run, self.workloads[run.name], attempt.seconds))
-        estimator = TimeEstimator(self.product_rate, finished)
         return {
-            run.name: estimator.estimate(
-                run, self.workloads[run.name], self.statuses[run.name].saved
+            run.name: estimate_time(
+                run,
+                self.workloads[run.name],
+                self.statuses[run.name].saved,
+                product_rate=self.product_rate,
+                finished=finished,
             )
             for run in runs
         }

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import types
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from stepdistill_jax.data.packing import PipelineConfig
 from stepdistill_jax.model.flops import train_flops
 from stepdistill_jax.sweep import estimate, matrix, tables, workload
-from stepdistill_jax.sweep.estimate import BY_FLOPS, BY_KIND, ROUGH, FinishedRun, TimeEstimator
+from stepdistill_jax.sweep.estimate import BY_FLOPS, BY_KIND, ROUGH, FinishedRun, estimate_time
 from stepdistill_jax.sweep.run_status import RunStatus, State
 from stepdistill_jax.sweep.workload import Workload
 from stepdistill_jax.text import duration
@@ -50,27 +51,29 @@ def test_time_is_learnt_from_runs_as_they_finish(runs):
     stepwise = next(run for run in runs.values() if run.method == "step_by_step")
     small, large = Workload(100, 50, 1e3, 6e9), Workload(100, 50, 3e3, 18e9)
     start = estimate.START_SECONDS
-    estimator = TimeEstimator(1e9)
-    assert estimator.estimate(stepwise, large) == estimate.Estimate(
-        start + 18 / estimate.EFFICIENCY, ROUGH
-    )
+    estimator = functools.partial(estimate_time, product_rate=1e9)
+    assert estimator(stepwise, large) == estimate.Estimate(start + 18 / estimate.EFFICIENCY, ROUGH)
     # 6e9 FLOPs in 3 s beyond the start: 2e9 a second.
-    estimator = TimeEstimator(1e9, [FinishedRun(standard[0], small, start + 3)])
-    assert estimator.estimate(stepwise, large) == estimate.Estimate(start + 9, BY_FLOPS)
-    assert estimator.estimate(stepwise, large, saved=50) == estimate.Estimate(start + 4.5, BY_FLOPS)
+    estimator = functools.partial(
+        estimate_time, product_rate=1e9, finished=[FinishedRun(standard[0], small, start + 3)]
+    )
+    assert estimator(stepwise, large) == estimate.Estimate(start + 9, BY_FLOPS)
+    assert estimator(stepwise, large, saved=50) == estimate.Estimate(start + 4.5, BY_FLOPS)
     # The share of the data and the seed do not matter.
     for run in standard:
-        assert estimator.estimate(run, small) == estimate.Estimate(start + 3, BY_KIND)
+        assert estimator(run, small) == estimate.Estimate(start + 3, BY_KIND)
     longer = dataclasses.replace(standard[0].config, train_steps=3000)
     other = dataclasses.replace(standard[0], config=longer)
-    assert estimator.estimate(other, large).basis == BY_FLOPS
+    assert estimator(other, large).basis == BY_FLOPS
 
 
 def test_nothing_to_train_costs_a_start(runs):
     run = next(iter(runs.values()))
-    estimator = TimeEstimator(1e9, [FinishedRun(run, workload.NO_TRAINING, 5.0)])
+    estimator = functools.partial(
+        estimate_time, product_rate=1e9, finished=[FinishedRun(run, workload.NO_TRAINING, 5.0)]
+    )
     other = dataclasses.replace(run, method="other")
-    assert estimator.estimate(other, workload.NO_TRAINING).seconds == estimate.START_SECONDS
+    assert estimator(other, workload.NO_TRAINING).seconds == estimate.START_SECONDS
 
 
 def test_the_plan(runs):
