@@ -10,7 +10,7 @@ say() { printf '%s\n' "$*" >&2; }
 
 # --- Commands. All go through `call` or `ask`, which only print them with --dry_run.
 
-# Quotes words for a shell.
+# Prints words, quoted for a shell.
 quoted() {
   local word line="" mark="'\\''"
   for word in "$@"; do
@@ -19,13 +19,11 @@ quoted() {
     esac
     line+="$word "
   done
-  printf '%s' "${line% }"
+  printf '%s\n' "${line% }"
 }
 
-print_command() { printf '%s\n' "$(quoted "$@")"; }
-
 call() {
-  if [ "$DRY_RUN" = 1 ]; then print_command "$@"; else "$@"; fi
+  if [ "$DRY_RUN" = 1 ]; then quoted "$@"; else "$@"; fi
 }
 
 # ask ASSUMED COMMAND...: runs it; its output in $answer (ASSUMED in a dry run), stderr in $errors.
@@ -34,7 +32,7 @@ ask() {
   shift
   errors=""
   if [ "$DRY_RUN" = 1 ]; then
-    print_command "$@"
+    quoted "$@"
     answer=$assumed
     return
   fi
@@ -44,8 +42,6 @@ ask() {
   rm -f "$error_file"
   return "$code"
 }
-
-pause() { call sleep "$1"; }
 
 # Gives up after MAX_FAILURES.
 back_off() { # COUNT WHAT [EXIT_CODE]
@@ -59,7 +55,7 @@ wait_longer() { # COUNT WHAT
   for ((i = 1; i < $1 && delay < 900; i++)); do delay=$((delay * 2)); done
   if [ "$delay" -gt 900 ]; then delay=900; fi
   say "$2; trying again in $delay s"
-  pause "$delay"
+  call sleep "$delay"
 }
 
 on_workers() { # WORKER COMMAND...: runs it on one worker or all, quoted for the remote shell
@@ -67,6 +63,10 @@ on_workers() { # WORKER COMMAND...: runs it on one worker or all, quoted for the
   shift
   call gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker="$worker" \
     ${ssh_flags[@]+"${ssh_flags[@]}"} --command="$(quoted "$@")"
+}
+
+copy() { # WORKER FROM TO: to or from one worker, or to all
+  call gcloud compute tpus tpu-vm scp "$2" "$3" "${where[@]}" --worker="$1" ${ssh_flags[@]+"${ssh_flags[@]}"}
 }
 
 # --- Settings

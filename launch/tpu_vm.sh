@@ -38,7 +38,6 @@ set -euo pipefail
 COMMANDS="create setup sync run eval status logs stop resume keep fetch delete help"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 worker_script=stepdistill/code/launch/tpu_worker.sh
-status_command="if [ -f $worker_script ]; then bash $worker_script status; else echo worker \$(hostname) bare -; fi"
 
 # shellcheck source=launch/tpu_settings.sh
 . "$here/launch/tpu_settings.sh"
@@ -91,7 +90,7 @@ wait_for_queue() {
         return 1 ;;
     esac
     say "the queued resource $NAME is $answer; checking again in $POLL_SECONDS s"
-    pause "$POLL_SECONDS"
+    call sleep "$POLL_SECONDS"
   done
 }
 
@@ -133,8 +132,7 @@ sync_code() {
   # shellcheck disable=SC2016
   call bash -c 'set -o pipefail; cd "$1" && git ls-files -z | while IFS= read -r -d "" f; do
   if [ -e "$f" ]; then printf "%s\0" "$f"; fi; done | tar --null -T - -czf "$2"' _ "$here" "$archive" || return
-  call gcloud compute tpus tpu-vm scp "$archive" "$NAME:stepdistill.tar.gz" "${where[@]}" --worker=all \
-    ${ssh_flags[@]+"${ssh_flags[@]}"} || return
+  copy all "$archive" "$NAME:stepdistill.tar.gz" || return
   # Deletes the files of the previous sync first; files written by runs stay.
   on_workers all bash -c 'set -e; mkdir -p stepdistill/code; cd stepdistill/code
 if [ -f ../synced ]; then tr "\n" "\0" <../synced | xargs -0 rm -f; fi
@@ -175,8 +173,7 @@ a preempted VM loses. Pass --gin.MODEL_DIR=gs://BUCKET/PATH, set BUCKET, or pass
 send_environment() {
   local file=$STATE_DIR/$NAME.env code=0
   if [ "$DRY_RUN" = 0 ]; then (umask 077 && printf '%s\0' "$@" >"$file") || return; fi
-  call gcloud compute tpus tpu-vm scp "$file" "$NAME:stepdistill.env" "${where[@]}" --worker=all \
-    ${ssh_flags[@]+"${ssh_flags[@]}"} || code=$?
+  copy all "$file" "$NAME:stepdistill.env" || code=$?
   call rm -f "$file"
   return "$code"
 }
@@ -216,8 +213,7 @@ start_run() {
 # others run and wait for them), or the exit code of the run.
 read_outcome() {
   local kind state code running=0 idle=0 codes="" final
-  ask "worker assumed $assumed_run" gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=all \
-    ${ssh_flags[@]+"${ssh_flags[@]}"} --command="$status_command" || return
+  ask "worker assumed $assumed_run" "${ask_status[@]}" || return
   while read -r kind _ state code _; do
     [ "$kind" = worker ] || continue
     case "$state" in
@@ -273,12 +269,12 @@ keep() {
         stuck=0 failures=0
         # It has saved since, so the next failure has another cause.
         if [ $((SECONDS - since)) -ge "$LASTING_SECONDS" ]; then crashes=0; fi
-        pause "$POLL_SECONDS"
+        call sleep "$POLL_SECONDS"
         continue ;;
       stuck)
         stuck=$((stuck + 1))
         if [ "$stuck" -ge 3 ]; then on_workers all bash "$worker_script" stop 30 || true; stuck=0; fi
-        pause "$POLL_SECONDS"
+        call sleep "$POLL_SECONDS"
         continue ;;
       75) crashes=0; say "$NAME was preempted and saved; starting again" ;;
       idle) ;;
@@ -308,8 +304,7 @@ fetch_results() {
     gs://*) call gcloud storage rsync "$folder" "$OUT" --recursive --exclude='(^|/)checkpoints/.*' ;;
     *)
       on_workers 0 bash "$worker_script" pack "$folder"
-      call gcloud compute tpus tpu-vm scp "$NAME:stepdistill/results.tar.gz" "$OUT/results.tar.gz" \
-        "${where[@]}" --worker=0 ${ssh_flags[@]+"${ssh_flags[@]}"}
+      copy 0 "$NAME:stepdistill/results.tar.gz" "$OUT/results.tar.gz"
       call tar -xzf "$OUT/results.tar.gz" -C "$OUT"
       call rm "$OUT/results.tar.gz" ;;
   esac
@@ -323,8 +318,7 @@ show_status() {
     state_of queued-resources state.state ACTIVE || exit 1
     printf 'its queued resource is %s\n' "$answer"
   elif [ "$answer" = READY ]; then
-    call gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=all \
-      ${ssh_flags[@]+"${ssh_flags[@]}"} --command="$status_command"
+    call "${ask_status[@]}"
   fi
 }
 
@@ -366,6 +360,8 @@ main() {
     fail "gcloud is not on PATH. Install the Google Cloud CLI: https://cloud.google.com/sdk/docs/install"
   fi
   load_state
+  ask_status=(gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=all ${ssh_flags[@]+"${ssh_flags[@]}"}
+    --command="if [ -f $worker_script ]; then bash $worker_script status; else echo worker \$(hostname) bare -; fi")
   case "$subcommand" in
     create) need_accelerator; save_state; create_vm ;;
     setup) set_up ;;
