@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import logging as python_logging
+import os
 import pathlib
 import re
+import select
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -101,7 +105,8 @@ def run_with_arguments(
     """
     argv = list(sys.argv if argv is None else argv)
     if _HELP & set(argv[1:]):
-        print(_help(help_text()))
+        with _quiet_without_reader():
+            print(_help(help_text()))
         sys.exit(0)
     # absl does not support flags with arbitrary names, so --gin.NAME is parsed here.
     overrides = tuple(a.removeprefix(_PREFIX) for a in argv[1:] if a.startswith(_PREFIX))
@@ -118,7 +123,9 @@ def run_with_arguments(
         try:
             for folder in arguments.positional:
                 storage.check("folder", folder)
-            sys.exit(main(arguments))
+            with _quiet_without_reader():
+                code = main(arguments)
+            sys.exit(code)
         except InputError as error:
             _stop(str(error), error.exit_code)
         except OSError as error:
@@ -136,6 +143,22 @@ def run_with_arguments(
             raise
 
     app.run(on_flags, argv=rest, flags_parser=_parse_flags)
+
+
+@contextlib.contextmanager
+def _quiet_without_reader() -> Iterator[None]:
+    """Ends the program without a word where nobody reads its output any more, as after `| head`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        if not any(event & select.POLLERR for _, event in poll.poll(0)):
+            raise  # another pipe
+        # Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        cluster.leave(128 + signal.SIGPIPE)  # what a shell shows for ls
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

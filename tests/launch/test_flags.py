@@ -1,6 +1,7 @@
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -43,14 +44,15 @@ if __name__ == "__main__":
 '''
 
 
-def launch(tmp_path, *arguments):
+def launch(tmp_path, *arguments, stdout=subprocess.PIPE):
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     return subprocess.run(
         [sys.executable, str(script), *arguments],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
     )
 
@@ -140,3 +142,13 @@ def test_help_lists_flags_run_files_and_macros(tmp_path, flag):
         "--gin.WATCH_PERIOD=30.0",
     ):
         assert expected in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--gin_file=demo.gin", "--gin.SEED=90"]])
+def test_a_reader_that_leaves_ends_the_program_quietly(tmp_path, arguments):
+    """As `| head` does: no trace, and the exit code that a shell shows for ls."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = launch(tmp_path, *arguments, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
