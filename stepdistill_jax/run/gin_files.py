@@ -121,6 +121,29 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f" Did you mean {matches[0]}?" if matches else ""
 
 
+def read_all(
+    gin_files: Sequence[epath.PathLike],
+    overrides: Sequence[str],
+    search_paths: Sequence[epath.PathLike],
+    declared: Macros,
+) -> list[Setting]:
+    """The settings of files in order, then of overrides; see `run.load.parse`."""
+    folders = (".", *search_paths)
+    settings: list[Setting] = []
+    for name in gin_files:
+        settings += read_file(find(str(name), folders, "--gin_file"), declared, folders)
+    return [*settings, *(override(text, declared) for text in overrides)]
+
+
+def fields(declared: Macros, resolved: Mapping[str, Setting]) -> dict[str, Any]:
+    """Field -> value of the declared macros that are set."""
+    return {
+        macro.field: typed(macro, resolved[name])
+        for name, macro in declared.items()
+        if name in resolved
+    }
+
+
 def read_file(
     path: epath.Path,
     declared: Macros,

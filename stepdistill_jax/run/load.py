@@ -18,9 +18,8 @@ from stepdistill_jax.run.config import FREE_MACROS, PARTS, RunConfig
 from stepdistill_jax.run.gin_files import (
     Macros,
     Setting,
-    find,
     gin_folder,
-    override,
+    read_all,
     read_file,
     resolve,
     typed,
@@ -53,11 +52,7 @@ def parse(
         InputError: a file is missing or no gin file, a name is unknown or unused, a value has
             another type, is out of range or contradicts another; names the place that set it.
     """
-    folders = (".", *search_paths)
-    settings: list[Setting] = []
-    for name in gin_files:
-        settings += read_settings(find(str(name), folders, "--gin_file"), folders)
-    return from_settings([*settings, *(override(text, macros()) for text in overrides)])
+    return from_settings(read_all(gin_files, overrides, search_paths, macros()))
 
 
 def read_settings(path: epath.PathLike, folders: Sequence[epath.PathLike] = ()) -> list[Setting]:
@@ -170,6 +165,12 @@ def difference(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
 def help_text() -> str:
     """The shipped run files and every macro with its default and meaning, for ``--help``."""
     return "\n".join([*describe_files(), *describe(macros().values())])
+
+
+def help_beside_a_run(title: str, listed: Macros, use: str) -> str:
+    """``--help`` of a program with macros of its own, and the `use` that it has for a run's."""
+    lines = [title, *describe(listed.values()), "", *describe_files(), ""]
+    return "\n".join([*lines, f"{use} python -m launch.train --help lists them."])
 
 
 def describe_files() -> list[str]:

@@ -111,14 +111,8 @@ def macros() -> dict[str, Macro]:
 
 def help_text() -> str:
     """The macros of a sweep and the shipped gin files, for ``--help``."""
-    return "\n".join(
-        [
-            "A sweep file sets these macros; see sweeps/demo.gin.",
-            *load.describe(macros().values()),
-            "",
-            *load.describe_files(),
-            "",
-            "A sweep file and --gin.NAME=value may also set any macro of a run, for all runs: "
-            "python -m launch.train --help lists them.",
-        ]
+    return load.help_beside_a_run(
+        "A sweep file sets these macros; see sweeps/demo.gin.",
+        macros(),
+        "A sweep file and --gin.NAME=value may also set any macro of a run, for all runs:",
     )

@@ -23,6 +23,7 @@ from stepdistill_jax.run import load as configs
 from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.run.gin_files import (
     Setting,
+    fields,
     find,
     gin_folder,
     override,
@@ -136,10 +137,8 @@ def read(
 ) -> Matrix:
     """Reads sweep files in order, then overrides, and expands them.
 
-    Args:
-        gin_files: looked for in the working folder, `search_paths` and the shipped gin folder.
-        overrides: ``NAME=value`` each; a macro of the sweep, or of a run for all runs.
-        search_paths: more folders for gin files; the shipped ones and those of `gin_files` follow.
+    Arguments are those of `run.load.parse`. A macro of a run applies to all runs, and files that a
+    sweep file names may lie beside it.
 
     Raises:
         InputError: a file is missing or wrong, a name is unknown, or a setting is an axis.
@@ -158,12 +157,7 @@ def read(
     flags = [override(text, all_macros) for text in overrides]
     resolved = resolve([*in_files, *flags], all_macros)
     _refuse_run_file(gin_files[0], in_files, flags)
-    values = {
-        macro.field: typed(macro, resolved[name])
-        for name, macro in macros().items()
-        if name in resolved
-    }
-    config = SweepConfig(**values)
+    config = SweepConfig(**fields(macros(), resolved))
     _refuse_axes(config, resolved)
     common = [s for s in in_files if not s.name.startswith(_PREFIX)]
     last = [s for s in flags if not s.name.startswith(_PREFIX)]

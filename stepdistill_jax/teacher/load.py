@@ -18,11 +18,9 @@ from stepdistill_jax.run import load as configs
 from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.run.gin_files import (
     Setting,
-    find,
-    override,
-    read_file,
+    fields,
+    read_all,
     resolve,
-    typed,
     with_places,
 )
 from stepdistill_jax.settings import Macro
@@ -64,16 +62,11 @@ def macros() -> dict[str, Macro]:
 
 def help_text() -> str:
     """Every macro of an extraction and the gin files, for ``--help``."""
-    return "\n".join(
-        [
-            "An extraction file, as extract/cqa.gin, sets these macros.",
-            *configs.describe(macros().values()),
-            "",
-            *configs.describe_files(),
-            "",
-            "An extraction file and --gin.NAME=value may also set macros of a run: they select the "
-            "examples. python -m launch.train --help lists them.",
-        ]
+    return configs.help_beside_a_run(
+        "An extraction file, as extract/cqa.gin, sets these macros.",
+        macros(),
+        "An extraction file and --gin.NAME=value may also set macros of a run: they select the "
+        "examples.",
     )
 
 
@@ -84,13 +77,8 @@ def parse(
 ) -> Extraction:
     """Reads extraction files in order, then overrides, into one checked configuration.
 
-    Args:
-        gin_files: looked for in the working folder, `search_paths` and the shipped gin folder.
-        overrides: ``NAME=value`` each; the last word on a macro.
-        search_paths: more folders for `gin_files` and for what they include.
-
-    Raises:
-        InputError: see `run.load.parse`; a key in place of its variable's name.
+    Arguments and errors are those of `run.load.parse`. A key in place of its variable's name is an
+    InputError too.
     """
     if not gin_files:
         raise InputError(
@@ -98,19 +86,10 @@ def parse(
             "--help lists the shipped ones."
         )
     declared = {**configs.macros(), **macros()}
-    folders = (".", *search_paths)
-    settings: list[Setting] = []
-    for name in gin_files:
-        settings += read_file(find(str(name), folders, "--gin_file"), declared, folders)
-    settings += [override(text, declared) for text in overrides]
+    settings = read_all(gin_files, overrides, search_paths, declared)
     resolved = resolve(settings, declared)
-    values = {
-        macro.field: typed(macro, resolved[name])
-        for name, macro in macros().items()
-        if name in resolved
-    }
     try:
-        extract = ExtractConfig(**values)
+        extract = ExtractConfig(**fields(macros(), resolved))
     except InputError as error:
         raise with_places(error, resolved) from error
     of_the_run = [resolved[name] for name in configs.macros() if name in resolved]
