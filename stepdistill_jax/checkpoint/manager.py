@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -11,9 +12,11 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from etils import epath
 
 from stepdistill_jax import storage
+from stepdistill_jax.checkpoint import checksums
 from stepdistill_jax.checkpoint.zarr_arrays import in_short
 from stepdistill_jax.spec import CHECKPOINTS, InputError
 
@@ -21,6 +24,8 @@ METRIC = "validation_accuracy"
 
 PyTree = Any
 
+# Items of a checkpoint that hold JSON.
+_RECORDS = ("data", "identity")
 # The accuracy of a step that was not scored; Orbax needs a number for every step.
 NOT_SCORED = -1.0
 
@@ -52,6 +57,32 @@ class _Checkpoints(ocp.CheckpointManager):
         """
         del step
         return False
+
+    def metrics(self, step: int) -> PyTree | None:
+        """The step's accuracy; a damaged record is rebuilt from the evaluations saved with it."""
+        folder = epath.Path(self.directory) / str(step)
+        try:
+            metrics = super().metrics(step)
+            if metrics is not None:
+                checksums.compare(folder, {"metrics": checksums.of_record(metrics)})
+                best_key(metrics)
+        except (ValueError, KeyError, TypeError):  # an InputError is a ValueError
+            absl_logging.warning(
+                "%s: the record of the accuracy is damaged; it is rebuilt from the evaluations.",
+                folder,
+            )
+            accuracy = _evaluations(folder).get(step, NOT_SCORED)
+            return {METRIC: accuracy, "step": step}
+        return metrics
+
+
+def _evaluations(folder: epath.Path) -> dict[int, float]:
+    """Step -> validation accuracy, as a step's data item holds them; {} where it is damaged."""
+    try:
+        evals = json.loads((folder / "data" / "metadata").read_bytes())["evals"]
+        return {int(step): float(accuracy) for step, accuracy in evals}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 @contextlib.contextmanager
@@ -89,7 +120,9 @@ def manager(
         save_root_metadata=not read_only,
     )
     folder = checkpoints_folder(model_dir)
-    checkpoints = _Checkpoints(folder, item_names=("state", "data", "identity"), options=options)
+    checkpoints = _Checkpoints(
+        folder, item_names=(*_RECORDS, "state", checksums.ITEM), options=options
+    )
     try:
         yield checkpoints
         wait(checkpoints)
@@ -130,6 +163,10 @@ def save(
     Raises:
         InputError: this or the previous checkpoint cannot be written.
     """
+    metrics = {METRIC: NOT_SCORED if accuracy is None else accuracy, "step": step}
+    sums = checksums.of_arrays(state)
+    for name, value in (("data", data_state), ("identity", identity), ("metrics", metrics)):
+        sums[name] = checksums.of_record(value)
     with _writable(checkpoints):
         checkpoints.save(
             step,
@@ -137,8 +174,9 @@ def save(
                 state=ocp.args.StandardSave(state),
                 data=ocp.args.JsonSave(data_state),
                 identity=ocp.args.JsonSave(identity),
+                checksums=ocp.args.JsonSave(sums),
             ),
-            metrics={METRIC: NOT_SCORED if accuracy is None else accuracy, "step": step},
+            metrics=metrics,
             force=True,  # ignores Orbax's save intervals
         )
 
@@ -154,11 +192,15 @@ def save_params(model_dir: epath.PathLike, step: int, params: PyTree) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
+    state, metrics = {"params": params}, {METRIC: NOT_SCORED, "step": step}
+    sums = checksums.of_arrays(state) | {"metrics": checksums.of_record(metrics)}
     with manager(model_dir) as checkpoints, _writable(checkpoints):
         checkpoints.save(
             step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave({"params": params})),
-            metrics={METRIC: NOT_SCORED, "step": step},
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), checksums=ocp.args.JsonSave(sums)
+            ),
+            metrics=metrics,
             force=True,
         )
 
@@ -185,6 +227,9 @@ def restore(
                 identity=ocp.args.JsonRestore(),
             ),
         )
+    sums = checksums.of_arrays(restored["state"])
+    sums |= {name: checksums.of_record(restored[name]) for name in _RECORDS}
+    checksums.compare(folder, sums)
     return restored["state"], restored["data"], restored["identity"]
 
 

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
 
-from stepdistill_jax.checkpoint import manager, names
+from stepdistill_jax.checkpoint import checksums, manager, names
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import abstract_params, logical_axes
 from stepdistill_jax.parallel.rules import param_shardings
@@ -62,6 +62,7 @@ def restore_params(model_dir: epath.PathLike, step: int, abstract_params: PyTree
                 partial_restore=True,
             ),
         )
+    checksums.compare(folder, checksums.of_arrays({"params": restored["params"]}))
     return restored["params"]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from stepdistill_jax.checkpoint import manager, zarr_arrays
+from stepdistill_jax.checkpoint import checksums, manager, zarr_arrays
 from stepdistill_jax.checkpoint.names import Shape
 from stepdistill_jax.spec import InputError
 
@@ -74,7 +74,10 @@ class RunArrays:
         """
         if self._last is None or self._last[0] != key:
             self._last = None  # frees the last array before reading the next
-            self._last = (key, self.read(key, (...,)))
+            array = self.read(key, (...,))
+            name = f"{_PARAMS}/{key}"
+            checksums.compare(epath.Path(self.where), {name: checksums.of_host_array(array)})
+            self._last = (key, array)
         return self._last[1]
 
     def tree(self) -> PyTree:

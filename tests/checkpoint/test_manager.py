@@ -1,4 +1,6 @@
+import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,10 @@ import optax
 import pytest
 import tensorstore as ts
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from same_trees import assert_same
 
-from stepdistill_jax.checkpoint import manager, restore
+from stepdistill_jax.checkpoint import checksums, manager, restore
+from stepdistill_jax.checkpoint.run_arrays import RunArrays
 from stepdistill_jax.spec import InputError, UnavailableError
 
 
@@ -153,3 +157,95 @@ def test_a_half_written_step_is_not_a_checkpoint(tmp_path, params):
     folder = pathlib.Path(tmp_path, "checkpoints")
     (folder / "2").rename(folder / "2.orbax-checkpoint-tmp")
     assert restore.available_steps(tmp_path) == [1]
+
+
+class TestChecksums:
+    def test_the_sum_is_of_bits_times_odd_numbers(self):
+        array = np.array([[1, 2], [3, 4]], np.int32)
+        assert checksums.of_host_array(array) == 1 * 1 + 2 * 3 + 3 * 5 + 4 * 7
+        assert checksums.of_arrays({"a": [jnp.asarray(array)]}) == {"a/0": 50}
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
+    @pytest.mark.parametrize("shape", [(8, 3, 5), (16,), ()])
+    def test_host_and_every_mesh_agree_and_every_bit_counts(self, dtype, shape):
+        rng = np.random.default_rng(0)
+        array = rng.normal(size=shape).astype(dtype)
+        expected = checksums.of_host_array(array)
+        assert checksums.of_arrays({"a": jnp.asarray(array)}) == {"a": expected}
+        if shape:
+            split = NamedSharding(mesh(1, 8, 1), PartitionSpec("fsdp"))
+            assert checksums.of_arrays({"a": jax.device_put(array, split)}) == {"a": expected}
+        raw = bytearray(array.tobytes())
+        for position in range(len(raw)):
+            raw[position] ^= 1 << (position % 8)
+            changed = np.frombuffer(bytes(raw), array.dtype).reshape(shape)
+            assert checksums.of_host_array(changed) != expected
+            raw[position] ^= 1 << (position % 8)
+
+    def test_no_flipped_byte_gives_other_values(self, tmp_path, params):
+        write(tmp_path, params, [(1, 0.5)])
+        state = {"params": params, "opt_state": optax.adamw(1e-3).init(params)}
+        target = abstract(state, mesh(1, 1, 1))
+        folder = tmp_path / "checkpoints" / "1"
+        files = [p for p in folder.rglob("*") if p.is_file() and p.stat().st_size]
+        refused = set()
+        for file in files:
+            intact = file.read_bytes()
+            for position in {0, len(intact) // 2, len(intact) - 1}:
+                damaged = bytearray(intact)
+                damaged[position] ^= 1
+                file.write_bytes(damaged)
+                try:
+                    with manager.manager(tmp_path, read_only=True) as checkpoints:
+                        restored, data, identity = manager.restore(checkpoints, 1, target)
+                except InputError as error:
+                    text = str(error)
+                    assert str(folder) in text
+                    assert "elete" in text
+                    refused.add(file)
+                else:
+                    assert (data, identity) == (
+                        {"iterator": {"next": 1}, "evals": []},
+                        {"config": ""},
+                    )
+                    assert_same(restored["params"], params)
+            file.write_bytes(intact)
+        assert {file.parent.name for file in refused} >= {"data", "identity", "checksums"}
+
+    @pytest.mark.parametrize("damage", ["", "\0\0\0", "{}", None])
+    def test_a_damaged_accuracy_is_rebuilt_from_the_evaluations(self, tmp_path, params, damage):
+        evals = [(1, 0.75), (2, 0.5)]
+        with manager.manager(tmp_path, keep=2) as checkpoints:
+            for count, (step, accuracy) in enumerate(evals, start=1):
+                data = {"iterator": {}, "evals": evals[:count]}
+                manager.save(checkpoints, step, {"params": params}, data, {}, accuracy)
+        path = tmp_path / "checkpoints" / "1" / "metrics" / "metrics"
+        path.write_text(path.read_text().replace("7", "0") if damage is None else damage)
+        assert restore.best_step(tmp_path) == 1
+        with manager.manager(tmp_path) as checkpoints:
+            assert checkpoints.metrics(1) == {manager.METRIC: 0.75, "step": 1}
+
+    def test_other_values_name_the_array_and_the_remedy(self, tmp_path, params):
+        write(tmp_path, params, [(1, None)])
+        path = tmp_path / "checkpoints" / "1" / "checksums" / "metadata"
+        saved = json.loads(path.read_text())
+        saved["params/norm/scale"] ^= 1
+        path.write_text(json.dumps(saved))
+        with pytest.raises(InputError) as error:
+            restore.restore_params(tmp_path, 1, abstract(params, mesh(1, 1, 1)))
+        assert str(error.value) == (
+            f"{tmp_path}/checkpoints/1: damaged checkpoint: the checksum of params/norm/scale "
+            "differs from the saved one. Delete this folder: the run then continues from the step "
+            "before it; or choose another step."
+        )
+        with pytest.raises(InputError, match="the checksum of params/norm/scale differs"):
+            RunArrays(tmp_path, 1).whole("norm/scale")
+
+    def test_a_checkpoint_of_an_earlier_version_is_read(self, tmp_path, params):
+        write(tmp_path, params, [(1, 0.5)])
+        shutil.rmtree(tmp_path / "checkpoints" / "1" / "checksums")
+        assert restore.best_step(tmp_path) == 1
+        restore.restore_params(tmp_path, 1, abstract(params, mesh(1, 1, 1)))
+        state = {"params": params, "opt_state": optax.adamw(1e-3).init(params)}
+        with manager.manager(tmp_path) as checkpoints:
+            manager.restore(checkpoints, 1, abstract(state, mesh(1, 1, 1)))
