@@ -47,6 +47,7 @@ def overrides(folder):
         "NUM_ENCODER_LAYERS=1",
         "EVAL_BATCH_SIZE=16",
         "INITIAL_CHECKPOINT='hf:not/fetched'",
+        "RATIONALE_ROW_LENGTH=36",
     ]
 
 
@@ -94,17 +95,17 @@ def test_measures_a_run_with_a_warm_token_cache_and_no_tensorflow(folder):
         for m in report["measurements"]
     }
     for name in ("train, packed", "train, unpacked"):
-        # The demo's pairs hold 18 input tokens a stream and at least three of targets.
-        assert medians[name, "tokens/s"] > 39 * medians[name, "pairs/s"] > 0
+        # The demo's pairs hold 15 input tokens a stream, a label of 2 and a rationale of 18.
+        assert medians[name, "tokens/s"] > 49.9 * medians[name, "pairs/s"] > 0
     for mode in ("packed", "unpacked"):
         parts = [medians[f"step time, {mode}: {part}", "ms"] for part in ("wait", "place", "step")]
         assert min(parts) >= 0 < max(parts)
         for stream in ("label", "rationale"):
             for feature in ("inputs", "targets"):
                 assert 0 < medians[f"fill, {mode}: {stream}_{feature}", "of slots"] <= 1
-    # The demo's inputs are all as long as their rows, its rationales are not.
+    # The demo's inputs are all as long as their rows, its rationales have half of theirs.
     assert medians["fill, unpacked: label_inputs", "of slots"] == 1
-    assert medians["fill, unpacked: rationale_targets", "of slots"] < 1
+    assert medians["fill, unpacked: rationale_targets", "of slots"] == 0.5
     for measured in (
         ("train, packed over unpacked", "times"),
         ("label decode", "examples/s"),

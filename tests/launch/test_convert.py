@@ -164,7 +164,7 @@ def test_the_exported_folder_says_what_transformers_needs(exported, run):
 def test_the_card_says_method_data_scores_and_prompt(exported):
     card = (exported / "README.md").read_text()
     for line in (
-        "| data | demo, 1 of its training examples |",
+        "| data | demo, 0.5 of its training examples |",
         "| rationales trained on | teacher |",
         "| test | 75.00% | 2.17% | 400 | the step was chosen on validation |",
         "Put `predict: ` (with the space) before the input",
@@ -198,7 +198,7 @@ def test_a_listing_names_every_array(run, exported, tmp_path, form):
         "hf": ["Hugging Face", "decoder.block.0.layer.2.DenseReluDense.wi_0.weight  ", " 128x64 "],
         "t5x_scanned": ["T5X, scanned", "encoder/encoder/mlp/wi_0/kernel  ", " 64x3x128 "],
     }
-    for part in [*expected[form], "model: demo", "float32", "the model has 199,616 parameters"]:
+    for part in [*expected[form], "model: demo", "float32", "the model has 263,104 parameters"]:
         assert part in text, text
 
 
