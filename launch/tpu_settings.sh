@@ -90,11 +90,14 @@ read_arguments() {
     flag=${1%%=*} value=${1#*=}
     case "$1" in
       --) shift; arguments=("$@"); return ;;
-      --name=* | --zone=* | --project=* | --accelerator=* | --version=* | --bucket=* | --worker=* | \
-        --module=* | --model_dir=* | --out=*)
+      --name=* | --zone=* | --project=* | --accelerator=* | --version=* | --bucket=*)
         printf -v "$(printf '%s' "${flag#--}" | tr '[:lower:]' '[:upper:]')" %s "$value" ;;
+      --worker=*) WORKER=$value ;;
       --lines=*) LINES_SHOWN=$value ;;
       --seconds=*) SECONDS_TO_STOP=$value ;;
+      --module=*) MODULE=$value ;;
+      --model_dir=*) MODEL_DIR=$value ;;
+      --out=*) OUT=$value ;;
       --create_flag=*) create_flags+=("$value") ;;
       --ssh_flag=*) ssh_flags+=("$value") ;;
       --env=?*=*) environment+=("$value") ;;
