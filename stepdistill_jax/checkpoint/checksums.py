@@ -28,8 +28,9 @@ def of_arrays(tree: PyTree) -> dict[str, int]:
     """Path -> checksum of every array, computed where the array is."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
-    sums = jax.device_get([_on_device(leaf) for _, leaf in flat])
-    return dict(zip(names, map(int, sums), strict=True))
+    # One after the other: programs that sum over devices at the same time can wait for each other.
+    sums = [int(_on_device(leaf)) for _, leaf in flat]
+    return dict(zip(names, sums, strict=True))
 
 
 def of_record(value: Any) -> int:

@@ -68,8 +68,8 @@ def test_both_train_on_the_same_pairs_in_the_same_order(caches, monkeypatch):
     rates = [measured[f"train, {name}", "pairs/s"].spread.values for name in ("ours", "recipe")]
     quotients = [o / r for o, r in zip(*rates, strict=True)]
     assert measured["train, ours over recipe", "times"].spread.values == pytest.approx(quotients)
-    # The demo's inputs are all as long, so that little of the recipe's slots is padding.
-    assert "3 steps a window, 9" in measured["train, recipe", "pairs/s"].remark
+    # The demo's texts are all as long, so that none of the recipe's slots is padding.
+    assert "3 steps a window, 100% of slots" in measured["train, recipe", "pairs/s"].remark
 
 
 def test_both_label_the_same_rows(caches):

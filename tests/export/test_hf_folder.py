@@ -189,7 +189,7 @@ def test_the_demos_tokenizer_gives_our_ids(tmp_path):
     vocabulary = load_vocabulary("demo")
     words = demo.words()
     texts = [" ".join(words[start : start + 7]) for start in range(len(words))]
-    loaded = tokenizer(tmp_path, vocabulary, [*texts, "saffron</s>cocoa", "", "a horse cocoa"])
+    loaded = tokenizer(tmp_path, vocabulary, [*texts, "Anna</s>cocoa", "", "they horse cocoa"])
     assert len(loaded) == vocabulary.size
     ids = vocabulary.encode(texts[0])
     assert loaded.decode([*ids, EOS_ID], skip_special_tokens=True) == vocabulary.decode(ids)

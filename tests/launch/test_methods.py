@@ -23,11 +23,12 @@ def run(caches, method, *overrides):
 @pytest.mark.parametrize(
     ("method", "inputs", "targets"),
     [
-        ("standard", 18, {"label": 2}),
-        ("step_by_step", 18, {"label": 2, "rationale": 25}),
-        ("single_task", 18, {"label": 29}),
-        ("rationale_as_input", 43, {"label": 2}),
-        ("pinto", 43, {"label": 2, "counterfactual": 2}),
+        # Prefix 1, question 13, rationale 17, marker 3, label 1, and EOS after each part.
+        ("standard", 15, {"label": 2}),
+        ("step_by_step", 15, {"label": 2, "rationale": 18}),
+        ("single_task", 15, {"label": 22}),
+        ("rationale_as_input", 33, {"label": 2}),
+        ("pinto", 33, {"label": 2, "counterfactual": 2}),
     ],
 )
 def test_rows_of_the_demo_are_as_long_as_the_method_needs(caches, method, inputs, targets):
@@ -42,7 +43,7 @@ def test_a_single_task_student_may_write_what_its_targets_hold(caches, labels):
     evaluator = make_evaluator(made, make_mesh(made.mesh))
     view = open_split(made, "test")
     longest = int(np.max(view.lengths["label_targets"]))
-    assert evaluator.decode_length == longest == 29
+    assert evaluator.decode_length == longest == 22
     row = view.example(0)
     prediction = evaluator._read(0, row["label_targets"])
     assert prediction.output == f"{row['rationale']} so it is {row['gold']}"

@@ -24,7 +24,7 @@ from stepdistill_jax.train.build import make_trainer
 from stepdistill_jax.train.clock import Clock
 
 ROOT = pathlib.Path(__file__).parents[2]
-SMALL = ("FRACTION=0.05", "EVAL_SPLITS=('validation',)", "NUM_ENCODER_LAYERS=1", "METHOD=standard")
+SMALL = ("FRACTION=0.1", "EVAL_SPLITS=('validation',)", "NUM_ENCODER_LAYERS=1", "METHOD=standard")
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_good_run_passes_and_its_folder_stays_as_it_was(attempt, one_device, t
     assert found["devices"][1].startswith("8 x cpu on one host")
     assert found["run"][1] == "would continue from step 300 of 800"
     assert found["weights"][1] == "the run's own, of step 300"
-    assert "for 1,200 steps" in found["step"][1]
+    assert "for 500 steps" in found["step"][1]
     assert "equal bit for bit" in found["save and restore"][1]
     # The same folder as another run would have it.
     code, found = attempt("ALPHA=0.1", "MESH_FSDP=3")
@@ -117,7 +117,7 @@ def test_every_fault_is_found_in_one_go(attempt, tmp_path):
     for check, text in {
         "MODEL_DIR": "cannot be written: Not a directory\n-> Choose another MODEL_DIR",
         "mesh": "needs 3 devices, and there are 8\n-> Set one of the three to -1",
-        "embeddings": "VOCAB_SIZE=100 is smaller .* has 138 ids\n-> Set VOCAB_SIZE to at least 138",
+        "embeddings": "VOCAB_SIZE=100 is smaller .* has 623 ids\n-> Set VOCAB_SIZE to at least 623",
         "weights": "'/no/such/run': no checkpoint in this folder",
         "data: train": r"none_train\.jsonl does not exist\n-> Correct RATIONALES",
         "data: validation": r"none_validation\.jsonl does not exist",
