@@ -1,7 +1,8 @@
 """Checksums of a checkpoint's arrays and records: saved with each step, compared when it is read.
 
 They are of values, not of files: they do not depend on the mesh, need no second read, and a part of
-a checkpoint can be compared alone. Any changed bit of an element changes its array's checksum.
+a checkpoint can be compared alone. One changed element of at most 32 bits changes its array's
+checksum.
 """
 
 from __future__ import annotations
