@@ -18,7 +18,6 @@ from stepdistill_jax.bench.measurement import Results, Window, announce, ratio, 
 from stepdistill_jax.data.packing import RowShape, row_shape
 from stepdistill_jax.data.pipeline import SplitCache, train_iterator
 from stepdistill_jax.data.token_cache import open_or_build
-from stepdistill_jax.eval.build import make_evaluator
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.flops import train_flops
 from stepdistill_jax.parallel.mesh import make_mesh
@@ -119,7 +118,7 @@ class BenchmarkRun:
 
     def label_evaluation(self) -> tuple[Evaluator, windows.EvenSample]:
         """An evaluator that decodes as many tokens as the longest label has, and its examples."""
-        evaluator = make_evaluator(self.config, self.mesh)
+        evaluator = Evaluator(self.config, self.mesh)
         longest = int(self.validation.lengths["label_targets"].max())
         # Random parameters never predict EOS; trained ones stop at the longest label of a batch.
         evaluator.decode_length = min(evaluator.decode_length, longest)

@@ -17,21 +17,21 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from stepdistill_jax import records
-from stepdistill_jax.data import metrics
+from stepdistill_jax.data import metrics, triage
 from stepdistill_jax.data.pipeline import SplitCache, TextSource, eval_batches
 from stepdistill_jax.data.views import label_after_marker
-from stepdistill_jax.data.vocabulary import Vocabulary
+from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.decode.choices import choice_log_probs, choice_probabilities
 from stepdistill_jax.decode.greedy import greedy
-from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.flops import serving_flops
 from stepdistill_jax.model.network import abstract_params, logical_axes
 from stepdistill_jax.model.stack import Params
 from stepdistill_jax.parallel import processes
 from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.parallel.rules import activation_rules, fitting_rules
+from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.run.costs import read_costs
-from stepdistill_jax.run.eval_config import EvalConfig
+from stepdistill_jax.run.load import model_name
 from stepdistill_jax.run.results import (
     NOT_SELECTED,
     VALIDATION,
@@ -41,12 +41,14 @@ from stepdistill_jax.run.results import (
     find_result,
     mark_selected,
 )
+from stepdistill_jax.run.splits import open_split, tokens_before_label
 from stepdistill_jax.spec import (
     EOS_ID,
     EVAL_FOLDER,
     LABEL,
     PAD_ID,
     PREDICTIONS_FILE,
+    RATIONALE_METHODS,
     RESULTS_FILE,
     SCORE_FILE,
     InputError,
@@ -76,6 +78,25 @@ class Prediction:
     parsed: bool = True
 
 
+def run_facts(config: RunConfig) -> RunFacts:
+    """What every result of a run states about the run."""
+    return RunFacts(
+        dataset=config.data.name,
+        method=config.method,
+        labels=config.data.labels,
+        rationales=config.data.rationales if config.method in RATIONALE_METHODS else "none",
+        fraction=config.data.fraction,
+        seed=config.seed,
+        model=model_name(config.model),
+        data_seed=config.data.data_seed,
+        train_split=config.data.train_split,
+        triage=triage.name(config.data.triage, config.data.triage_weight),
+        augment=config.data.augment,
+        initial=config.initial_checkpoint or "",
+        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config.model))),
+    )
+
+
 class Evaluator:
     """Scores parameters on a split, in the train loop and in `launch.eval`.
 
@@ -86,40 +107,25 @@ class Evaluator:
         decode_length: maximum tokens of an output.
     """
 
-    def __init__(
-        self,
-        model_dir: epath.PathLike,
-        config: EvalConfig,
-        model: T5Config,
-        mesh: Mesh,
-        vocabulary: Vocabulary,
-        caches: Callable[[str], SplitCache],
-        metric: str,
-        facts: RunFacts,
-        marker: str | None = None,
-        before_label: int = 0,
-    ):
+    def __init__(self, config: RunConfig, mesh: Mesh):
         """Opens no split yet.
 
-        Args:
-            vocabulary: of the token cache.
-            caches: split -> its token cache, as the method reads it; called once a split.
-            metric: a key of `metrics.METRICS`.
-            facts: the run's entries in its results.
-            marker: the label follows the last marker in the output; None = the output is the label.
-            before_label: maximum tokens of an output before the label, the marker included.
+        Raises:
+            InputError: the vocabulary is unavailable, does not fit the model, or cannot write the
+                ANSWER_MARKER.
         """
-        self.model_dir = epath.Path(model_dir)
-        self.config = config
-        self.model = model
+        self.model_dir = epath.Path(config.model_dir)
+        self.config = config.eval
+        self.model = config.model
         self.mesh = mesh
-        self.vocabulary = vocabulary
-        self.metric = metric
-        self.facts = facts
-        self.decode_length = before_label + config.max_decode_length
-        self._marker = marker
-        self._cache = functools.cache(caches)
-        self._rules = fitting_rules(logical_axes(model), abstract_params(model), mesh)
+        self.vocabulary = load_vocabulary(config.tokens.vocabulary)
+        config.check_vocabulary(self.vocabulary.size)
+        self.decode_length = tokens_before_label(config) + config.eval.max_decode_length
+        self._metric = config.data.metric
+        self._facts = run_facts(config)
+        self._marker = config.views.answer_marker if config.method == "single_task" else None
+        self._cache = functools.cache(lambda split: open_split(config, split))
+        self._rules = fitting_rules(logical_axes(config.model), abstract_params(config.model), mesh)
 
     def evaluate(
         self, params: Params, step: int, split: str, selected_on: str = NOT_SELECTED
@@ -132,8 +138,6 @@ class Evaluator:
 
         Args:
             params: on the mesh.
-            step: of these parameters.
-            split: train, validation or test.
             selected_on: ``validation`` if `step` is the best on it.
 
         Raises:
@@ -170,9 +174,9 @@ class Evaluator:
                 f"{missing[0]}{', ...' if missing[1:] else ''}. Remove {split} from EVAL_SPLITS."
             )
         golds = [row["gold"] for row in rows]
-        score = metrics.accuracy(self.metric, [p.text for p in predictions], golds)
+        score = metrics.accuracy(self._metric, [p.text for p in predictions], golds)
         result = Result(
-            **dataclasses.asdict(self.facts),
+            **dataclasses.asdict(self._facts),
             step=step,
             split=split,
             **dataclasses.asdict(score),
@@ -184,7 +188,7 @@ class Evaluator:
         ]
         records.write_jsonl(folder / PREDICTIONS_FILE, lines)
         about = {
-            "metric": self.metric,
+            "metric": self._metric,
             "mode": self.config.mode,
             **self._conditions(split),
             "unfinished": sum(not prediction.ended for prediction in predictions),
@@ -195,8 +199,7 @@ class Evaluator:
         # Only results.jsonl stores the selection, since it may change later.
         facts = dataclasses.asdict(result)
         del facts["selected_on"]
-        text = json.dumps({**facts, **about}, indent=1)
-        records.write_atomic(folder / SCORE_FILE, text + "\n")
+        records.write_atomic(folder / SCORE_FILE, json.dumps({**facts, **about}, indent=1) + "\n")
         append_result(self.model_dir, result)
         return result
 
@@ -278,7 +281,7 @@ class Evaluator:
             "input": row["input"],
             "target": row["gold"],
             "prediction": prediction.text,
-            "correct": metrics.correct(self.metric, prediction.text, row["gold"]),
+            "correct": metrics.correct(self._metric, prediction.text, row["gold"]),
         }
         if "read" in row:
             line["read"] = row["read"]
@@ -319,10 +322,9 @@ class Evaluator:
         return sorted(predictions, key=lambda prediction: prediction.row)
 
     def _decode(
-        self, params: Params, batch: Mapping[str, jax.Array], cache: TextSource
+        self, params: Params, batch: Mapping[str, jax.Array], _: TextSource
     ) -> Callable[[], list[Prediction]]:
         """Starts decoding a batch; the returned function waits for it."""
-        del cache
         inputs, segment_ids = batch["inputs"], batch["segment_ids"]
         tokens = greedy(self.model, params, inputs, segment_ids, self.decode_length)
 
@@ -370,7 +372,7 @@ class Evaluator:
         if without:
             raise InputError(
                 "EVAL_MODE='choices' needs a closed label set, but example "
-                f"{cache.example(without[0])['id']} of DATASET={self.facts.dataset!r} has no "
+                f"{cache.example(without[0])['id']} of DATASET={self._facts.dataset!r} has no "
                 "choices. Set EVAL_MODE='decode'."
             )
         ids = {

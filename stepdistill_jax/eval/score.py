@@ -15,7 +15,6 @@ from stepdistill_jax.checkpoint.restore import (
 )
 from stepdistill_jax.data.vocabulary import local_vocabulary
 from stepdistill_jax.eval import teacher
-from stepdistill_jax.eval.build import make_evaluator
 from stepdistill_jax.eval.follow import steps_to_score
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.parallel import processes
@@ -52,7 +51,7 @@ def score(config: RunConfig) -> Iterator[Result]:
         return
     mesh = make_mesh(config.mesh)
     processes.connect(mesh)
-    evaluator = make_evaluator(config, mesh)
+    evaluator = Evaluator(config, mesh)
     abstract = sharded_params(config.model, mesh)
     for step, selected_on in steps_to_score(config.model_dir, config.eval):
         stored = evaluator.stored_results(step, selected_on)

@@ -19,7 +19,7 @@ from stepdistill_jax.data.vocabulary import (
     Vocabulary,
     load_vocabulary,
 )
-from stepdistill_jax.eval.build import run_facts
+from stepdistill_jax.eval.runner import run_facts
 from stepdistill_jax.export.checkpoints import OpenedCheckpoint
 from stepdistill_jax.export.model_card import Student, model_card
 from stepdistill_jax.model.config import T5Config

@@ -16,7 +16,6 @@ from stepdistill_jax.data import triage
 from stepdistill_jax.data.packing import RowShape, row_shape
 from stepdistill_jax.data.pipeline import SplitCache, train_iterator
 from stepdistill_jax.data.token_shards import Manifest
-from stepdistill_jax.eval.build import make_evaluator
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.eval.score import score_best
 from stepdistill_jax.model.flops import train_flops
@@ -53,7 +52,7 @@ def train(config: RunConfig, clock: Clock) -> tuple[loop.Outcome, list[Result]]:
     compilation.enable_compilation_cache(config.tokens.root())
     mesh = make_mesh(config.mesh)
     processes.connect(mesh)
-    evaluator = make_evaluator(config, mesh)
+    evaluator = Evaluator(config, mesh)
     # All splits are opened before hours of training, by all processes in one order.
     for split in sorted({"validation", *config.eval.splits}):
         open_split(config, split)

@@ -22,7 +22,6 @@ from stepdistill_jax.checkpoint import initial, manager, restore
 from stepdistill_jax.checkpoint.restore import sharded_params
 from stepdistill_jax.data.pipeline import PairSubset, SplitCache
 from stepdistill_jax.data.vocabulary import load_vocabulary
-from stepdistill_jax.eval.build import make_evaluator
 from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.network import abstract_params
 from stepdistill_jax.optim import optimizer as make_optimizer
@@ -320,7 +319,7 @@ class Checks:
     def decode(self) -> str:
         """Decodes the longest validation examples as one batch."""
         cache = self.splits["validation"]
-        evaluator = make_evaluator(self.config, self.mesh)
+        evaluator = Evaluator(self.config, self.mesh)
         lengths = np.asarray(cache.lengths["label_inputs"])
         rows = PairSubset(cache, np.argsort(lengths, kind="stable")[-self.config.eval.batch_size :])
         started = time.perf_counter()

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from stepdistill_jax import records
+from stepdistill_jax.data.config import DataConfig, TokenConfig
+from stepdistill_jax.data.packing import PipelineConfig
+from stepdistill_jax.data.views import ViewConfig
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.decode.greedy import greedy
 from stepdistill_jax.eval import runner
@@ -15,10 +18,12 @@ from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.flops import serving_flops
 from stepdistill_jax.model.network import Transformer, init_params, logical_axes
+from stepdistill_jax.objective import ObjectiveConfig
+from stepdistill_jax.optim import OptimizerConfig
 from stepdistill_jax.parallel.mesh import MeshConfig, make_mesh
 from stepdistill_jax.parallel.rules import param_shardings
+from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.run.eval_config import EvalConfig
-from stepdistill_jax.run.results import RunFacts
 from stepdistill_jax.spec import EOS_ID, InputError
 
 VOCABULARY = load_vocabulary("bytes")
@@ -34,7 +39,6 @@ MODEL = T5Config(
     logits_via_embedding=False,
     dropout_rate=0.1,
 )
-FACTS = RunFacts("demo", "standard", "gold", "none", 1.0, 0, "tiny")
 CHOICES = ("no", "yes")
 LENGTH = 6
 ROWS = 7
@@ -83,19 +87,28 @@ def params():
     return params
 
 
-def evaluator(folder, rows, mesh=MeshConfig(), devices=2, reading=None, **settings):  # noqa: B008
-    config = EvalConfig(**{"batch_size": 4, "max_decode_length": LENGTH, **settings})
-    return Evaluator(
-        folder,
-        config,
-        MODEL,
-        make_mesh(mesh, jax.devices()[:devices]),
-        VOCABULARY,
-        caches=lambda split: rows,
-        metric="exact",
-        facts=FACTS,
-        **(reading or {}),
-    )
+@pytest.fixture
+def evaluator(tmp_path, monkeypatch):
+    """Makes the evaluator of a run in `tmp_path` whose splits are all `rows`."""
+
+    def make(rows, mesh=MeshConfig(), devices=2, method="standard", **settings):  # noqa: B008
+        monkeypatch.setattr(runner, "open_split", lambda config, split: rows)
+        config = RunConfig(
+            model_dir=str(tmp_path),
+            method=method,
+            model=MODEL,
+            data=DataConfig(dataset="demo"),
+            tokens=TokenConfig(vocabulary="bytes", max_rationale_length=11),
+            pipeline=PipelineConfig(),
+            views=ViewConfig(answer_marker="so it is"),
+            objective=ObjectiveConfig(),
+            optimizer=OptimizerConfig(),
+            mesh=mesh,
+            eval=EvalConfig(**{"batch_size": 4, "max_decode_length": LENGTH, **settings}),
+        )
+        return Evaluator(config, make_mesh(config.mesh, jax.devices()[:devices]))
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +132,10 @@ def one_by_one(params):
     ],
 )
 def test_predictions_are_those_of_each_row_alone(
-    tmp_path, params, one_by_one, mesh, devices, batch_size
+    evaluator, params, one_by_one, mesh, devices, batch_size
 ):
     rows = make_rows()
-    scorer = evaluator(tmp_path, rows, mesh, devices, batch_size=batch_size)
+    scorer = evaluator(rows, mesh, devices, batch_size=batch_size)
     shardings = param_shardings(logical_axes(MODEL), params, scorer.mesh)
     predictions = scorer.predict(jax.device_put(params, shardings), rows)
     assert [prediction.row for prediction in predictions] == list(range(len(rows)))
@@ -131,10 +144,10 @@ def test_predictions_are_those_of_each_row_alone(
     assert len(set(texts)) > 2, "rows that all decode to one text would prove nothing"
 
 
-def test_files_of_an_evaluation(tmp_path, params, one_by_one):
+def test_files_of_an_evaluation(tmp_path, evaluator, params, one_by_one):
     rows = make_rows()
     rows.golds = [text if i < 4 else "no such text" for i, text in enumerate(one_by_one)]
-    result = evaluator(tmp_path, rows).evaluate(params, 30, "test", "validation")
+    result = evaluator(rows).evaluate(params, 30, "test", "validation")
     share = 4 / ROWS
     folder = tmp_path / "eval" / "test" / "30"
     lines = [row for _, row in records.read_jsonl(folder / "predictions.jsonl")]
@@ -156,13 +169,13 @@ def test_files_of_an_evaluation(tmp_path, params, one_by_one):
         ("rationales", "none"),
         ("fraction", 1.0),
         ("seed", 0),
-        ("model", "tiny"),
+        ("model", "custom-16x1+1"),
         ("data_seed", 0),
         ("train_split", "train"),
         ("triage", ""),
         ("augment", ""),
         ("initial", ""),
-        ("parameters", None),
+        ("parameters", 2 * 16 * VOCABULARY.size + 2608 + 3648 + 2 * 64),
         ("step", 30),
         ("split", "test"),
         ("n", ROWS),
@@ -190,7 +203,7 @@ def writes(texts):
     return decode
 
 
-def test_the_label_is_read_from_what_follows_the_marker(tmp_path, monkeypatch):
+def test_the_label_is_read_from_what_follows_the_marker(tmp_path, evaluator, monkeypatch):
     rows = make_rows()
     texts = [
         "rain . so it is yes",
@@ -202,8 +215,7 @@ def test_the_label_is_read_from_what_follows_the_marker(tmp_path, monkeypatch):
         "a rationale that is so long that it is",
     ]
     monkeypatch.setattr(runner, "greedy", writes(texts))
-    reading = {"marker": "so it is", "before_label": 20}
-    scorer = evaluator(tmp_path, rows, devices=1, reading=reading)
+    scorer = evaluator(rows, devices=1, method="single_task")
     assert scorer.decode_length == LENGTH + 20
     result = scorer.evaluate({}, 30, "test")
     folder = tmp_path / "eval" / "test" / "30"
@@ -219,8 +231,8 @@ def test_the_label_is_read_from_what_follows_the_marker(tmp_path, monkeypatch):
     assert result.serving_flops == serving_flops(MODEL, inputs, tokens)
 
 
-def test_what_results_hold_is_not_computed_again(tmp_path, params):
-    first = evaluator(tmp_path, make_rows()).evaluate(params, 10, "test")
+def test_what_results_hold_is_not_computed_again(tmp_path, evaluator, params):
+    first = evaluator(make_rows()).evaluate(params, 10, "test")
 
     class Unread:
         manifest = Rows.manifest
@@ -228,7 +240,7 @@ def test_what_results_hold_is_not_computed_again(tmp_path, params):
         def __getattr__(self, name):
             raise AssertionError("the data of a known result were read")
 
-    again = evaluator(tmp_path, Unread())
+    again = evaluator(Unread())
     assert again.evaluate(None, 10, "test") == first
     # Selected since: the line says so from now on.
     selected = dataclasses.replace(first, selected_on="validation")
@@ -242,16 +254,16 @@ def test_what_results_hold_is_not_computed_again(tmp_path, params):
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_crash_before_the_results_line_is_made_good(tmp_path, params, monkeypatch):
+def test_a_crash_before_the_results_line_is_made_good(tmp_path, evaluator, params, monkeypatch):
     def crash(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "append_result", crash)
         with pytest.raises(KeyboardInterrupt):
-            evaluator(tmp_path, make_rows()).evaluate(params, 10, "test")
+            evaluator(make_rows()).evaluate(params, 10, "test")
     assert not (tmp_path / "results.jsonl").exists()
-    evaluator(tmp_path, make_rows()).evaluate(params, 10, "test")
+    evaluator(make_rows()).evaluate(params, 10, "test")
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
 
 
@@ -268,9 +280,9 @@ def log_prob(params, ids, choice):
     return log_probs[np.arange(len(targets)), targets].sum()
 
 
-def test_choices_get_probabilities(tmp_path, params):
+def test_choices_get_probabilities(evaluator, params):
     rows = make_rows()
-    predictions = evaluator(tmp_path, rows, mode="choices").predict(params, rows)
+    predictions = evaluator(rows, mode="choices").predict(params, rows)
     for prediction in predictions[::2]:
         ids = rows.tokens[prediction.row]
         scores = np.array([log_prob(params, ids, choice) for choice in CHOICES])
@@ -281,29 +293,29 @@ def test_choices_get_probabilities(tmp_path, params):
         )
 
 
-def test_a_choice_offered_twice_counts_once(tmp_path, params):
+def test_a_choice_offered_twice_counts_once(evaluator, params):
     once, twice = make_rows(("no", "yes")), make_rows(("no", "yes", "no"))
     for one, two in zip(
-        evaluator(tmp_path, once, mode="choices").predict(params, once),
-        evaluator(tmp_path, twice, mode="choices").predict(params, twice),
+        evaluator(once, mode="choices").predict(params, once),
+        evaluator(twice, mode="choices").predict(params, twice),
         strict=True,
     ):
         assert two.probabilities == pytest.approx(one.probabilities, abs=1e-6)
 
 
-def test_a_score_of_other_data_or_decode_length_is_not_passed_off_as_this(tmp_path, params):
-    evaluator(tmp_path, make_rows()).evaluate(params, 10, "test")
+def test_a_score_of_other_data_or_decode_length_is_not_passed_off_as_this(evaluator, params):
+    evaluator(make_rows()).evaluate(params, 10, "test")
     with pytest.raises(InputError, match="scored with MAX_DECODE_LENGTH 6, now 5"):
-        evaluator(tmp_path, make_rows(), max_decode_length=5).evaluate(params, 10, "test")
+        evaluator(make_rows(), max_decode_length=5).evaluate(params, 10, "test")
     changed = make_rows()
     changed.manifest = types.SimpleNamespace(fingerprint="second")
     with pytest.raises(InputError, match="scored with data and vocabulary first, now second"):
-        evaluator(tmp_path, changed).evaluate(params, 10, "test")
+        evaluator(changed).evaluate(params, 10, "test")
 
 
-def test_another_mode_keeps_the_line_and_gets_its_own_folder(tmp_path, params):
-    decoded = evaluator(tmp_path, make_rows()).evaluate(params, 10, "test")
-    chooser = evaluator(tmp_path, make_rows(), mode="choices")
+def test_another_mode_keeps_the_line_and_gets_its_own_folder(tmp_path, evaluator, params):
+    decoded = evaluator(make_rows()).evaluate(params, 10, "test")
+    chooser = evaluator(make_rows(), mode="choices")
     chosen = chooser.evaluate(params, 10, "test")
     assert chooser.evaluate(None, 10, "test") == chosen
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
@@ -315,13 +327,13 @@ def test_another_mode_keeps_the_line_and_gets_its_own_folder(tmp_path, params):
         assert set(line["probabilities"]) == set(CHOICES)
 
 
-def test_rows_without_gold_label_or_choices_stop(tmp_path, params):
+def test_rows_without_gold_label_or_choices_stop(tmp_path, evaluator, params):
     unlabelled = make_rows()
     unlabelled.golds[3] = None
     with pytest.raises(InputError, match=r"test has 1 example.* a gold label: id3"):
-        evaluator(tmp_path, unlabelled).evaluate(params, 10, "test")
+        evaluator(unlabelled).evaluate(params, 10, "test")
     with pytest.raises(InputError, match=r"'choices' needs .*example id0 of DATASET='demo'"):
-        evaluator(tmp_path, make_rows(()), mode="choices").evaluate(params, 10, "test")
+        evaluator(make_rows(()), mode="choices").evaluate(params, 10, "test")
     assert not (tmp_path / "results.jsonl").exists()
 
 

@@ -24,7 +24,7 @@ from stepdistill_jax.checkpoint import initial, manager, names, restore
 from stepdistill_jax.checkpoint.restore import sharded_params
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.decode.greedy import greedy
-from stepdistill_jax.eval.build import run_facts
+from stepdistill_jax.eval.runner import run_facts
 from stepdistill_jax.export.checkpoints import listing, open_checkpoint
 from stepdistill_jax.export.conversion import convert
 from stepdistill_jax.model.network import abstract_params

@@ -5,8 +5,7 @@ import pytest
 
 from stepdistill_jax.data.packing import row_shape
 from stepdistill_jax.data.vocabulary import load_vocabulary
-from stepdistill_jax.eval.build import make_evaluator
-from stepdistill_jax.eval.runner import Prediction
+from stepdistill_jax.eval.runner import Evaluator, Prediction
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.run import load
 from stepdistill_jax.run.splits import open_split
@@ -40,7 +39,7 @@ def test_rows_of_the_demo_are_as_long_as_the_method_needs(caches, method, inputs
 @pytest.mark.parametrize("labels", ["gold", "teacher"])
 def test_a_single_task_student_may_write_what_its_targets_hold(caches, labels):
     made = run(caches, "single_task", f"LABELS={labels}")
-    evaluator = make_evaluator(made, make_mesh(made.mesh))
+    evaluator = Evaluator(made, make_mesh(made.mesh))
     view = open_split(made, "test")
     longest = int(np.max(view.lengths["label_targets"]))
     assert evaluator.decode_length == longest == 22
@@ -62,7 +61,7 @@ def test_a_readers_predictions_are_about_the_same_inputs_as_all_others(caches):
     lines = []
     for method in ("pinto", "standard"):
         made = run(caches, method)
-        evaluator = make_evaluator(made, make_mesh(made.mesh))
+        evaluator = Evaluator(made, make_mesh(made.mesh))
         row = open_split(made, "test").example(3)
         lines.append(evaluator._line(row, Prediction(3, "red", True, 2)))
     reader, other = lines
@@ -73,4 +72,4 @@ def test_a_readers_predictions_are_about_the_same_inputs_as_all_others(caches):
 def test_a_marker_that_the_demo_cannot_write_stops_the_run(caches):
     made = run(caches, "single_task", "ANSWER_MARKER=therefore")
     with pytest.raises(InputError, match=r"ANSWER_MARKER='therefore': .* VOCABULARY"):
-        make_evaluator(made, make_mesh(made.mesh))
+        Evaluator(made, make_mesh(made.mesh))

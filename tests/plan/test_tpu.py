@@ -12,7 +12,6 @@ import pytest
 from stepdistill_jax.data.config import DataConfig, TokenConfig
 from stepdistill_jax.data.packing import PipelineConfig, RowShape
 from stepdistill_jax.data.views import ViewConfig
-from stepdistill_jax.eval.build import tokens_before_label
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.flops import train_flops
 from stepdistill_jax.model.network import abstract_params
@@ -36,6 +35,7 @@ from stepdistill_jax.plan.topology import topology
 from stepdistill_jax.run import load as configs
 from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.run.eval_config import EvalConfig
+from stepdistill_jax.run.splits import tokens_before_label
 from stepdistill_jax.spec import EXIT_INCOMPLETE, InputError
 from stepdistill_jax.train.state import abstract_state
 

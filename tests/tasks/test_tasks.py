@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 
@@ -37,6 +38,16 @@ def test_one_command_lists_every_task_by_name_and_reads_no_file():
     ]
     demo = ["demo_gold_standard", "demo_gold_step_by_step"]
     assert done.stdout.split() == sorted(names + demo)
+
+
+def test_a_reader_that_closes_the_list_early_gets_no_trace():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "tasks"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert "BrokenPipeError" not in done.stderr
+    assert done.returncode == -signal.SIGPIPE
 
 
 def test_importing_a_data_set_registers_its_tasks():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from stepdistill_jax.checkpoint import manager
-from stepdistill_jax.eval.build import make_evaluator
+from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.run import load
 from stepdistill_jax.run.folder import claim
@@ -23,7 +23,7 @@ def test_a_run_says_what_it_starts_from_and_that_it_compiles(caches, tmp_path, c
     folder = tmp_path / "run"
     made = run(folder, f"CACHE_DIR={str(caches)!r}", "FRACTION=0.05")
     mesh = make_mesh(made.mesh)
-    evaluator = make_evaluator(made, mesh)
+    evaluator = Evaluator(made, mesh)
     text = claim(made)
 
     def said(saved):

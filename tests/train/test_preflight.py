@@ -14,7 +14,7 @@ import pytest
 
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import manager
-from stepdistill_jax.eval.build import make_evaluator
+from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.run import load
 from stepdistill_jax.run.folder import claim
@@ -70,7 +70,7 @@ def test_a_good_run_passes_and_its_folder_stays_as_it_was(attempt, one_device, t
         [f"MODEL_DIR={str(tmp_path / 'run')!r}", *SMALL],
     )
     mesh = preflight_checks.make_mesh(made.mesh)
-    evaluator = make_evaluator(made, mesh)
+    evaluator = Evaluator(made, mesh)
     with manager.manager(made.model_dir) as checkpoints:
         trainer, state, _ = make_trainer(made, mesh, evaluator, checkpoints, claim(made), Clock())
         trainer._save(state, 300, [], None)
