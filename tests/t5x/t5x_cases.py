@@ -21,7 +21,7 @@ from stepdistill_jax.t5x.model import StepByStepModel
 TASK = tasks.demo.NAMES[1]
 PAIR = {"label_inputs": 15, "label_targets": 2, "rationale_inputs": 15, "rationale_targets": 18}
 # Room for three pairs, with some left over.
-ROW = {"label_inputs": 60, "label_targets": 8, "rationale_inputs": 60, "rationale_targets": 80}
+ROW = {"label_inputs": 50, "label_targets": 7, "rationale_inputs": 50, "rationale_targets": 70}
 SIZES = {
     "vocab_size": 640,
     "emb_dim": 32,

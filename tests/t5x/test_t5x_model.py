@@ -188,5 +188,5 @@ def test_scores_are_label_log_likelihoods():
 
 
 def test_a_share_out_of_range_is_refused():
-    with pytest.raises(InputError, match=r"ALPHA=1\.5"):
+    with pytest.raises(InputError, match=r"ALPHA: got 1\.5, expected a number in \[0, 1\]"):
         t5x_model(alpha=1.5)
