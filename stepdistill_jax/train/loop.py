@@ -228,6 +228,11 @@ class Trainer:
             contextlib.closing(self.trace),
             _progress_bar(config.train_steps, step) as bar,
         ):
+            if step and self._evaluates(step) and step not in dict(evals):
+                # Saved by `_evaluate_or_save`: the same step is saved again, with its accuracy.
+                missed = self._evaluate(state, step, evals)
+                self.checkpoints.delete(step)
+                self._save(state, step, evals, missed)
             while step < config.train_steps and not self._stop_early(evals):
                 batch = next(self.batches)
                 _lap_wait(self.clock, pending)
@@ -238,7 +243,7 @@ class Trainer:
                 if pending is not None:
                     self._report(pending, bar)
                 pending = _Step(step, metrics, batch, _end_of(metrics, self.clock.now))
-                evaluates = step == config.train_steps or _due(step, config.eval_period)
+                evaluates = self._evaluates(step)
                 stop = preemption.reached(step)
                 if evaluates or stop or _due(step, config.checkpoint_period):
                     # A state is scored or saved only once its metrics are known to be finite.
@@ -246,7 +251,7 @@ class Trainer:
                     pending = None
                     if processes.is_lead():
                         self.costs.note(step, self.clock.sum(TRAINING))
-                    accuracy = self._evaluate(state, step, evals) if evaluates else None
+                    accuracy = self._evaluate_or_save(state, step, evals) if evaluates else None
                     self._save(state, step, evals, accuracy)
                 if stop:
                     break
@@ -269,6 +274,9 @@ class Trainer:
             self.clock.lap("step")
         return dispatched
 
+    def _evaluates(self, step: int) -> bool:
+        return step == self.config.train_steps or _due(step, self.config.eval_period)
+
     def _stop_early(self, evals: list[tuple[int, float]]) -> bool:
         """Whether the last EARLY_STOP_EVALS evaluations did not exceed the best one before them."""
         patience = self.config.early_stop_evals
@@ -276,6 +284,19 @@ class Trainer:
             return False
         before = max(accuracy for _, accuracy in evals[:-patience])
         return all(accuracy <= before for _, accuracy in evals[-patience:])
+
+    def _evaluate_or_save(
+        self, state: TrainState, step: int, evals: list[tuple[int, float]]
+    ) -> float:
+        """As `_evaluate`; if it fails, the steps before it are saved and not lost."""
+        try:
+            return self._evaluate(state, step, evals)
+        except Exception as error:
+            # Only an InputError comes in all processes, which must save together.
+            if processes.count() == 1 or isinstance(error, InputError):
+                self._save(state, step, evals, None)
+                manager.wait(self.checkpoints)
+            raise
 
     def _evaluate(self, state: TrainState, step: int, evals: list[tuple[int, float]]) -> float:
         """Label accuracy on validation; also appended to `evals` and printed."""

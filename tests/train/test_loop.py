@@ -100,6 +100,20 @@ def logged(folder):
     return [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_an_evaluation_that_fails_costs_no_step_and_is_made_up_for(tmp_path):
+    accuracies = {4: 0.5}
+    with pytest.raises(KeyError, match="8"):
+        train(tmp_path, accuracies, eval_period=4)
+    assert restore.available_steps(tmp_path) == [4, 8]
+    assert restore.best_step(tmp_path) == 4
+    accuracies |= {8: 0.9, 10: 0.7}
+    outcome, evaluated = train(tmp_path, accuracies, eval_period=4)
+    assert evaluated == [(8, 36.0), (10, 55.0)]
+    assert outcome.evals == ((4, 0.5), (8, 0.9), (10, 0.7))
+    assert restore.available_steps(tmp_path) == [4, 8, 10]
+    assert restore.best_step(tmp_path) == 8
+
+
 def test_every_step_is_logged_and_the_last_is_scored_and_saved(tmp_path):
     outcome, evaluated = train(tmp_path)
     assert outcome == loop.Outcome(10, False, ((10, 0.5),))
