@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import numpy as np
 
 from stepdistill_jax.data.equation import EquationError, evaluate
 from stepdistill_jax.spec import InputError
+
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_CURRENCY = re.compile(r"[$€£¥₹]\s*(?=[\d.])|(?<=\d)\s*[$€£¥₹](?!\s*[\w.])")
+# Not a remainder, as in 5 % 3.
+_PER_CENT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*%(?=\s*(?:[-+*/)]|$))")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +44,37 @@ def equation(prediction: str, gold: str) -> bool:
     Raises:
         InputError: the gold label has no value.
     """
+    target = _gold_value(gold)
     try:
-        target = evaluate(gold)
+        return _value(prediction) == target
+    except EquationError:
+        return False
+
+
+def check_gold(metric: str, gold: str) -> None:
+    """Checks that predictions can be compared with a gold label.
+
+    Raises:
+        InputError: METRIC is equation, and it has no value.
+    """
+    if metric == "equation":
+        _gold_value(gold)
+
+
+def _gold_value(gold: str) -> Fraction:
+    try:
+        return _value(gold)
     except EquationError as error:
         raise InputError(
             f"gold label {gold!r:.80}: not an arithmetic expression ({error.reason}). Fix the "
             "data, or set METRIC='exact'."
         ) from error
-    try:
-        return evaluate(prediction) == target
-    except EquationError:
-        return False
+
+
+def _value(text: str) -> Fraction:
+    """As `equation.evaluate`, after thousands separators, currency and per cent: 4,724 $5 50%."""
+    text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
+    return evaluate(_PER_CENT.sub(r"(\1/100)", _CURRENCY.sub("", text)))
 
 
 METRICS: dict[str, Callable[[str, str], bool]] = {"exact": exact, "equation": equation}

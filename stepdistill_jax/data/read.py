@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from stepdistill_jax import storage
-from stepdistill_jax.data import release
+from stepdistill_jax.data import metrics, release
 from stepdistill_jax.data.added_inputs import read_added
 from stepdistill_jax.data.config import DATA_DIR_VARIABLE, OWN, SPLIT_FIELD, DataConfig
 from stepdistill_jax.data.rationale_file import read_rationales
@@ -124,9 +124,15 @@ class SplitReader:
             purpose: why the label is needed, for the error.
 
         Raises:
-            InputError: one has none and bad rows are not skipped, or none has one.
+            InputError: one has none and bad rows are not skipped, or none has one; or METRIC cannot
+                compare one.
         """
         labelled = [example for example in examples if example.label is not None]
+        for example in labelled if self.config.dataset in OWN else ():
+            try:
+                metrics.check_gold(self.config.metric, example.label or "")
+            except InputError as error:
+                raise InputError(f"{example.where}: {error}") from error
         missing = len(examples) - len(labelled)
         columns = self.config.columns
         if self.config.dataset not in OWN or not missing or columns is None:

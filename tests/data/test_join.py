@@ -563,3 +563,29 @@ def test_another_value_of_equations_is_another_fingerprint(cqa, monkeypatch):
     before = source_fingerprint(config(cqa), "train")
     monkeypatch.setattr(equation, "VERSION", equation.VERSION + 1)
     assert source_fingerprint(config(cqa), "train") != before
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_gold_label_that_the_metric_cannot_compare_is_named_when_the_data_is_opened(
+    tmp_path, split
+):
+    for name in ("train", "validation"):
+        labels = ["5", "$4,724", *(["15 apples"] if name == split else [])]
+        rows = [{"q": f"{name} {n}", "a": label} for n, label in enumerate(labels)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    columns = ColumnConfig(
+        train_file="train.jsonl",
+        validation_file="validation.jsonl",
+        input_template="{q}",
+        label_column="a",
+        metric="equation",
+    )
+    config = DataConfig("jsonl", data_dir=str(tmp_path), rationales="none", columns=columns)
+    with pytest.raises(
+        InputError,
+        match=rf"^{split}.jsonl:3: gold label '15 apples': not an arithmetic .* METRIC='exact'\.$",
+    ):
+        load_pairs(config, split)
+    other = {"train": "validation", "validation": "train"}[split]
+    assert [pair.gold for pair in load_pairs(config, other)[0]] == ["5", "$4,724"]

@@ -29,6 +29,27 @@ def test_a_prediction_without_a_value_is_wrong(prediction):
     assert not correct("equation", prediction, "( 84.0 / 2.0 )")
 
 
+@pytest.mark.parametrize(
+    ("prediction", "gold", "right"),
+    [
+        ("4724", "4,724", True),
+        ("$4,724.00", "4724", True),
+        ("12 €", "12", True),
+        ("50%", "0.5", True),
+        ("30 * 50%", "15", True),
+        ("1,234,567 - 1", "1234566", True),
+        # 50 and 50% are not the same; 12,34 has no certain reading; 5 % 3 may be a remainder.
+        ("50", "50%", False),
+        ("12,34", "1234", False),
+        ("1,2345", "12345", False),
+        ("5 % 3", "2", False),
+        ("5 $ 3", "53", False),
+    ],
+)
+def test_separators_currency_and_per_cent_are_read_where_they_are_certain(prediction, gold, right):
+    assert correct("equation", prediction, gold) is right
+
+
 def test_a_gold_label_without_a_value_is_an_input_error():
     with pytest.raises(InputError, match=r"'x \+ 1': not an arithmetic expression \(name"):
         correct("equation", "1", "x + 1")
