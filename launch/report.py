@@ -9,9 +9,10 @@ section on the teacher's annotations (annotations.csv); MODEL_DIRS are then opti
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import flags
+from etils import epath
 
 from launch.flags import Arguments, run_with_arguments
 from stepdistill_jax import storage
@@ -43,7 +44,19 @@ def main(
             f"--annotation_cost: got {annotation_cost}, expected a number of 0 or more. Give the "
             "price of one annotation."
         )
-    print(describe(write_report(arguments.positional, out, extractions, annotation_cost), out))
+    folders = arguments.positional
+    print(describe(write_report(folders, out, extractions, annotation_cost, _identity), out))
+
+
+def _identity(folder: epath.Path) -> Mapping[str, str]:
+    """The settings that decide a run's results; {} if its ``config.gin`` does not say."""
+    # Imports JAX, which only results of earlier versions need.
+    from stepdistill_jax.run import load
+
+    try:
+        return load.identity(load.read(folder))
+    except InputError:
+        return {}
 
 
 if __name__ == "__main__":

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+import csv
+import io
+from collections.abc import Container, Iterable, Sequence
 
 GIB = 2**30
 _MIB = 2**20
+# Also their full-width forms.
+_FORMULA = tuple("=+-@＝＋－＠\t\r")
 
 
 def columns(rows: Sequence[Sequence[str]], right: Container[str] = ()) -> str:
@@ -22,6 +26,24 @@ def columns(rows: Sequence[Sequence[str]], right: Container[str] = ()) -> str:
         return row[i].rjust(widths[i]) if rows[0][i] in right else row[i].ljust(widths[i])
 
     return "\n".join("  ".join(cell(row, i) for i in kept).rstrip() for row in rows)
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe in front, see OWASP's "CSV
+    injection".
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        writer.writerow(
+            [
+                f"'{cell}" if isinstance(cell, str) and cell.lstrip()[:1] in _FORMULA else cell
+                for cell in row
+            ]
+        )
+    return text.getvalue()
 
 
 def duration(seconds: float) -> str:

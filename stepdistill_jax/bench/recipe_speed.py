@@ -108,8 +108,8 @@ def label_evaluation(run: BenchmarkRun, recipe: OfficialRecipe, results: Results
 
     Call it before either is trained, while both have the same parameters.
     """
-    evaluator, sample = run.label_evaluation()
-    size, length = evaluator.config.batch_size, evaluator.decode_length
+    evaluator, sample, length = run.label_evaluation()
+    size = evaluator.config.batch_size
     inputs = [sample[index]["label_inputs"] for index in range(len(sample))]
 
     def ours() -> list[str]:

@@ -116,14 +116,16 @@ class BenchmarkRun:
         self.state, metrics = self._train_step(self.state, batch)
         return metrics
 
-    def label_evaluation(self) -> tuple[Evaluator, windows.EvenSample]:
-        """An evaluator that decodes as many tokens as the longest label has, and its examples."""
+    def label_evaluation(self) -> tuple[Evaluator, windows.EvenSample, int]:
+        """An evaluator, its examples, and how many tokens it decodes: those of the longest label.
+
+        Random parameters never predict EOS; trained ones stop at the longest label of a batch.
+        """
         evaluator = Evaluator(self.config, self.mesh)
         longest = int(self.validation.lengths["label_targets"].max())
-        # Random parameters never predict EOS; trained ones stop at the longest label of a batch.
-        evaluator.decode_length = min(evaluator.decode_length, longest)
+        evaluator.decode_length = longest
         examples = _DECODE_BATCHES * self.config.eval.batch_size
-        return evaluator, windows.EvenSample(self.validation, examples)
+        return evaluator, windows.EvenSample(self.validation, examples), longest
 
 
 def measure(run: BenchmarkRun, results: Results, steps: int, cache_build: bool) -> None:
@@ -191,17 +193,14 @@ def _add_train_windows(results: Results, mode: str, timed: Sequence[Window]) -> 
 
 def decode(run: BenchmarkRun, results: Results) -> None:
     """Label predictions, as in an evaluation."""
-    evaluator, sample = run.label_evaluation()
+    evaluator, sample, length = run.label_evaluation()
 
     def predict() -> int:
         return len(evaluator.predict(run.state.params, sample))
 
     predict()
     timed = [windows.timed(predict, "examples") for _ in range(run.turns)]
-    remark = (
-        f"{evaluator.config.mode}, {len(sample)} validation examples, {evaluator.decode_length} "
-        "tokens each"
-    )
+    remark = f"{evaluator.config.mode}, {len(sample)} validation examples, {length} tokens each"
     rates = [window.rate("examples") for window in timed]
     results.add("label decode", "examples/s", rates, remark)
 

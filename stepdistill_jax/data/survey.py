@@ -151,8 +151,12 @@ def survey_released(
     return audits
 
 
-def survey_pairs(config: DataConfig, tokens: Tokenizer | None) -> list[SplitAudit]:
+def survey_pairs(
+    config: DataConfig, tokens: Tokenizer | None, max_decode_length: int = 0
+) -> list[SplitAudit]:
     """One column a split that `config` describes, as training sees it.
+
+    Labels of more than `max_decode_length` tokens are counted, unless that is 0.
 
     Splits that the data set lacks are left out. A teacher is measured where RATIONALES names its
     file.
@@ -170,6 +174,11 @@ def survey_pairs(config: DataConfig, tokens: Tokenizer | None) -> list[SplitAudi
         counts, judged = triage.split_counts(report.counts())
         counts = {what: n for what, n in counts.items() if n and what != "kept"}
         counts["rows read"] = counts.pop("rows")
+        if tokens and max_decode_length:
+            longer = [
+                p for p in pairs if len(tokens.vocabulary.encode(p.label)) >= max_decode_length
+            ]
+            counts["labels longer than MAX_DECODE_LENGTH, never right"] = len(longer)
         column = SplitAudit(
             config.dataset,
             split,

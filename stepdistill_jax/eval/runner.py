@@ -31,7 +31,7 @@ from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.parallel.rules import activation_rules, fitting_rules
 from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.run.costs import read_costs
-from stepdistill_jax.run.load import model_name
+from stepdistill_jax.run.load import identity, model_name
 from stepdistill_jax.run.results import (
     NOT_SELECTED,
     VALIDATION,
@@ -40,11 +40,11 @@ from stepdistill_jax.run.results import (
     append_result,
     find_result,
     mark_selected,
+    score_folder,
 )
 from stepdistill_jax.run.splits import open_split, tokens_before_label
 from stepdistill_jax.spec import (
     EOS_ID,
-    EVAL_FOLDER,
     LABEL,
     PAD_ID,
     PREDICTIONS_FILE,
@@ -53,6 +53,9 @@ from stepdistill_jax.spec import (
     SCORE_FILE,
     InputError,
 )
+
+# Lengths of an output are multiples of it, so that splits share a program.
+_LENGTH_MULTIPLE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +96,7 @@ def run_facts(config: RunConfig) -> RunFacts:
         triage=triage.name(config.data.triage, config.data.triage_weight),
         augment=config.data.augment,
         initial=config.initial_checkpoint or "",
+        settings=identity(config),
         parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config.model))),
     )
 
@@ -104,7 +108,7 @@ class Evaluator:
     `pipeline.eval_batches` yields. The mesh's devices share the rows.
 
     Attributes:
-        decode_length: maximum tokens of an output.
+        decode_length: maximum tokens of an output; None = enough for the longest gold label.
     """
 
     def __init__(self, config: RunConfig, mesh: Mesh):
@@ -120,7 +124,9 @@ class Evaluator:
         self.mesh = mesh
         self.vocabulary = load_vocabulary(config.tokens.vocabulary)
         config.check_vocabulary(self.vocabulary.size)
-        self.decode_length = tokens_before_label(config) + config.eval.max_decode_length
+        self._before = tokens_before_label(config)
+        limit = config.eval.max_decode_length
+        self.decode_length = self._before + limit if limit else None
         self._metric = config.data.metric
         self._facts = run_facts(config)
         self._marker = config.views.answer_marker if config.method == "single_task" else None
@@ -132,9 +138,8 @@ class Evaluator:
     ) -> Result:
         """Scores one split, writes its files, and adds its line to ``results.jsonl``.
 
-        A result that is already stored is returned. ``results.jsonl`` has one line a step and
-        split, in the EVAL_MODE of its first evaluation; the files of another mode go to
-        ``eval/<split>/<step>/<mode>/``.
+        A result that is already stored is returned. ``results.jsonl`` has one line a step, split
+        and way of scoring (`run.config.SCORING_MACROS`).
 
         Args:
             params: on the mesh.
@@ -165,7 +170,7 @@ class Evaluator:
         seconds: float,
     ) -> Result:
         """Scores the predictions and writes all files."""
-        folder = self._folder(step, split)
+        folder = score_folder(self.model_dir, step, split, self._facts.settings)
         rows = [cache.example(prediction.row) for prediction in predictions]
         missing = [row["id"] for row in rows if row["gold"] is None]
         if missing:
@@ -190,7 +195,8 @@ class Evaluator:
         about = {
             "metric": self._metric,
             "mode": self.config.mode,
-            **self._conditions(split),
+            "max_decode_length": self._length(cache) - self._before,
+            "data": cache.manifest.fingerprint,
             "unfinished": sum(not prediction.ended for prediction in predictions),
             "unparsed": sum(not prediction.parsed for prediction in predictions),
             "seconds": round(seconds, 3),
@@ -210,35 +216,25 @@ class Evaluator:
     def stored_result(
         self, step: int, split: str, selected_on: str = NOT_SELECTED
     ) -> Result | None:
-        """The result of an earlier evaluation of the same step, split and mode; else None.
+        """The result of an earlier evaluation of the same step, split and settings; else None.
 
         If the step has been selected since, the stored line is updated. The lead reads for all
         processes, which must agree on whether to compute.
 
         Raises:
-            InputError: it was scored on other data or with another MAX_DECODE_LENGTH.
+            InputError: it was scored on other data.
         """
         self._cache(split)  # Opened by all processes: building a cache needs every one of them.
         return processes.from_lead(lambda: self._read_result(step, split, selected_on))
 
     def _read_result(self, step: int, split: str, selected_on: str) -> Result | None:
-        result = find_result(self.model_dir, step, split)
+        result = find_result(self.model_dir, step, split, self._facts.settings)
         if result is None:
             return None
-        self._refuse_other_conditions(step, split)
+        self._refuse_other_data(step, split)
         if selected_on == VALIDATION != result.selected_on:
-            mark_selected(self.model_dir, result)
-            result = dataclasses.replace(result, selected_on=selected_on)
-        folder = self._folder(step, split)
-        if folder.name != self.config.mode:
-            return result
-        # results.jsonl has the line of the other mode; this mode's figures are beside it.
-        path = folder / SCORE_FILE
-        if not path.exists():
-            return None
-        stored = json.loads(path.read_text())
-        names = ("n", "accuracy", "stderr", "serving_flops")
-        return dataclasses.replace(result, **{name: stored[name] for name in names})
+            return mark_selected(self.model_dir, result)
+        return result
 
     def _cost(self, step: int, cache: TextSource, predictions: list[Prediction]) -> dict[str, Any]:
         """The cost of `step` steps, if the run stored it, and of a prediction."""
@@ -249,31 +245,25 @@ class Evaluator:
         cost.pop("step", None)
         return {**cost, "serving_flops": serving_flops(self.model, inputs, outputs)}
 
-    def _conditions(self, split: str) -> dict[str, Any]:
-        """What determines a score besides the run and the mode; stored in metrics.json."""
-        return {
-            "max_decode_length": self.config.max_decode_length,
-            "data": self._cache(split).manifest.fingerprint,
-        }
+    def _refuse_other_data(self, step: int, split: str) -> None:
+        path = score_folder(self.model_dir, step, split, self._facts.settings) / SCORE_FILE
+        now = self._cache(split).manifest.fingerprint
+        scored = json.loads(path.read_text()).get("data", now) if path.exists() else now
+        if scored != now:
+            raise InputError(
+                f"{path}: this step was scored with data and vocabulary {scored}, now {now}. "
+                f"Restore the old ones, or delete {path.parent} and the line of step {step}, "
+                f"{split} in {self.model_dir / RESULTS_FILE} to score again."
+            )
 
-    def _refuse_other_conditions(self, step: int, split: str) -> None:
-        path = self._folder(step, split) / SCORE_FILE
-        stored = json.loads(path.read_text()) if path.exists() else {}
-        for name, now in self._conditions(split).items():
-            if name in stored and stored[name] != now:
-                what = "data and vocabulary" if name == "data" else name.upper()
-                raise InputError(
-                    f"{path}: this step was scored with {what} {stored[name]}, now {now}. Restore "
-                    f"the old {what}, or delete {path.parent} and the line of step {step}, {split} "
-                    f"in {self.model_dir / RESULTS_FILE} to score again."
-                )
-
-    def _folder(self, step: int, split: str) -> epath.Path:
-        folder = self.model_dir / EVAL_FOLDER / split / str(step)
-        path = folder / SCORE_FILE
-        if path.exists() and json.loads(path.read_text())["mode"] != self.config.mode:
-            return folder / self.config.mode
-        return folder
+    def _length(self, cache: TextSource) -> int:
+        """Maximum tokens of an output for these examples."""
+        if self.decode_length is not None:
+            return self.decode_length
+        golds = {cache.example(row)["gold"] or "" for row in range(len(cache))}
+        longest = max((len(self.vocabulary.encode(gold)) + 1 for gold in golds), default=1)
+        # One more token shows that an output does not end where the label does.
+        return self._before + math.ceil((longest + 1) / _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
 
     def _line(self, row: Mapping[str, Any], prediction: Prediction) -> dict[str, Any]:
         line = {
@@ -303,6 +293,7 @@ class Evaluator:
         pending: Callable[[], list[Prediction]] | None = None
         # A multiple of the shards, so that all processes have equally many rows.
         batch_size = math.ceil(self.config.batch_size / parts) * parts
+        length = self._length(cache)
         choices = self._choice_ids(cache) if self.config.mode == "choices" else None
         for index, inputs, segment_ids in eval_batches(cache, batch_size):
             # 0 marks padding rows, so positions count from 1.
@@ -312,7 +303,7 @@ class Evaluator:
             local = {name: np.split(array, parts)[part] for name, array in batch.items()}
             placed = place_batch(local, self.mesh)
             with activation_rules(self._rules, self.mesh):
-                read = score(params, placed, cache)
+                read = score(params, placed, cache, length)
             # Tokens become texts while the device computes the next batch.
             if pending is not None:
                 predictions.extend(pending())
@@ -322,11 +313,11 @@ class Evaluator:
         return sorted(predictions, key=lambda prediction: prediction.row)
 
     def _decode(
-        self, params: Params, batch: Mapping[str, jax.Array], _: TextSource
+        self, params: Params, batch: Mapping[str, jax.Array], _: TextSource, length: int
     ) -> Callable[[], list[Prediction]]:
         """Starts decoding a batch; the returned function waits for it."""
         inputs, segment_ids = batch["inputs"], batch["segment_ids"]
-        tokens = greedy(self.model, params, inputs, segment_ids, self.decode_length)
+        tokens = greedy(self.model, params, inputs, segment_ids, length)
 
         def read() -> list[Prediction]:
             return [self._read(row, ids) for row, ids in _real_rows(batch["row"], tokens)]
@@ -345,7 +336,7 @@ class Evaluator:
         )
 
     def _choose(
-        self, params: Params, batch: Mapping[str, jax.Array], cache: TextSource
+        self, params: Params, batch: Mapping[str, jax.Array], cache: TextSource, _: int
     ) -> Callable[[], list[Prediction]]:
         """Starts scoring a batch's choices; the returned function waits for it."""
         log_probs = choice_log_probs(

@@ -20,9 +20,9 @@ from stepdistill_jax.eval.runner import Evaluator
 from stepdistill_jax.parallel import processes
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.run import load
-from stepdistill_jax.run.config import RunConfig
+from stepdistill_jax.run.config import FREE_MACROS, RunConfig
 from stepdistill_jax.run.folder import mark_finished, reach
-from stepdistill_jax.run.results import VALIDATION, Result
+from stepdistill_jax.run.results import SCORING_MACROS, VALIDATION, Result
 from stepdistill_jax.spec import TEACHER, InputError
 
 
@@ -35,12 +35,12 @@ def refuse_other_run(config: RunConfig) -> None:
     # The weights that training started from are not read.
     reach(dataclasses.replace(config, initial_checkpoint=None))
     trained = dataclasses.replace(load.read(config.model_dir), eval=config.eval)
-    different = load.difference(trained, config)
+    different = load.difference(trained, config, FREE_MACROS | SCORING_MACROS)
     if different:
         changes = (f"{name} {old!r}, now {new!r}" for name, (old, new) in different.items())
         raise InputError(
             f"{config.model_dir} holds another run: {'; '.join(changes)}. Change only folders, "
-            "the mesh and the section Evaluation of --help."
+            "the mesh, METRIC and the section Evaluation of --help."
         )
 
 

@@ -95,7 +95,7 @@ def score(
     )
     folder = epath.Path(model_dir) / EVAL_FOLDER / split / str(STEP)
     fingerprint = source_fingerprint(data, split)
-    stored = find_result(model_dir, STEP, split)
+    stored = find_result(model_dir, STEP, split, {})
     if stored is not None:
         _refuse_other_data(folder, fingerprint)
         return stored

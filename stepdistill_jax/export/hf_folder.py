@@ -25,7 +25,7 @@ from stepdistill_jax.export.model_card import Student, model_card
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.run.results import read_results
-from stepdistill_jax.run.splits import tokens_before_label
+from stepdistill_jax.run.splits import label_tokens, tokens_before_label
 from stepdistill_jax.spec import (
     CONFIG_FILE,
     EOS_ID,
@@ -68,7 +68,7 @@ def write(folder: epath.Path, checkpoint: OpenedCheckpoint) -> str:
         )
     vocabulary = load_vocabulary(run.tokens.vocabulary)
     run.check_vocabulary(vocabulary.size)
-    max_label_length = tokens_before_label(run) + run.eval.max_decode_length
+    max_label_length = tokens_before_label(run) + label_tokens(run)
     rationale_length = run.tokens.max_rationale_length if run.method in READER_METHODS else 0
     write_json(folder / hf.CONFIG, config_json(checkpoint.model))
     write_json(folder / GENERATION_CONFIG, generation_json(max_label_length))

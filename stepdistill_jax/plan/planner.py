@@ -35,6 +35,8 @@ from stepdistill_jax.spec import LABEL, InputError
 
 _SHAPE = re.compile(r"\d+(x\d+){2,3}")
 _SHAPE_EXAMPLE = ("64", "512", "32", "128")
+# Tokens of a decoded label where no data says how long labels are.
+_LABEL_TOKENS = 64
 
 
 def batch_shapes(config: RunConfig, shape: str) -> BatchShapes:
@@ -55,11 +57,13 @@ def batch_shapes(config: RunConfig, shape: str) -> BatchShapes:
     if shape:
         rows = _parse_shape(shape, config.streams)
         eval_inputs = rows.inputs
+        label_tokens = min(_LABEL_TOKENS, config.tokens.max_label_length)
         pairs_per_row = None if config.pipeline.pack else 1.0
     else:
-        rows, eval_inputs = _shapes_of_data(config)
+        rows, eval_inputs, label_tokens = _shapes_of_data(config)
         pairs_per_row = rows.pairs_per_row
-    eval_tokens = tokens_before_label(config) + config.eval.max_decode_length
+    label_tokens = config.eval.max_decode_length or label_tokens
+    eval_tokens = tokens_before_label(config) + label_tokens
     return BatchShapes(rows, eval_inputs, eval_tokens, pairs_per_row)
 
 
@@ -77,8 +81,8 @@ def _parse_shape(shape: str, streams: tuple[str, ...]) -> RowShape:
     return RowShape(rows, inputs, dict(zip(streams, targets, strict=True)))
 
 
-def _shapes_of_data(config: RunConfig) -> tuple[RowShape, int]:
-    """A train batch, and the longest label input as an evaluation pads it."""
+def _shapes_of_data(config: RunConfig) -> tuple[RowShape, int, int]:
+    """A train batch, the longest label input as an evaluation pads it, and the longest label."""
     try:
         cache = open_split(config, "train")
     except InputError as error:
@@ -89,6 +93,7 @@ def _shapes_of_data(config: RunConfig) -> tuple[RowShape, int]:
     return (
         row_shape(cache.lengths, config.pipeline, config.streams),
         padded(longest, EVAL_LENGTH_MULTIPLE),
+        min(int(max(cache.lengths[f"{LABEL}_targets"])), config.tokens.max_label_length),
     )
 
 

@@ -145,8 +145,8 @@ def notes() -> Section:
         "Accuracies come from each run's results.jsonl; tests and trivial baselines from its "
         "predictions.jsonl.",
         "A variant is the runs with the same data set, training split, model, start, method, "
-        "labels, rationales, triage, added inputs and fraction; they differ only in SEED or "
-        "DATA_SEED. Other settings, such as the learning rate, are not in results.jsonl.",
+        "labels, rationales, triage, added inputs, fraction and all other settings that can change "
+        "a result; they differ only in SEED or DATA_SEED.",
         "“Not run” means that this report read no such run.",
         f"Statistics: scipy ({PERMUTATIONS} permutations, {RESAMPLES} resamples, fixed generator) "
         "and statsmodels (exact McNemar, Holm). A permutation p is never below "

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 
 import numpy as np
 
 from stepdistill_jax import records
 from stepdistill_jax.report.runs import Line
 from stepdistill_jax.report.trivial_baseline import TrivialBaseline, trivial_baseline
-from stepdistill_jax.spec import EVAL_FOLDER, PREDICTIONS_FILE, InputError
+from stepdistill_jax.run.results import score_folder
+from stepdistill_jax.spec import PREDICTIONS_FILE, InputError
 
 NO_PREDICTIONS = "no predictions"
 _FIELDS = ("id", "input", "target", "correct")
@@ -33,7 +35,7 @@ class Predictions:
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[str, str, str], int] = {}
-        self._scored: dict[tuple[str, str, int], ScoredExamples | str] = {}
+        self._scored: dict[Hashable, ScoredExamples | str] = {}
         self._baselines: dict[bytes, TrivialBaseline] = {}
 
     def of(self, line: Line) -> ScoredExamples | str:
@@ -42,14 +44,16 @@ class Predictions:
         Raises:
             InputError: a line is damaged.
         """
-        key = (line.run, line.result.split, line.result.step)
+        result = line.result
+        key = (line.run, result.split, result.step, tuple(sorted(result.settings.items())))
         if key not in self._scored:
             self._scored[key] = self._read(line)
         return self._scored[key]
 
     def _read(self, line: Line) -> ScoredExamples | str:
         result = line.result
-        path = line.folder / EVAL_FOLDER / result.split / str(result.step) / PREDICTIONS_FILE
+        folder = score_folder(line.folder, result.step, result.split, result.settings)
+        path = folder / PREDICTIONS_FILE
         if not path.exists():
             return NO_PREDICTIONS
         examples, correct = [], []

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
@@ -20,6 +18,7 @@ from stepdistill_jax.report import (
     learning_curve,
     markdown,
     paper,
+    settings_tried,
     sizes,
     summary,
     teacher_annotations,
@@ -31,6 +30,7 @@ from stepdistill_jax.report.learning_curve import AnnotationPrices, Forecast
 from stepdistill_jax.report.runs import Runs, read_runs
 from stepdistill_jax.report.variants import Scores
 from stepdistill_jax.run.results import RESULT_FIELDS
+from stepdistill_jax.text import csv_text
 
 PAGE, MARKDOWN, CSV, FIGURES = "index.html", "report.md", "results.csv", "figures"
 # Numbers of extractions.
@@ -59,6 +59,7 @@ def write_report(
     out: epath.PathLike,
     extractions: Sequence[epath.PathLike] = (),
     annotation_cost: float | None = None,
+    identity: Callable[[epath.Path], Mapping[str, str]] = lambda folder: {},
 ) -> Written:
     """Writes the page, its Markdown, the results as CSV and the figures.
 
@@ -69,6 +70,7 @@ def write_report(
         out: folder, created if needed; files of an earlier report are replaced.
         extractions: folders of extractions (EXTRACT_DIR).
         annotation_cost: price of one annotation; None = the price in each extraction.
+        identity: see `read_runs`.
 
     Raises:
         InputError: see `read_runs`, `analyze` and `read_extractions`.
@@ -79,7 +81,7 @@ def write_report(
     names: list[str] = []
     without_number: tuple[str, ...] = ()
     if folders or not summaries:
-        runs = read_runs(folders)
+        runs = read_runs(folders, identity)
         data = analyze(runs)
         prices = _prices(summaries, annotation_cost)
         forecasts = learning_curve.forecasts(data, prices)
@@ -116,6 +118,7 @@ def _sections(
         sizes.size_curves(data),
         sizes.beats_teacher(data),
         *([teacher_annotations.section(extractions)] if extractions else []),
+        *([settings_tried.section(data)] if data.scores.tried else []),
         appendix.tests(data),
         appendix.costs(data),
         *([best] if best else []),
@@ -174,13 +177,12 @@ def _lead_without_runs(extractions: Sequence[ExtractionSummary]) -> tuple[str, s
 
 def _results_csv(runs: Runs) -> str:
     """Every result of every run, with the run's name."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", *RESULT_FIELDS])
+    rows: list[list[object]] = [["run", *RESULT_FIELDS]]
     for line in runs.lines:
         row = dataclasses.asdict(line.result)
-        writer.writerow([line.run, *(row[name] for name in RESULT_FIELDS)])
-    return text.getvalue()
+        row["settings"] = " ".join(f"{name}={text}" for name, text in row["settings"].items())
+        rows.append([line.run, *(row[name] for name in RESULT_FIELDS)])
+    return csv_text(rows)
 
 
 def describe(written: Written, out: epath.PathLike) -> str:

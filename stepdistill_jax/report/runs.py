@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from etils import epath
 
@@ -56,8 +57,15 @@ class Runs:
         return sorted({line.run for line in self.lines})
 
 
-def read_runs(folders: Sequence[epath.PathLike]) -> Runs:
+def read_runs(
+    folders: Sequence[epath.PathLike],
+    identity: Callable[[epath.Path], Mapping[str, str]] = lambda folder: {},
+) -> Runs:
     """The results of all runs in `folders`, at any depth; each run counts once.
+
+    Args:
+        folders: of runs, or their parents.
+        identity: folder of a run -> `RunFacts.settings`, for results of earlier versions.
 
     Raises:
         InputError: a folder does not exist or holds no run, no run has a result, or a line is
@@ -80,7 +88,7 @@ def read_runs(folders: Sequence[epath.PathLike]) -> Runs:
     lines: list[Line] = []
     empty: list[str] = []
     for path, name in sorted(unique_names(minimum_parts).items(), key=lambda item: item[1]):
-        results = _read(epath.Path(path))
+        results = _read(epath.Path(path), identity)
         lines += [Line(name, epath.Path(path), result) for result in results]
         if not results:
             empty.append(name)
@@ -123,9 +131,9 @@ def unique_names(minimum_parts: Mapping[str, int]) -> dict[str, str]:
     return {path: next(e for e in of_path if counts[e] == 1) for path, of_path in ends.items()}
 
 
-def _read(folder: epath.Path) -> list[Result]:
+def _read(folder: epath.Path, identity: Callable[[epath.Path], Mapping[str, str]]) -> list[Result]:
     try:
-        results = read_results(folder)
+        results = read_results(folder, functools.cache(lambda: identity(folder)))
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
     for number, result in enumerate(results, start=1):

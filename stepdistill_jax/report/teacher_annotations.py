@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +25,7 @@ from stepdistill_jax.report.extractions import (
     Suspect,
 )
 from stepdistill_jax.teacher.quality import PARSED, REPAIRED, Assessment, Rationales
+from stepdistill_jax.text import csv_text
 
 # Characters of a text that are shown.
 SHOWN_CHARACTERS = 600
@@ -264,15 +263,13 @@ def _line(quality: Assessment) -> str:
 
 def as_csv(extractions: Sequence[ExtractionSummary]) -> str:
     """Every number of every split: extraction, data set, model, split ("unit"), name, value."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["extraction", "dataset", "model", "unit", "name", "value"])
+    rows: list[Sequence[object]] = [["extraction", "dataset", "model", "unit", "name", "value"]]
     for extraction in extractions:
         identity = (extraction.name, extraction.dataset, extraction.model)
         for name, split in extraction.splits.items():
             for key, value in _flat(dataclasses.asdict(split)):
-                writer.writerow([*identity, name, key, value])
-    return text.getvalue()
+                rows.append([*identity, name, key, value])
+    return csv_text(rows)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

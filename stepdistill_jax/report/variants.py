@@ -1,4 +1,8 @@
-"""Results grouped into variants: the runs that differ only in their seeds."""
+"""Results grouped into variants: the runs that differ only in their seeds.
+
+Of a method that was run with several settings (learning rates, say), validation chooses one for all
+fractions; only its runs are in the tables and curves.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,8 @@ BASELINE = "standard"
 # Rationales in the order of the tables: the teacher's before others, the control last.
 _RATIONALE_ORDER = {"none": "0", "teacher": "1", "shuffled": "~"}
 
+# (macro, value) of every setting of a result that is not its default, sorted.
+_Settings = tuple[tuple[str, str], ...]
 _Key = TypeVar("_Key")
 _Item = TypeVar("_Item")
 
@@ -92,6 +98,11 @@ class VariantKey:
     fraction: float
 
     @property
+    def method(self) -> tuple[Task, StudentModel, Recipe]:
+        """What the fractions of one learning curve share."""
+        return (self.task, self.student, self.recipe)
+
+    @property
     def order(self) -> tuple[object, ...]:
         """Sort key: the same in every report."""
         student = self.student
@@ -132,6 +143,22 @@ class Variant:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tried:
+    """A variant with one of the settings that its method was run with.
+
+    Attributes:
+        settings: macro -> value, where they differ between the settings tried.
+        validation: mean accuracy over seeds at the selected steps; None if a run lacks it.
+        chosen: whether `variant` stands for the method.
+    """
+
+    variant: Variant
+    settings: Mapping[str, str]
+    validation: float | None
+    chosen: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Scores:
     """All results of a report.
 
@@ -139,7 +166,8 @@ class Scores:
         splits: data set -> split that its accuracies are of.
         variants: accuracies of steps selected on validation, and of the teacher; in order.
         best_on_test: the paper's protocol, for runs with several steps scored on test; in order.
-        unselected: names of runs that are not in `variants`.
+        unselected: names of runs without a selected step.
+        tried: of the methods that were run with several settings; in order.
     """
 
     runs: Runs
@@ -147,6 +175,7 @@ class Scores:
     variants: Mapping[VariantKey, Variant]
     best_on_test: Mapping[VariantKey, Variant]
     unselected: tuple[str, ...]
+    tried: tuple[Tried, ...] = ()
 
     @property
     def students(self) -> list[Variant]:
@@ -178,7 +207,7 @@ def collect(runs: Runs) -> Scores:
     validation.
 
     Raises:
-        InputError: two runs have the same variant and seeds.
+        InputError: two runs have the same variant, settings and seeds.
     """
     selected = [line for line in runs.lines if _is_selected(line.result)]
     splits: dict[str, str] = {}
@@ -187,12 +216,19 @@ def collect(runs: Runs) -> Scores:
             splits[result.dataset] = result.split
     selected = [line for line in selected if line.result.split == splits[line.result.dataset]]
     with_number = {line.run for line in selected}
+    validations = {
+        (line.run, line.result.step, _settings(line)): line.result.accuracy
+        for line in runs.lines
+        if line.result.split == VALIDATION
+    }
+    tried = _tried(selected, validations)
     return Scores(
         runs=runs,
         splits=splits,
-        variants=_variants(selected),
-        best_on_test=_variants(_best_on_test(runs)),
+        variants=_chosen(tried),
+        best_on_test=_chosen(_tried(_best_on_test(runs), validations)),
         unselected=tuple(name for name in runs.names if name not in with_number),
+        tried=tuple(one for one in tried if one.settings),
     )
 
 
@@ -216,29 +252,64 @@ def _key(result: Result) -> VariantKey:
     )
 
 
-def _variants(lines: Iterable[Line]) -> dict[VariantKey, Variant]:
-    by_seeds: dict[tuple[VariantKey, int, int], Line] = {}
+def _settings(line: Line) -> _Settings:
+    return tuple(sorted(line.result.settings.items()))
+
+
+def _tried(
+    lines: Iterable[Line], validations: Mapping[tuple[str, int, _Settings], float]
+) -> list[Tried]:
+    """Every variant with each of its settings, in order."""
+    grouped = group(lines, lambda line: (_key(line.result), _settings(line)))
+    variants = {
+        (key, settings): Variant(key, tuple(_one_a_seed(grouped[key, settings])))
+        for key, settings in sorted(grouped, key=lambda both: (both[0].order, both[1]))
+    }
+    scores: dict[tuple[VariantKey, _Settings], float | None] = {}
+    for both, variant in variants.items():
+        found = [validations.get((line.run, line.result.step, both[1])) for line in variant.lines]
+        known = [accuracy for accuracy in found if accuracy is not None]
+        scores[both] = mean_error(known)[0] if len(known) == len(found) else None
+    tried = []
+    for of_method in group(variants, lambda both: both[0].method).values():
+        largest = max(key.fraction for key, _ in of_method)
+        # Without a score on validation, the first is as good as any.
+        chosen = max(
+            (both for both in of_method if both[0].fraction == largest),
+            key=lambda both: -1.0 if (score := scores[both]) is None else score,
+        )
+        differing = _differing([settings for _, settings in of_method])
+        for both in of_method:
+            texts = dict(both[1])
+            shown = {name: texts.get(name, "default") for name in differing}
+            tried.append(Tried(variants[both], shown, scores[both], both[1] == chosen[1]))
+    return sorted(tried, key=lambda one: one.variant.key.order)
+
+
+def _chosen(tried: Iterable[Tried]) -> dict[VariantKey, Variant]:
+    return {one.variant.key: one.variant for one in tried if one.chosen}
+
+
+def _differing(settings: Iterable[_Settings]) -> list[str]:
+    """Names of the settings in which some of these differ."""
+    counts = collections.Counter(pair for of_one in {*settings} for pair in of_one)
+    return sorted({name for (name, _), count in counts.items() if count < len({*settings})})
+
+
+def _one_a_seed(lines: Iterable[Line]) -> list[Line]:
+    by_seeds: dict[tuple[int, int], Line] = {}
     for line in lines:
         result = line.result
-        other = by_seeds.setdefault((_key(result), result.seed, result.data_seed), line)
+        other = by_seeds.setdefault((result.seed, result.data_seed), line)
         if other is not line:
             raise InputError(
                 f"{other.folder} and {line.folder}: two runs of one variant and seed: "
                 f"{result.dataset}, {result.method}, {result.labels} labels, {result.rationales} "
                 f"rationales, fraction {result.fraction}, {result.model}, seed {result.seed}, data "
                 f"seed {result.data_seed} ({result.split} {other.result.accuracy:.4f} and "
-                f"{result.accuracy:.4f}). Leave one out; results.jsonl does not show what else "
-                "they differ in."
+                f"{result.accuracy:.4f}). Leave one out; their settings are the same."
             )
-    grouped = group(by_seeds, lambda key: key[0])
-    return {
-        key: Variant(key, tuple(by_seeds[seeds] for seeds in sorted(grouped[key], key=_seeds)))
-        for key in sorted(grouped, key=lambda key: key.order)
-    }
-
-
-def _seeds(key: tuple[VariantKey, int, int]) -> tuple[int, int]:
-    return key[1:]
+    return [by_seeds[seeds] for seeds in sorted(by_seeds)]
 
 
 def group(items: Iterable[_Item], key: Callable[[_Item], _Key]) -> dict[_Key, list[_Item]]:

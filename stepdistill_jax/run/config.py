@@ -25,8 +25,8 @@ from stepdistill_jax.spec import (
     InputError,
 )
 
-# Settings that may change when a run is resumed. They change neither its parameters nor its
-# results, beyond the order of float additions.
+# Settings that may change when a run is resumed. They do not change its parameters, beyond the
+# order of float additions.
 FREE_MACROS = frozenset(
     {
         "MODEL_DIR",
@@ -48,8 +48,16 @@ FREE_MACROS = frozenset(
         "EVAL_SPLITS",
         "EVAL_STEP",
         "EVAL_BATCH_SIZE",
+        "MAX_DECODE_LENGTH",
         "WATCH",
         "WATCH_PERIOD",
+    }
+)
+# Settings that a result names in fields of its own: `results.RunFacts`.
+NAMED_MACROS = frozenset(
+    {
+        *("METHOD", "SEED", "INITIAL_CHECKPOINT", "DATASET", "TRAIN_SPLIT", "LABELS"),
+        *("RATIONALES", "TRIAGE", "TRIAGE_WEIGHT", "FRACTION", "DATA_SEED", "AUGMENT"),
     }
 )
 

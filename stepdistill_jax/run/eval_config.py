@@ -30,10 +30,10 @@ class EvalConfig:
         64, "Examples decoded at once over all devices.", macro="EVAL_BATCH_SIZE", at_least=1
     )
     max_decode_length: int = setting(
-        64,
-        "Maximum label tokens to decode. METHOD 'single_task' may write MAX_RATIONALE_LENGTH and "
-        "ANSWER_MARKER before them.",
-        at_least=1,
+        0,
+        "Maximum label tokens to decode, EOS included; 0 = enough for the longest gold label. "
+        "METHOD 'single_task' may write MAX_RATIONALE_LENGTH and ANSWER_MARKER before them.",
+        at_least=0,
     )
     mode: str = setting(
         "decode",

@@ -14,7 +14,12 @@ from stepdistill_jax import settings as declarations
 from stepdistill_jax.data.config import OWN
 from stepdistill_jax.data.sources.base import ColumnConfig
 from stepdistill_jax.model.config import T5Config
-from stepdistill_jax.run.config import FREE_MACROS, PARTS, RunConfig
+from stepdistill_jax.run.config import (
+    FREE_MACROS,
+    NAMED_MACROS,
+    PARTS,
+    RunConfig,
+)
 from stepdistill_jax.run.gin_files import (
     Macros,
     Setting,
@@ -25,6 +30,7 @@ from stepdistill_jax.run.gin_files import (
     typed,
     with_places,
 )
+from stepdistill_jax.run.results import SCORING_MACROS
 from stepdistill_jax.settings import Macro
 from stepdistill_jax.spec import CONFIG_FILE, InputError
 
@@ -152,13 +158,29 @@ def read(model_dir: epath.PathLike, overrides: Sequence[str] = ()) -> RunConfig:
     return dataclasses.replace(parse([path], overrides), model_dir=str(model_dir))
 
 
-def difference(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Macro -> (old, new) of the settings that forbid resuming (all but FREE_MACROS)."""
+def difference(
+    old: RunConfig, new: RunConfig, free: Container[str] = FREE_MACROS
+) -> dict[str, tuple[Any, Any]]:
+    """Macro -> (old, new) of the settings that forbid resuming: all but `free`."""
     before, after = values(old), values(new)
     return {
         name: (before[name], after[name])
         for name in before
-        if before[name] != after[name] and name not in FREE_MACROS
+        if before[name] != after[name] and name not in free
+    }
+
+
+def identity(config: RunConfig) -> dict[str, str]:
+    """Macro -> value, as gin writes it, of every setting that can change a result.
+
+    Settings at their default are left out, and those that a result names beside them
+    (`results.RunFacts`).
+    """
+    left_out = NAMED_MACROS | (FREE_MACROS - SCORING_MACROS)
+    return {
+        name: repr(value)
+        for name, value in values(config).items()
+        if name not in left_out and value != macros()[name].default
     }
 
 

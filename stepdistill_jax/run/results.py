@@ -1,23 +1,33 @@
-"""``results.jsonl``: one whole line per evaluated step and split of a run."""
+"""``results.jsonl``: one whole line per evaluated step, split and way of scoring of a run."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import fcntl
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from etils import epath
 
 from stepdistill_jax import records, storage
-from stepdistill_jax.spec import RESULTS_FILE, InputError
+from stepdistill_jax.spec import (
+    EVAL_FOLDER,
+    RESULTS_FILE,
+    SCORE_FILE,
+    TEACHER,
+    InputError,
+)
 
 _LOCK_FILE = ".results.lock"
 
 # Values of `Result.selected_on`.
 VALIDATION = "validation"
 NOT_SELECTED = "none"
+# Settings that change how predictions are made and scored, and nothing of the training.
+SCORING_MACROS = frozenset({"METRIC", "EVAL_MODE", "MAX_DECODE_LENGTH"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +45,7 @@ class RunFacts:
         augment: added inputs; "" = none.
         initial: the checkpoint that training started from; "" = random parameters.
         parameters: parameters of the model; None = unknown.
+        settings: `run.load.identity`: what else can change the result; {} for the teacher.
     """
 
     dataset: str
@@ -50,6 +61,7 @@ class RunFacts:
     augment: str = dataclasses.field(default="", kw_only=True)
     initial: str = dataclasses.field(default="", kw_only=True)
     parameters: int | None = dataclasses.field(default=None, kw_only=True)
+    settings: Mapping[str, str] = dataclasses.field(default_factory=dict, kw_only=True, hash=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +94,20 @@ class Result(RunFacts):
 
 RESULT_FIELDS = tuple(field.name for field in dataclasses.fields(Result))
 _REQUIRED = {
-    field.name for field in dataclasses.fields(Result) if field.default is dataclasses.MISSING
+    field.name
+    for field in dataclasses.fields(Result)
+    if field.default is dataclasses.MISSING is field.default_factory
 }
 
 
-def read_results(model_dir: epath.PathLike) -> list[Result]:
+def read_results(
+    model_dir: epath.PathLike, of_run: Callable[[], Mapping[str, str]] = dict
+) -> list[Result]:
     """The results of a run so far, in order of evaluation.
+
+    Args:
+        model_dir: MODEL_DIR.
+        of_run: `RunFacts.settings` of the run, for lines of earlier versions, which lack them.
 
     Raises:
         InputError: a line is damaged or has other fields (naming the line).
@@ -102,20 +122,75 @@ def read_results(model_dir: epath.PathLike) -> list[Result]:
             raise InputError(
                 f"{where}: fields {sorted(row)}, expected {sorted(RESULT_FIELDS)}. Remove the line."
             )
+        if "settings" not in row and row["method"] != TEACHER:
+            folder = path.parent / EVAL_FOLDER / row["split"] / str(row["step"])
+            row["settings"] = _settings_of_score(folder, of_run())
         results.append(Result(**row))
     return results
 
 
-def find_result(model_dir: epath.PathLike, step: int, split: str) -> Result | None:
-    """The result of one step and split, or None."""
-    for result in read_results(model_dir):
-        if (result.step, result.split) == (step, split):
+def _settings_of_score(folder: epath.Path, of_run: Mapping[str, str]) -> dict[str, str]:
+    """The identity of a result of an earlier version, which wrote how it scored into `folder`."""
+    score = _score_file(folder)
+    settings = {name: text for name, text in of_run.items() if name not in SCORING_MACROS}
+    if score.get("mode", "decode") != "decode":
+        settings["EVAL_MODE"] = repr(score["mode"])
+    if "METRIC" in of_run:
+        settings["METRIC"] = of_run["METRIC"]
+    # A limit at which every output ended has changed nothing.
+    if score.get("unfinished"):
+        settings["MAX_DECODE_LENGTH"] = repr(score["max_decode_length"])
+    return settings
+
+
+def _score_file(folder: epath.Path) -> dict[str, Any]:
+    path = folder / SCORE_FILE
+    try:
+        stored = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:  # Damaged: the split is scored again.
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def score_folder(
+    model_dir: epath.PathLike, step: int, split: str, settings: Mapping[str, str]
+) -> epath.Path:
+    """Where the files of a result lie: ``eval/<split>/<step>``.
+
+    If that was scored in another way first, a folder in it named by the way:
+    ``eval/test/250/eval_mode=choices``, or ``default``.
+    """
+    folder = epath.Path(model_dir) / EVAL_FOLDER / split / str(step)
+    first = _score_file(folder)
+    if not first:
+        return folder
+    stored = first.get("settings")
+    if stored is None:
+        same_metric = settings.get("METRIC", repr(first["metric"])) == repr(first["metric"])
+        stored = _settings_of_score(folder, settings if same_metric else {})
+    way = _way(settings)
+    if way == _way(stored):
+        return folder
+    name = ",".join(f"{macro.lower()}={text}" for macro, text in sorted(way.items()))
+    return folder / (name.replace("'", "") or "default")
+
+
+def _way(settings: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in settings.items() if name in SCORING_MACROS}
+
+
+def find_result(
+    model_dir: epath.PathLike, step: int, split: str, settings: Mapping[str, str]
+) -> Result | None:
+    """The result of one step, split and identity, or None."""
+    for result in read_results(model_dir, lambda: settings):
+        if (result.step, result.split, result.settings) == (step, split, settings):
             return result
     return None
 
 
 def append_result(model_dir: epath.PathLike, result: Result) -> bool:
-    """Adds a line, unless the step and split have one.
+    """Adds a line, unless the step, split and settings have one.
 
     The whole file is rewritten and renamed, so a crash leaves the old one. Writers on one machine
     or one POSIX file system wait for each other. Object stores have no locks: do not score a run
@@ -126,8 +201,9 @@ def append_result(model_dir: epath.PathLike, result: Result) -> bool:
     """
     folder = epath.Path(model_dir)
     with _locked(folder):
-        results = read_results(folder)
-        if any((old.step, old.split) == (result.step, result.split) for old in results):
+        results = read_results(folder, lambda: result.settings)
+        key = (result.step, result.split, result.settings)
+        if any((old.step, old.split, old.settings) == key for old in results):
             return False
         _write(folder, [*results, result], result)
     return True
@@ -146,7 +222,7 @@ def mark_selected(model_dir: epath.PathLike, result: Result) -> Result:
     folder = epath.Path(model_dir)
     selected = dataclasses.replace(result, selected_on=VALIDATION)
     with _locked(folder):
-        results = read_results(folder)
+        results = read_results(folder, lambda: result.settings)
         _write(folder, [selected if old == result else old for old in results], selected)
     return selected
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+from absl import logging
+
 from stepdistill_jax.data.pipeline import SplitCache
 from stepdistill_jax.data.token_cache import open_or_build
 from stepdistill_jax.data.views import marker_ids, token_view
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.parallel import processes
 from stepdistill_jax.run.config import RunConfig
+from stepdistill_jax.spec import LABEL
 
 
 def open_split(config: RunConfig, split: str) -> SplitCache:
@@ -27,7 +31,28 @@ def open_split(config: RunConfig, split: str) -> SplitCache:
         cache.manifest.fingerprint,
         "Give all hosts the same files (DATA_DIR, VOCABULARY and their environment variables).",
     )
-    return token_view(cache, config.method, config.views, vocabulary, config.seed)
+    view = token_view(cache, config.method, config.views, vocabulary, config.seed)
+    _warn_of_longer_labels(config, split, view)
+    return view
+
+
+def _warn_of_longer_labels(config: RunConfig, split: str, view: SplitCache) -> None:
+    limit = config.eval.max_decode_length
+    if not limit or config.eval.mode != "decode":
+        return
+    lengths = view.lengths[f"{LABEL}_targets"]
+    longer = int(np.sum(lengths > tokens_before_label(config) + limit))
+    if longer:
+        logging.warning(
+            "MAX_DECODE_LENGTH=%d: %d of %d labels of %s are longer and can never be predicted. "
+            "Remove MAX_DECODE_LENGTH.",
+            *(limit, longer, len(lengths), split),
+        )
+
+
+def label_tokens(config: RunConfig) -> int:
+    """Maximum tokens of a label that a student may write, whatever the data: an upper bound."""
+    return config.eval.max_decode_length or config.tokens.max_label_length
 
 
 def tokens_before_label(config: RunConfig) -> int:

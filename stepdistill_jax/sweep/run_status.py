@@ -111,7 +111,8 @@ def read_status(run: PlannedRun, *, locked_here: bool = False) -> RunStatus:
             for row in _last_rows(folder / RESULTS_FILE)
             if row.get("split") == "validation" and row.get("step") == finished.get("best_step")
         ]
-        validation = at_best[-1] if at_best else None
+        # Later lines of the step were scored in another way.
+        validation = at_best[0] if at_best else None
         return RunStatus(State.DONE, saved, attempt, tuple(accuracy.items()), validation)
     if attempt is not None and attempt.error:
         return RunStatus(State.FAILED, saved, attempt, reason=attempt.error)

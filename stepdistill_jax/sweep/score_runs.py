@@ -193,7 +193,12 @@ def requested_results(config: RunConfig) -> tuple[Result, ...]:
     """
     step = config.eval.step
     splits = config.eval.splits
-    results = [result for result in read_results(config.model_dir) if result.split in splits]
+    settings = {} if config.method == TEACHER else configs.identity(config)
+    results = [
+        result
+        for result in read_results(config.model_dir)
+        if result.split in splits and result.settings == settings
+    ]
     if step == "best" and config.method != TEACHER:
         return tuple(result for result in results if result.selected_on == VALIDATION)
     if step == "latest":

@@ -144,13 +144,15 @@ def test_own_data_set(tmp_path):
         rationale_column="why",
     )
     config = DataConfig(dataset="jsonl", data_dir=str(tmp_path), columns=columns)
-    train, validation, test = survey_pairs(config, BYTES)
+    train, validation, test = survey_pairs(config, BYTES, max_decode_length=3)
     assert test.overlaps["train"] == 1
     assert validation.rows == 1
     assert (test.rows, test.rationales, test.states_gold) == (2, 2, 2)
     assert test.lengths["label_inputs"].quantiles == (11,) * 4
     assert train.rows + train.decisions.get("dropped", 0) <= train.decisions["rows read"] == 3
     assert test.commonest == audit.CommonLabel("yes", 1.0)
+    # "yes" has three bytes and EOS.
+    assert test.decisions["labels longer than MAX_DECODE_LENGTH, never right"] == 2
     assert "always predicting it" in survey.notes([test], None)
     assert "rows read" in audit.table([train, validation, test])
 

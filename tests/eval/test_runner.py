@@ -176,6 +176,22 @@ def test_files_of_an_evaluation(tmp_path, evaluator, params, one_by_one):
         ("augment", ""),
         ("initial", ""),
         ("parameters", 2 * 16 * VOCABULARY.size + 2608 + 3648 + 2 * 64),
+        (
+            "settings",
+            {
+                "VOCABULARY": "'bytes'",
+                "MAX_RATIONALE_LENGTH": "11",
+                "ANSWER_MARKER": "'so it is'",
+                "VOCAB_SIZE": "259",
+                "EMB_DIM": "16",
+                "NUM_HEADS": "2",
+                "HEAD_DIM": "8",
+                "MLP_DIM": "32",
+                "NUM_ENCODER_LAYERS": "1",
+                "NUM_DECODER_LAYERS": "1",
+                "MAX_DECODE_LENGTH": str(LENGTH),
+            },
+        ),
         ("step", 30),
         ("split", "test"),
         ("n", ROWS),
@@ -303,28 +319,45 @@ def test_a_choice_offered_twice_counts_once(evaluator, params):
         assert two.probabilities == pytest.approx(one.probabilities, abs=1e-6)
 
 
-def test_a_score_of_other_data_or_decode_length_is_not_passed_off_as_this(evaluator, params):
+def test_a_score_of_other_data_is_not_passed_off_as_this(evaluator, params):
     evaluator(make_rows()).evaluate(params, 10, "test")
-    with pytest.raises(InputError, match="scored with MAX_DECODE_LENGTH 6, now 5"):
-        evaluator(make_rows(), max_decode_length=5).evaluate(params, 10, "test")
     changed = make_rows()
     changed.manifest = types.SimpleNamespace(fingerprint="second")
     with pytest.raises(InputError, match="scored with data and vocabulary first, now second"):
         evaluator(changed).evaluate(params, 10, "test")
 
 
-def test_another_mode_keeps_the_line_and_gets_its_own_folder(tmp_path, evaluator, params):
+def test_another_way_of_scoring_gets_its_own_line_and_folder(tmp_path, evaluator, params):
     decoded = evaluator(make_rows()).evaluate(params, 10, "test")
+    short = evaluator(make_rows(), max_decode_length=1).evaluate(params, 10, "test")
     chooser = evaluator(make_rows(), mode="choices")
     chosen = chooser.evaluate(params, 10, "test")
     assert chooser.evaluate(None, 10, "test") == chosen
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [dataclasses.asdict(decoded)]
+    assert [json.loads(line) for line in lines] == [
+        dataclasses.asdict(result) for result in (decoded, short, chosen)
+    ]
     folder = tmp_path / "eval" / "test" / "10"
-    assert json.loads((folder / "metrics.json").read_text())["mode"] == "decode"
-    assert json.loads((folder / "choices" / "metrics.json").read_text())["mode"] == "choices"
-    for _, line in records.read_jsonl(folder / "choices" / "predictions.jsonl"):
+    of_chosen = folder / f"eval_mode=choices,max_decode_length={LENGTH}"
+    for path, mode, length in (
+        (folder, "decode", LENGTH),
+        (folder / "max_decode_length=1", "decode", 1),
+        (of_chosen, "choices", LENGTH),
+    ):
+        stored = json.loads((path / "metrics.json").read_text())
+        assert (stored["mode"], stored["max_decode_length"]) == (mode, length)
+    for _, line in records.read_jsonl(of_chosen / "predictions.jsonl"):
         assert set(line["probabilities"]) == set(CHOICES)
+
+
+def test_outputs_may_be_longer_than_the_longest_gold_label(evaluator, params):
+    rows = make_rows()
+    rows.golds = ["", "x" * 70, *rows.golds[2:]]
+    scorer = evaluator(rows, max_decode_length=0)
+    # 70 bytes and EOS, and room to see that an output goes on.
+    assert scorer._length(rows) == 72
+    (long,) = [p for p in scorer.predict(params, rows) if p.row == 0]
+    assert long.ended or long.tokens == 72
 
 
 def test_rows_without_gold_label_or_choices_stop(tmp_path, evaluator, params):
@@ -343,7 +376,7 @@ def test_rows_without_gold_label_or_choices_stop(tmp_path, evaluator, params):
         ({"splits": ()}, "EVAL_SPLITS"),
         ({"step": -1}, "EVAL_STEP: got -1"),
         ({"batch_size": 0}, "EVAL_BATCH_SIZE: got 0"),
-        ({"max_decode_length": 0}, "MAX_DECODE_LENGTH: got 0"),
+        ({"max_decode_length": -1}, "MAX_DECODE_LENGTH: got -1"),
         ({"watch_period": 0.0}, "WATCH_PERIOD: got 0"),
     ],
 )

@@ -11,6 +11,7 @@ from matplotlib import image
 from stepdistill_jax.report import html_page, markdown, paper, plots
 from stepdistill_jax.report.document import Paragraph, Report, Section, Table
 from stepdistill_jax.report.report import write_report
+from stepdistill_jax.text import csv_text
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "report.md"
 STEP_BY_STEP = {"method": "step_by_step", "rationales": "teacher"}
@@ -140,6 +141,17 @@ def test_results_csv_holds_every_line(written):
     assert len(rows) == 6 + 1 + 1 + 2
     assert {row["run"] for row in rows} >= {"s0", "teacher", "paper"}
     assert {row["selected_on"] for row in rows if row["run"] == "s0"} == {"validation"}
+
+
+def test_cells_of_a_csv_are_no_formulas(tmp_path):
+    facts = {"model": '=HYPERLINK("https://example.org")', "seed": 3}
+    write_run(tmp_path / "runs" / "@run", 0.5, **facts)
+    write_report([tmp_path / "runs"], tmp_path / "out")
+    with (tmp_path / "out/results.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["run"], row["model"]) == ("'@run", f"'{facts['model']}")
+    # Numbers stay numbers.
+    assert csv_text([[-0.5, "-0.5", " +1", "a=b"]]) == "-0.5,'-0.5,' +1,a=b\n"
 
 
 def test_text_of_runs_is_no_markup():

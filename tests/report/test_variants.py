@@ -4,7 +4,9 @@ import math
 import pytest
 from made_runs import make_result, write_run
 
+from stepdistill_jax.report import markdown, settings_tried
 from stepdistill_jax.report.comparisons import analyze
+from stepdistill_jax.report.document import Report
 from stepdistill_jax.report.fractions import is_above_trivial, labels_saved
 from stepdistill_jax.report.runs import read_runs
 from stepdistill_jax.report.variants import collect
@@ -58,6 +60,47 @@ def test_two_runs_of_one_variant_and_seed_are_refused(tmp_path):
         match=r"/a and .*/b: two runs of one variant and seed: cqa, standard.*0.5000 and 0.6000",
     ):
         collect(read_runs([tmp_path]))
+
+
+def test_runs_with_other_settings_are_not_mixed_and_validation_chooses(tmp_path):
+    # The learning rate with the better validation accuracy is worse on test, and is chosen.
+    for rate, validation, test in (("0.001", 0.8, 0.5), ("0.002", 0.7, 0.6)):
+        settings = {"LEARNING_RATE": rate, "BATCH_SIZE": "32"}
+        for seed in (0, 1):
+            for fraction in (0.5, 1.0):
+                facts = {"seed": seed, "fraction": fraction, "settings": settings}
+                # At half of the data the other one would win: a curve has one setting.
+                swapped = 1.5 - validation if fraction == 0.5 else validation
+                at_same_step = make_result(split="validation", accuracy=swapped, **facts)
+                folder = tmp_path / f"{rate}-{fraction}-{seed}"
+                write_run(folder, test, more=(at_same_step,), **facts)
+    scores = collect(read_runs([tmp_path]))
+    assert {key.fraction: v.mean for key, v in scores.variants.items()} == {0.5: 0.5, 1.0: 0.5}
+    assert [len(variant.lines) for variant in scores.variants.values()] == [2, 2]
+    assert [
+        (one.variant.key.fraction, dict(one.settings), one.chosen, round(one.validation, 6))
+        for one in scores.tried
+    ] == [
+        (0.5, {"LEARNING_RATE": "0.001"}, True, 0.7),
+        (0.5, {"LEARNING_RATE": "0.002"}, False, 0.8),
+        (1.0, {"LEARNING_RATE": "0.001"}, True, 0.8),
+        (1.0, {"LEARNING_RATE": "0.002"}, False, 0.7),
+    ]
+    assert scores.unselected == ()
+
+
+def test_the_report_shows_what_was_tried_and_hides_test_accuracies_of_the_rest(tmp_path):
+    for rate, validation, test in (("0.001", 0.8, 0.51), ("0.002", 0.7, 0.62)):
+        facts = {"settings": {"LEARNING_RATE": rate}, **STEP_BY_STEP}
+        line = make_result(split="validation", accuracy=validation, **facts)
+        write_run(tmp_path / rate, test, more=(line,), **facts)
+    write_run(tmp_path / "standard", 0.4)
+    section = settings_tried.section(analysis(tmp_path))
+    text = markdown.render(Report("t", (), ("l", "https://example.org"), [section]), "figures")
+    assert r"LEARNING\_RATE=0.001 | 1 | 80.00 | 51.00 (1)" in text
+    assert r"LEARNING\_RATE=0.002 | 1 | 70.00 | (not chosen) |" in text
+    assert "62" not in text
+    assert "step-by-step tried 2, standard finetuning 1." in text
 
 
 def test_pairs_within_a_seed_and_its_world_alone(tmp_path):

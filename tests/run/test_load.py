@@ -121,7 +121,7 @@ def test_paper_settings():
         assert (run.optimizer.weight_decay, run.optimizer.clip_norm) == (0.0, 1.0)
         assert run.tokens.max_input_length == 1024
         assert run.tokens.max_label_length == run.tokens.max_rationale_length == 256
-        assert run.eval.max_decode_length == 64
+        assert run.eval.max_decode_length == 0
         assert run.objective.alpha == 0.5
         assert run.initial_checkpoint == "hf:google/t5-v1_1-base"
         assert load.model_name(run.model) == "t5_1_1_base"

@@ -1,17 +1,21 @@
 import dataclasses
 import errno
+import json
 import subprocess
 import sys
 
 import pytest
 from etils import epath
 
+from stepdistill_jax import records
+from stepdistill_jax.run import load
 from stepdistill_jax.run.results import (
     Result,
     append_result,
     find_result,
     mark_selected,
     read_results,
+    score_folder,
 )
 from stepdistill_jax.spec import InputError
 
@@ -56,12 +60,47 @@ def test_a_failed_write_leaves_the_old_lines(tmp_path, monkeypatch):
     assert [result.step for result in read_results(tmp_path)] == [10, 20]
 
 
-def test_a_second_line_of_the_same_step_and_split_is_refused(tmp_path):
+def test_a_second_line_of_the_same_step_split_and_settings_is_refused(tmp_path):
     assert append_result(tmp_path, RESULT)
     assert not append_result(tmp_path, dataclasses.replace(RESULT, accuracy=0.9))
     assert append_result(tmp_path, dataclasses.replace(RESULT, split="validation"))
-    assert find_result(tmp_path, 10, "test") == RESULT
-    assert find_result(tmp_path, 20, "test") is None
+    chosen = dataclasses.replace(RESULT, settings={"EVAL_MODE": "'choices'"})
+    assert append_result(tmp_path, chosen)
+    assert find_result(tmp_path, 10, "test", {}) == RESULT
+    assert find_result(tmp_path, 10, "test", chosen.settings) == chosen
+    assert find_result(tmp_path, 20, "test", {}) is None
+
+
+def test_results_of_earlier_versions_take_their_settings_from_the_run(tmp_path):
+    settings = ["LEARNING_RATE=3e-4", "MAX_DECODE_LENGTH=64", "MESH_FSDP=2", "SEED=5"]
+    config = load.parse(["demo.gin"], [f"MODEL_DIR='{tmp_path}'", *settings])
+    (tmp_path / "config.gin").write_text(load.dump(config))
+    rows = [dataclasses.asdict(RESULT), dataclasses.asdict(dataclasses.replace(RESULT, step=20))]
+    for row in rows:
+        del row["settings"]
+    records.write_jsonl(epath.Path(tmp_path) / "results.jsonl", rows)
+    scores = {10: {"mode": "decode", "unfinished": 0}, 20: {"mode": "choices", "unfinished": 3}}
+    for step, score in scores.items():
+        folder = tmp_path / "eval" / "test" / str(step)
+        folder.mkdir(parents=True)
+        score |= {"max_decode_length": 64, "metric": "exact"}
+        (folder / "metrics.json").write_text(json.dumps(score))
+    first, second = read_results(tmp_path, lambda: load.identity(load.read(tmp_path)))
+    # Nothing that cannot change a result, no seed, and no limit that cut nothing.
+    assert first.settings["LEARNING_RATE"] == "0.0003"
+    assert not {"MESH_FSDP", "SEED", "MODEL_DIR", "MAX_DECODE_LENGTH"} & first.settings.keys()
+    assert second.settings == {
+        **first.settings,
+        "EVAL_MODE": "'choices'",
+        "MAX_DECODE_LENGTH": "64",
+    }
+    assert score_folder(tmp_path, 10, "test", first.settings) == tmp_path / "eval/test/10"
+    assert score_folder(tmp_path, 20, "test", second.settings) == tmp_path / "eval/test/20"
+    assert score_folder(tmp_path, 20, "test", first.settings) == tmp_path / "eval/test/20/default"
+    assert (
+        score_folder(tmp_path, 10, "test", second.settings)
+        == tmp_path / "eval/test/10/eval_mode=choices,max_decode_length=64"
+    )
 
 
 def test_one_step_a_split_is_the_selected_one(tmp_path):

@@ -103,6 +103,14 @@ def test_inputs_that_are_cut_and_batches_beyond_the_rows_are_told(attempt, one_d
     assert "FEWER" not in attempt("BATCH_SIZE=200", "MESH_FSDP=3")[1]["data: train"][1]
 
 
+def test_labels_that_are_longer_than_what_is_decoded_are_counted(attempt, one_device, caplog):
+    attempt("MAX_DECODE_LENGTH=1", "MESH_FSDP=3")
+    assert "MAX_DECODE_LENGTH=1: 200 of 200 labels of train are longer" in caplog.text
+    caplog.clear()
+    attempt("MESH_FSDP=3")
+    assert "MAX_DECODE_LENGTH" not in caplog.text
+
+
 def test_every_fault_is_found_in_one_go(attempt, tmp_path):
     (tmp_path / "file").write_text("in the way")
     code, found = attempt(
