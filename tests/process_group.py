@@ -14,7 +14,10 @@ from collections.abc import Sequence
 ROOT = pathlib.Path(__file__).parents[1]
 # Much of the suite's time is compilation of programs that run once: cheap machine code, by the
 # emitters that compile quickest. As users do, .ci/run compiles the demo.
-IN_HASTE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+IN_HASTE = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1"
+)
 
 
 def free_port() -> int:
