@@ -27,6 +27,8 @@ _LOCK_FILE = ".results.lock"
 VALIDATION = "validation"
 NOT_SELECTED = "none"
 # Settings that change how predictions are made and scored, and nothing of the training.
+# The default of earlier versions, enough for every label of their data sets: equal to today's.
+_EARLIER_MAX_DECODE_LENGTH = 64
 SCORING_MACROS = frozenset({"METRIC", "EVAL_MODE", "MAX_DECODE_LENGTH"})
 
 
@@ -137,9 +139,9 @@ def _settings_of_score(folder: epath.Path, of_run: Mapping[str, str]) -> dict[st
         settings["EVAL_MODE"] = repr(score["mode"])
     if "METRIC" in of_run:
         settings["METRIC"] = of_run["METRIC"]
-    # A limit at which every output ended has changed nothing.
-    if score.get("unfinished"):
-        settings["MAX_DECODE_LENGTH"] = repr(score["max_decode_length"])
+    limit = score.get("max_decode_length", _EARLIER_MAX_DECODE_LENGTH)
+    if limit != _EARLIER_MAX_DECODE_LENGTH:
+        settings["MAX_DECODE_LENGTH"] = repr(limit)
     return settings
 
 

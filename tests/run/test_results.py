@@ -79,27 +79,29 @@ def test_results_of_earlier_versions_take_their_settings_from_the_run(tmp_path):
     for row in rows:
         del row["settings"]
     records.write_jsonl(epath.Path(tmp_path) / "results.jsonl", rows)
-    scores = {10: {"mode": "decode", "unfinished": 0}, 20: {"mode": "choices", "unfinished": 3}}
+    scores = {
+        10: {"mode": "decode", "max_decode_length": 64},
+        20: {"mode": "choices", "max_decode_length": 2},
+    }
     for step, score in scores.items():
         folder = tmp_path / "eval" / "test" / str(step)
         folder.mkdir(parents=True)
-        score |= {"max_decode_length": 64, "metric": "exact"}
-        (folder / "metrics.json").write_text(json.dumps(score))
+        (folder / "metrics.json").write_text(json.dumps(score | {"metric": "exact"}))
     first, second = read_results(tmp_path, lambda: load.identity(load.read(tmp_path)))
-    # Nothing that cannot change a result, no seed, and no limit that cut nothing.
+    # Nothing that cannot change a result, no seed, and no default of earlier versions.
     assert first.settings["LEARNING_RATE"] == "0.0003"
     assert not {"MESH_FSDP", "SEED", "MODEL_DIR", "MAX_DECODE_LENGTH"} & first.settings.keys()
     assert second.settings == {
         **first.settings,
         "EVAL_MODE": "'choices'",
-        "MAX_DECODE_LENGTH": "64",
+        "MAX_DECODE_LENGTH": "2",
     }
     assert score_folder(tmp_path, 10, "test", first.settings) == tmp_path / "eval/test/10"
     assert score_folder(tmp_path, 20, "test", second.settings) == tmp_path / "eval/test/20"
     assert score_folder(tmp_path, 20, "test", first.settings) == tmp_path / "eval/test/20/default"
     assert (
         score_folder(tmp_path, 10, "test", second.settings)
-        == tmp_path / "eval/test/10/eval_mode=choices,max_decode_length=64"
+        == tmp_path / "eval/test/10/eval_mode=choices,max_decode_length=2"
     )
 
 
