@@ -85,6 +85,8 @@ setup(
             "hypothesis>=6.100",
             "import-linter>=2.1",
             "kubernetes-validate>=1.32",
+            # Reads the Markdown we write, as CommonMark does.
+            "markdown-it-py>=3",
             "ml-dtypes>=0.5",
             "mypy>=1.15",
             "pytest>=8",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from stepdistill_jax.run.results import Result, RunFacts
+from stepdistill_jax.run.results import Result, RunFacts, scoring_text
 from stepdistill_jax.spec import READER_METHODS, SEPARATOR
+from stepdistill_jax.text import markdown, markdown_code
 
 _METHODS = {
     "step_by_step": "Distilling Step-by-Step (Hsieh et al., 2023, arXiv 2305.02301): trained on "
@@ -66,7 +67,7 @@ def model_card(student: Student, results: Sequence[Result]) -> str:
         "\n\n".join(
             [
                 "---\nlibrary_name: transformers\ntags: [t5, distilling-step-by-step]\n---",
-                f"# {facts.model} on {facts.dataset}",
+                f"# {markdown(f'{facts.model} on {facts.dataset}')}",
                 f"A T5 with {student.parameters:,} parameters, trained with stepdistill_jax.",
                 _table(("", ""), _facts(student)),
                 "## Scores",
@@ -110,32 +111,38 @@ def _scores(results: Sequence[Result]) -> str:
             else f"the step was chosen on {result.selected_on}"
             if result.selected_on != "none"
             else "",
+            scoring_text(result.settings),
         )
         for result in results
     ]
-    return _table(("split", "label accuracy", "standard error", "n", ""), rows)
+    head = ("split", "label accuracy", "standard error", "n", "", "scored with")
+    return _table(head, rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+    lines = [head, ["---"] * len(head), *([markdown(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _prompting(student: Student) -> str:
     label, *rest = student.prefixes
-    prompt = f"Put `{label}` (with the space) before the input"
+    prompt = f"Put {markdown_code(label)} (with the space) before the input"
     output = "Decode greedily: the output is the label."
     if student.facts.method in READER_METHODS:
         prompt += f", and `{SEPARATOR}` and the teacher's rationale after it"
         output += " All scores were measured with the teacher's rationale."
     if student.marker is not None:
         output = (
-            f"Decode greedily: the output is a rationale, `{student.marker}` and the label. Take "
-            "the text after the last marker."
+            f"Decode greedily: the output is a rationale, {markdown_code(student.marker)} and the "
+            "label. Take the text after the last marker."
         )
+    output += " The code below leaves out unknown tokens and sentinels; the scores count them."
     text = f"{prompt}. {output} Training truncated inputs to {student.max_input_length} tokens."
     if rest:
-        text += f" With the prefix `{rest[0]}` the student writes a rationale: allow more tokens."
+        text += (
+            f" With the prefix {markdown_code(rest[0])} the student writes a rationale: allow more "
+            "tokens."
+        )
     return text
 
 
@@ -147,7 +154,7 @@ def _code(student: Student) -> str:
     decoded = "tokenizer.decode(answer[0], skip_special_tokens=True)"
     if student.marker is not None:
         decoded += f".rpartition({student.marker!r})[2].strip()"
-    comment = f"  # {answer}" if answer else ""
+    comment = f"  # {answer!r}" if answer else ""
     return f"""from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 folder = "."  # the folder of this file

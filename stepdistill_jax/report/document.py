@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -144,22 +143,3 @@ class Report:
     lead: Sequence[str]
     link: tuple[str, str]
     sections: Sequence[Section]
-
-
-# Control characters with a use in plain text; joiners are part of the spelling of some scripts.
-_KEPT_CONTROLS = frozenset("\n\t\u200c\u200d")
-_INVISIBLE = frozenset(("Cc", "Cf", "Cs"))
-
-
-def visible(text: str) -> str:
-    """Replaces characters that control how text is shown by their code points.
-
-    These are null, terminal escapes, marks of writing direction and lone surrogates: ``\\u202e``
-    becomes ``⟨U+202E⟩``.
-    """
-    return "".join(
-        f"⟨U+{ord(character):04X}⟩"
-        if character not in _KEPT_CONTROLS and unicodedata.category(character) in _INVISIBLE
-        else character
-        for character in text.replace("\r\n", "\n")
-    )

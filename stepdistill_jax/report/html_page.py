@@ -9,7 +9,8 @@ import jinja2
 import markupsafe
 
 from stepdistill_jax.report import plots
-from stepdistill_jax.report.document import Figure, Report, visible
+from stepdistill_jax.report.document import Figure, Report
+from stepdistill_jax.text import visible
 
 
 def render(report: Report) -> str:

@@ -13,16 +13,20 @@ from stepdistill_jax.report.document import (
     Paragraph,
     Report,
     Table,
-    visible,
 )
+from stepdistill_jax.text import markdown
 
 
 def render(report: Report, figures: str) -> str:
     """The whole file; `figures` is the folder of the figures' files, relative to it."""
     text, address = report.link
-    parts = [f"# {_plain(report.title)}", *map(_plain, report.lead), f"[{_plain(text)}]({address})"]
+    parts = [
+        f"# {markdown(report.title)}",
+        *map(markdown, report.lead),
+        f"[{markdown(text)}]({address})",
+    ]
     for section in report.sections:
-        parts.append(f"## {_plain(section.title)}")
+        parts.append(f"## {markdown(section.title)}")
         parts += map(_block, section.blocks)
         parts += [_figure(figure, figures) for figure in section.figures]
     return "\n\n".join(parts) + "\n"
@@ -30,28 +34,28 @@ def render(report: Report, figures: str) -> str:
 
 def _block(block: Block) -> str:
     if isinstance(block, Paragraph):
-        return _plain(block.text)
+        return markdown(block.text)
     if isinstance(block, Bullets):
-        return "\n".join(f"- {_plain(item)}" for item in block.items)
+        return "\n".join(f"- {markdown(item)}" for item in block.items)
     if isinstance(block, Excerpt):
         return _table(Table(block.title, [{"": name, "text": text} for name, text in block.texts]))
     return _table(block)
 
 
 def _figure(figure: Figure, folder: str) -> str:
-    picture = f"![{_plain(figure.alt)}]({folder}/{figure.name}.png)"
+    picture = f"![{markdown(figure.alt)}]({folder}/{figure.name}.png)"
     svg = f"[SVG]({folder}/{figure.name}.svg)"
-    return f"**{_plain(figure.caption)}**\n\n{picture}\n\n{svg}\n\n{_table(figure.table)}"
+    return f"**{markdown(figure.caption)}**\n\n{picture}\n\n{svg}\n\n{_table(figure.table)}"
 
 
 def _table(table: Table) -> str:
     headings = [f"{group}, {name}" if group else name for group, name in table.columns]
     lines = [
-        _line([_plain(heading) for heading in headings]),
+        _line([markdown(heading) for heading in headings]),
         _line(["---"] * len(headings)),
         *(_line([_entry(entry) for entry in row]) for row in table.body),
     ]
-    return f"**{_plain(table.caption)}**\n\n" + "\n".join(lines)
+    return f"**{markdown(table.caption)}**\n\n" + "\n".join(lines)
 
 
 def _line(cells: list[str]) -> str:
@@ -59,16 +63,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _entry(entry: Entry) -> str:
-    text = _plain(entry.text)
+    text = markdown(entry.text)
     if entry.kind == PAPER:
         return f"*{text}* (paper)"
     return f"({text})" if entry.kind == MISSING else text
-
-
-def _plain(text: str) -> str:
-    """Escapes Markdown; an address in the text becomes no link."""
-    text = visible(text)
-    for mark in ("\\", "|", "*", "_", "`", "<", "[", "]", "~", "$"):
-        text = text.replace(mark, f"\\{mark}")
-    text = text.replace("://", "\\://").replace("www.", "www\\.")
-    return " ".join(text.split())

@@ -27,9 +27,9 @@ _LOCK_FILE = ".results.lock"
 VALIDATION = "validation"
 NOT_SELECTED = "none"
 # Settings that change how predictions are made and scored, and nothing of the training.
+SCORING_MACROS = frozenset({"METRIC", "EVAL_MODE", "MAX_DECODE_LENGTH"})
 # The default of earlier versions, enough for every label of their data sets: equal to today's.
 _EARLIER_MAX_DECODE_LENGTH = 64
-SCORING_MACROS = frozenset({"METRIC", "EVAL_MODE", "MAX_DECODE_LENGTH"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,15 +170,15 @@ def score_folder(
     if stored is None:
         same_metric = settings.get("METRIC", repr(first["metric"])) == repr(first["metric"])
         stored = _settings_of_score(folder, settings if same_metric else {})
-    way = _way(settings)
-    if way == _way(stored):
-        return folder
-    name = ",".join(f"{macro.lower()}={text}" for macro, text in sorted(way.items()))
-    return folder / (name.replace("'", "") or "default")
+    way = scoring_text(settings)
+    return folder if way == scoring_text(stored) else folder / way
 
 
-def _way(settings: Mapping[str, str]) -> dict[str, str]:
-    return {name: text for name, text in settings.items() if name in SCORING_MACROS}
+def scoring_text(settings: Mapping[str, str]) -> str:
+    """How a result is scored: ``eval_mode=choices``, or ``default``."""
+    way = sorted((name, text) for name, text in settings.items() if name in SCORING_MACROS)
+    text = ",".join(f"{name.lower()}={text}" for name, text in way)
+    return text.replace("'", "") or "default"
 
 
 def find_result(

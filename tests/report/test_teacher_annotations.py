@@ -8,10 +8,10 @@ import pytest
 from made_extraction import make_rows, write_extraction
 
 from stepdistill_jax.records import Annotation, Example, ParseFailure
-from stepdistill_jax.report.document import visible
 from stepdistill_jax.report.report import write_report
 from stepdistill_jax.report.teacher_annotations import SHOWN_CHARACTERS
 from stepdistill_jax.teacher.vote import Annotated
+from stepdistill_jax.text import visible
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "annotations.md"
 
