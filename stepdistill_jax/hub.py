@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Sequence
 
+from absl import logging
 from etils import epath
 
 from stepdistill_jax.spec import InputError
@@ -26,6 +28,36 @@ def cached(repository: str, candidates: Sequence[str]) -> epath.Path | None:
         if isinstance(path, str):
             return epath.Path(path)
     return None
+
+
+class AbsentFileError(InputError):
+    """A repository that can be reached has none of the files."""
+
+
+def optional(setting: str, repository: str, file: str) -> epath.Path | None:
+    """A file that the repository may lack; None = it lacks it, or it cannot be reached."""
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.try_to_load_from_cache(repository, file)
+        # A mark in the cache: the repository is known to lack it.
+        if found is not None and not isinstance(found, str):
+            return None
+        return find(setting, repository, (file,), remedy="")
+    except AbsentFileError:
+        return None
+    except InputError:
+        _warn_unreachable(setting, repository)
+        return None
+
+
+@functools.cache
+def _warn_unreachable(setting: str, repository: str) -> None:
+    logging.warning(
+        "%s='%s%s': the hub cannot be reached, so optional files (generation_config.json, added "
+        "tokens) that its local copy lacks are not checked",
+        *(setting, PREFIX, repository),
+    )
 
 
 def find(
@@ -81,4 +113,6 @@ def find(
             f"({reason.splitlines()[0]:.100}). Run `{command} --local-dir FOLDER` where there is a "
             f"network, copy FOLDER here and {remedy}."
         ) from error
-    raise InputError(f"{where}: the repository has no {files}. Name a repository that has one.")
+    raise AbsentFileError(
+        f"{where}: the repository has no {files}. Name a repository that has one."
+    )

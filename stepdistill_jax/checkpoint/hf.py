@@ -7,12 +7,11 @@ PyTorch's ``.bin``, in one file or in shards.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from stepdistill_jax import hub, storage
@@ -23,14 +22,21 @@ from stepdistill_jax.checkpoint.weight_files import (
     WeightFile,
     damaged,
 )
-from stepdistill_jax.data.vocabulary import ByteVocabulary, SentencePieceVocabulary, Vocabulary
+from stepdistill_jax.data import added_tokens
+from stepdistill_jax.data.added_tokens import TOKENIZER_CONFIG, TOKENIZER_JSON, read_json
+from stepdistill_jax.data.vocabulary import (
+    SENTENCEPIECE_FILE,
+    ByteVocabulary,
+    SentencePieceVocabulary,
+    Vocabulary,
+    is_published_t5,
+)
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.spec import EOS_ID, PAD_ID, InputError
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
-TOKENIZERS = ("spiece.model", "tokenizer.json")
-TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZERS = (SENTENCEPIECE_FILE, TOKENIZER_JSON)
 INDEX = ".index.json"
 SAFETENSORS = ("model.safetensors", f"model.safetensors{INDEX}")
 PYTORCH = ("pytorch_model.bin", f"pytorch_model.bin{INDEX}")
@@ -84,15 +90,22 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
 }
-# Tokens of every T5 tokenizer.
-_T5_TOKENS = re.compile(r"<pad>|</s>|<unk>|▁?<extra_id_\d+>")
-# Files that list tokens which were added to a tokenizer.
-_TOKEN_FILES = (
-    "added_tokens.json",
-    "special_tokens_map.json",
-    TOKENIZER_CONFIG,
-    TOKENIZERS[1],
-)
+# Generation settings, with the values of greedy decoding; older files hold them in config.json.
+_GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "bad_words_ids": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+}
 # Rows of an array that are compared at once.
 _ROWS = 4096
 
@@ -153,6 +166,20 @@ def _refuse_unsupported(
             )
 
 
+def _warn_of_generation(config: Mapping[str, Any], where: str) -> None:
+    """Names what makes transformers' `generate` write other texts than this package's decoding."""
+    others = [
+        f"{key}={config[key]!r}"
+        for key, greedy in _GREEDY.items()
+        if config.get(key, greedy) not in (greedy, None)
+    ]
+    if others:
+        logging.warning(
+            "%s: not used: %s; here decoding is greedy, so texts may differ from transformers'",
+            *(where, ", ".join(others)),
+        )
+
+
 class HFCheckpoint:
     """A Hugging Face checkpoint; a `fill.CheckpointReader`.
 
@@ -176,10 +203,12 @@ class HFCheckpoint:
         self.where = name
         self._place = _Place(name)
         path = self._place.find((CONFIG,))
-        config = _read_json(path)
+        config = read_json(path)
         self.fields = model_fields(config, str(path))
-        if generation := self._place.optional(GENERATION_CONFIG):
-            _refuse_unsupported(_read_json(generation), _IDS, str(generation))
+        path = self._place.optional(GENERATION_CONFIG)
+        generation = read_json(path) if path else {}
+        _refuse_unsupported(generation, _IDS, str(path))
+        _warn_of_generation({**config, **generation}, name)
         self._files = self._place.weights()
         self._shared: dict[str, str] = {}
         self.shapes = {k: file.shapes()[k] for k, file in self._files.items()}
@@ -235,14 +264,14 @@ class HFCheckpoint:
         Raises:
             InputError: they differ, or the checkpoint has no tokenizer or one with added tokens.
         """
-        if added := self._added_tokens():
-            shown = ", ".join(map(repr, added[:8])) + (", ..." if len(added) > 8 else "")
+        added_tokens.refuse(f"INITIAL_CHECKPOINT={self.where!r}", self._place.optional)
+        if self._reads_bytes():
+            if isinstance(vocabulary, ByteVocabulary):
+                return
             raise InputError(
-                f"INITIAL_CHECKPOINT={self.where!r}: its tokenizer has {len(added)} added tokens, "
-                f"which SentencePiece cannot read: {shown}. Use a checkpoint without added tokens."
+                f"VOCABULARY={name!r} is not the tokenizer of INITIAL_CHECKPOINT={self.where!r}, "
+                "which reads bytes. Set VOCABULARY='bytes'."
             )
-        if isinstance(vocabulary, ByteVocabulary) and self._reads_bytes():
-            return
         theirs = self._pieces()
         ours = vocabulary.pieces() if isinstance(vocabulary, SentencePieceVocabulary) else []
         if ours and ours == theirs[: len(ours)]:
@@ -255,27 +284,17 @@ class HFCheckpoint:
             f"Set VOCABULARY={self.where!r}, or INITIAL_CHECKPOINT=None to train from scratch."
         )
 
-    def _added_tokens(self) -> list[str]:
-        """The tokens that no T5 tokenizer has, in the order of their files."""
-        added: dict[str, None] = {}
-        for name in _TOKEN_FILES:
-            if path := self._place.optional(name):
-                added |= dict.fromkeys(_listed_tokens(_read_json(path), name))
-        return [token for token in added if not _T5_TOKENS.fullmatch(token)]
-
     def _reads_bytes(self) -> bool:
         """Whether the tokenizer is ByT5's, which has no file of pieces."""
-        # A folder with a file of pieces may lack tokenizer_config.json.
-        path = self._place.find((TOKENIZER_CONFIG, *TOKENIZERS))
-        config = _read_json(path) if path.name == TOKENIZER_CONFIG else None
-        return isinstance(config, dict) and config.get("tokenizer_class") == "ByT5Tokenizer"
+        path = self._place.optional(TOKENIZER_CONFIG)
+        return path is not None and read_json(path).get("tokenizer_class") == "ByT5Tokenizer"
 
     def _pieces(self) -> list[str]:
         path = self._place.find(TOKENIZERS)
         if path.name == TOKENIZERS[0]:
             model = SentencePieceVocabulary(path.read_bytes(), 0, where=str(path))
             return model.pieces()
-        tokenizer = _read_json(path)
+        tokenizer = read_json(path)
         try:
             return [piece for piece, _ in tokenizer["model"]["vocab"]]
         except (KeyError, TypeError, ValueError) as error:
@@ -290,7 +309,10 @@ class HFCheckpoint:
         same = shape == self.shapes[alias]
         for start in range(0, shape[0], _ROWS) if same else ():
             rows = (slice(start, min(start + _ROWS, shape[0])), slice(0, shape[1]))
-            same = same and np.array_equal(self.read(alias, rows), self.read(key, rows))
+            # NaN is refused when the parameters are read, with a message of its own.
+            same = same and np.array_equal(
+                self.read(alias, rows), self.read(key, rows), equal_nan=True
+            )
         if not same:
             raise InputError(
                 f"{self.where}: {alias} differs from {key}, but config.json declares them to be "
@@ -328,10 +350,9 @@ class _Place:
         """A file that a checkpoint need not have."""
         if self._folder is not None:
             return self._folder / name if (self._folder / name).is_file() else None
-        try:
-            return self.find((name,))
-        except InputError:
+        if is_published_t5(self._name):  # Its files are known: none changes a number.
             return None
+        return hub.optional("INITIAL_CHECKPOINT", self._repository, name)
 
     def weights(self) -> dict[str, WeightFile]:
         """Key -> the file that holds the array.
@@ -344,7 +365,7 @@ class _Place:
         if not path.name.endswith(INDEX):
             file: WeightFile = kind(storage.on_disk(path))
             return dict.fromkeys(file.shapes(), file)
-        index = _read_json(path).get("weight_map")
+        index = read_json(path).get("weight_map")
         if not isinstance(index, dict):
             raise damaged(path, "no weight_map")
         shards: dict[str, WeightFile] = {
@@ -355,28 +376,3 @@ class _Place:
             first = missing[0]
             raise damaged(path, f"{len(missing)} arrays are missing, as {first} in {index[first]}")
         return {key: shards[shard] for key, shard in index.items()}
-
-
-def _listed_tokens(document: Mapping[str, Any], name: str) -> list[str]:
-    """The added and special tokens of one of `_TOKEN_FILES`."""
-    if name == _TOKEN_FILES[0]:
-        return list(document)
-    decoder = document.get("added_tokens_decoder")
-    entries = [
-        *(decoder.values() if isinstance(decoder, dict) else ()),
-        *(document.get("added_tokens") or ()),
-        *(document.get("additional_special_tokens") or ()),
-        *(document.get(token) for token in ("pad_token", "eos_token", "unk_token")),
-    ]
-    texts = [entry.get("content") if isinstance(entry, dict) else entry for entry in entries]
-    return [text for text in texts if isinstance(text, str)]
-
-
-def _read_json(path: epath.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path}: invalid JSON: {error}. Download the file again.") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object. Download the file again.")
-    return value

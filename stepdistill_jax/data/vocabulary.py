@@ -12,13 +12,15 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import sentencepiece
 from absl import logging
 from etils import epath
 
 from stepdistill_jax import hub, storage
+from stepdistill_jax.data import added_tokens
+from stepdistill_jax.data.added_tokens import TOKENIZER_JSON
 from stepdistill_jax.data.sources import demo
 from stepdistill_jax.spec import EOS_ID, PAD_ID, SEPARATOR, UNK_ID, InputError
 
@@ -206,16 +208,36 @@ def _load(name: str, setting: str, environment: str) -> Vocabulary:
     storage.check(setting, name)
     path = _hub_file(name, setting, environment) if _is_on_hub(name) else _file(name)
     if not path.is_file():
-        if (path.parent / "tokenizer.json").is_file() and path.name == SENTENCEPIECE_FILE:
+        if (path.parent / TOKENIZER_JSON).is_file() and path.name == SENTENCEPIECE_FILE:
             raise InputError(
                 f"{setting}={name!r}: the folder has tokenizer.json but no {path.name}, which is "
                 "read. Copy it from the checkpoint that this one was trained from; T5, T5 1.1 and "
                 "FLAN-T5 share that of hf:google/t5-v1_1-base."
             )
         raise InputError(f"{setting}={name!r}: no file {path}. Set {setting} to {_CHOICES}.")
+    names_file = path == epath.Path(name).expanduser()
+    # A folder or a repository is a whole tokenizer; the published T5s have no added tokens.
+    if not names_file and not is_published_t5(name):
+        added_tokens.refuse(f"{setting}={name!r}", _beside(name, path, setting))
     vocabulary = SentencePieceVocabulary(path.read_bytes(), T5_SENTINELS, f"{setting}={name!r}")
     logging.info("vocabulary %s: %s, %d ids", name, path, vocabulary.size)
     return vocabulary
+
+
+def is_published_t5(name: str) -> bool:
+    """Whether a name is a T5, T5 1.1 or FLAN-T5 repository of Google's on the hub."""
+    return _is_on_hub(name) and bool(_T5_REPOSITORIES.fullmatch(name.removeprefix(hub.PREFIX)))
+
+
+def _beside(name: str, path: epath.Path, setting: str) -> Callable[[str], epath.Path | None]:
+    """Finds other files of the tokenizer whose model is `path`."""
+
+    def find(file: str) -> epath.Path | None:
+        if _is_on_hub(name) and not (path.parent / file).is_file():
+            return hub.optional(setting, name.removeprefix(hub.PREFIX), file)
+        return path.parent / file if (path.parent / file).is_file() else None
+
+    return find
 
 
 def _file(name: str) -> epath.Path:

@@ -13,7 +13,9 @@ from etils import epath
 from stepdistill_jax import records
 from stepdistill_jax.checkpoint import fill, hf
 from stepdistill_jax.checkpoint.names import Shape, bindings, stored_shapes
+from stepdistill_jax.data.added_tokens import TOKENIZER_CONFIG, TOKENIZER_JSON
 from stepdistill_jax.data.vocabulary import (
+    SENTENCEPIECE_FILE,
     ByteVocabulary,
     SentencePieceVocabulary,
     Vocabulary,
@@ -270,20 +272,20 @@ def write_tokenizer(folder: epath.Path, vocabulary: Vocabulary, max_length: int)
             for token, content in ((PAD_ID, "<pad>"), (EOS_ID, "</s>"), (UNK_ID, "<unk>"))
         }
     elif isinstance(vocabulary, SentencePieceVocabulary):
-        (folder / hf.TOKENIZERS[0]).write_bytes(vocabulary.model)
+        (folder / SENTENCEPIECE_FILE).write_bytes(vocabulary.model)
         kind = _model_type(vocabulary)
         if kind == "UNIGRAM":
             sentinels = vocabulary.size - len(vocabulary.pieces())
             config |= {"tokenizer_class": "T5Tokenizer", "extra_ids": sentinels}
         elif kind == "WORD":
-            (folder / hf.TOKENIZERS[1]).write_text(_word_level(vocabulary))
+            (folder / TOKENIZER_JSON).write_text(_word_level(vocabulary))
             config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
         else:
             raise InputError(
                 f"VOCABULARY: transformers' T5 cannot read this SentencePiece model: got type "
                 f"{kind}, expected UNIGRAM. Export with --to=t5x."
             )
-    write_json(folder / hf.TOKENIZER_CONFIG, config)
+    write_json(folder / TOKENIZER_CONFIG, config)
 
 
 def _proto(vocabulary: SentencePieceVocabulary) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from stepdistill_jax import hub
 from stepdistill_jax.checkpoint import fill, hf, initial
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.model.config import T5Config
@@ -275,6 +276,40 @@ class TestRefused:
         with pytest.raises(InputError, match=r"generation_config\.json: .*id: got 5, expected 0"):
             hf.HFCheckpoint(name)
 
+    @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+    def test_generation_settings_that_are_not_used_are_named(self, tmp_path, file, caplog):
+        greedy = {"num_beams": 1, "do_sample": False, "forced_bos_token_id": None, "max_length": 9}
+        name = write(tmp_path, published(True), config_json(True, **greedy))
+        hf.HFCheckpoint(name)
+        assert not caplog.records
+        path = tmp_path / file
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(stored | {"num_beams": 4, "suppress_tokens": [7]}))
+        hf.HFCheckpoint(name)
+        assert caplog.messages == [
+            f"{name}: not used: num_beams=4, suppress_tokens=[7]; here decoding is greedy, so "
+            "texts may differ from transformers'"
+        ]
+
+    def test_optional_files_are_said_to_be_unchecked_where_the_hub_is_unreachable(
+        self, tmp_path, monkeypatch, caplog
+    ):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        for _ in range(2):
+            assert hub.optional("INITIAL_CHECKPOINT", "own/t5", "added_tokens.json") is None
+        (message,) = caplog.messages
+        assert message.startswith("INITIAL_CHECKPOINT='hf:own/t5': the hub cannot be reached")
+        # The cache knows that the repository has no such file.
+        absent = tmp_path / "models--own--other"
+        (absent / "refs").mkdir(parents=True)
+        (absent / "refs/main").write_text("abc")
+        (absent / ".no_exist/abc").mkdir(parents=True)
+        (absent / ".no_exist/abc/added_tokens.json").touch()
+        caplog.clear()
+        assert hub.optional("INITIAL_CHECKPOINT", "own/other", "added_tokens.json") is None
+        assert not caplog.records
+
     @pytest.mark.parametrize("value", [np.nan, -np.inf])
     def test_weights_that_are_not_finite(self, tmp_path, value):
         arrays = published(True)
@@ -350,8 +385,12 @@ class TestTokenizer:
     def test_added_tokens_are_refused_by_name(self, name, tmp_path, spiece, file, document):
         shutil.copy(spiece, tmp_path / "spiece.model")
         (tmp_path / file).write_text(json.dumps(document))
-        with pytest.raises(InputError, match=r"has 1 added tokens, .*: '\{'\. Use a checkpoint"):
+        with pytest.raises(InputError, match=r"has 1 added tokens, .*: '\{'\. Use a tokenizer"):
             hf.HFCheckpoint(name).check_vocabulary(load_vocabulary(str(spiece)), str(spiece))
+        # As the vocabulary of a run, too; the file of its model alone is what it is.
+        with pytest.raises(InputError, match=r"VOCABULARY='.*has 1 added tokens, .*: '\{'"):
+            load_vocabulary(name)
+        load_vocabulary(str(tmp_path / "spiece.model"))
 
     def test_byt5s_tokenizer_is_the_vocabulary_of_bytes(self, name, tmp_path):
         transformers = pytest.importorskip("transformers", reason="runs ByT5's own tokenizer")
@@ -361,6 +400,8 @@ class TestTokenizer:
         hf.HFCheckpoint(name).check_vocabulary(ours, "bytes")
         for text in ("plain", "Größe 10³\n{ < \t}", "是 否", "\N{PILE OF POO}"):
             assert tokenizer(text)["input_ids"] == [*ours.encode(text), 1]
+        with pytest.raises(InputError, match=r"which reads bytes\. Set VOCABULARY='bytes'\."):
+            hf.HFCheckpoint(name).check_vocabulary(load_vocabulary("demo"), "demo")
 
     def test_a_folder_with_tokenizer_json_alone_says_where_the_model_comes_from(self, tmp_path):
         (tmp_path / "tokenizer.json").write_text("{}")

@@ -231,5 +231,5 @@ def test_a_tokenizer_of_bytes_is_known_again_where_training_goes_on_from_the_fol
     hf_folder.write_tokenizer(epath.Path(tmp_path), load_vocabulary("bytes"), 32)
     checkpoint = hf.HFCheckpoint(str(tmp_path))
     checkpoint.check_vocabulary(load_vocabulary("bytes"), "bytes")
-    with pytest.raises(InputError, match=r"has no spiece\.model or tokenizer\.json\. Put"):
+    with pytest.raises(InputError, match=r"which reads bytes\. Set VOCABULARY='bytes'\."):
         checkpoint.check_vocabulary(load_vocabulary(str(spiece)), str(spiece))

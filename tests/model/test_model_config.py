@@ -7,6 +7,7 @@ import pytest
 
 from stepdistill_jax.model.config import T5Config
 from stepdistill_jax.model.network import abstract_params
+from stepdistill_jax.run import load
 from stepdistill_jax.spec import InputError
 
 MODELS = pathlib.Path(__file__).parents[2] / "gin" / "models"
@@ -21,7 +22,8 @@ def read_model(name):
 
 
 # Millions of parameters. The published figures, rounded: 60 220 770 2.8B 11B for 1.0 (Raffel et
-# al. 2020, section 3.7), 77 250 780 3B 11B for 1.1.
+# al. 2020, section 3.7), 77 250 780 3B 11B for 1.1, 300 582 1.23B 3.74B 12.9B for ByT5 (Xue et
+# al. 2022, Table 1).
 MILLIONS = {
     "t5_1_0_small": 60.5,
     "t5_1_0_base": 222.9,
@@ -33,7 +35,14 @@ MILLIONS = {
     "t5_1_1_large": 783.2,
     "t5_1_1_xl": 2849.8,
     "t5_1_1_xxl": 11135.3,
+    "byt5_small": 299.6,
+    "byt5_base": 581.6,
+    "byt5_large": 1228.2,
+    "byt5_xl": 3737.8,
+    "byt5_xxl": 12906.9,
 }
+# mT5 is T5 1.1 with another vocabulary: 300 580 1.2B 3.7B 13B (Xue et al. 2021, Table 1).
+MT5_MILLIONS = {"small": 300.2, "base": 582.4, "large": 1229.6, "xl": 3742.6, "xxl": 12921.1}
 
 
 @pytest.mark.parametrize(
@@ -43,8 +52,19 @@ MILLIONS = {
 )
 def test_parameter_count_of_every_published_size(name, scan_layers):
     config = dataclasses.replace(read_model(name), scan_layers=scan_layers)
-    count = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
-    assert count / 1e6 == pytest.approx(MILLIONS[name], abs=0.06)
+    assert count_parameters(config) / 1e6 == pytest.approx(MILLIONS[name], abs=0.06)
+
+
+def count_parameters(config):
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
+
+
+@pytest.mark.parametrize("size", MT5_MILLIONS)
+def test_parameter_count_of_mt5(size):
+    run = load.parse(["cqa.gin", f"models/pretrained/mt5_{size}.gin"], ["MODEL_DIR=runs/a"])
+    assert run.initial_checkpoint == run.tokens.vocabulary == f"hf:google/mt5-{size}"
+    millions = count_parameters(dataclasses.replace(run.model, scan_layers=True)) / 1e6
+    assert millions == pytest.approx(MT5_MILLIONS[size], abs=0.06)
 
 
 def test_every_model_file_is_one_of_the_sizes_or_a_small_trial_model():
@@ -60,7 +80,7 @@ def test_variant_of_every_published_size():
         first = name.startswith("t5_1_0")
         assert config.logits_via_embedding is first
         assert config.mlp_activations == (("relu",) if first else ("gelu", "linear"))
-        assert config.vocab_size == 32128
+        assert config.vocab_size == (384 if name.startswith("byt5") else 32128)
 
 
 SIZES = {
