@@ -123,8 +123,8 @@ def read_jsonl(path: epath.PathLike, remedy: str = MEND) -> Iterator[tuple[str, 
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise InputError(
-                    f"{where}: not a JSON object ({json_fault(error)} of {len(line)}); the line "
-                    f"is damaged or truncated. {remedy}"
+                    f"{where}: not a JSON object ({json_fault(error)}); the line is "
+                    f"damaged or truncated. {remedy}"
                 ) from error
             if not isinstance(row, dict):
                 raise InputError(
@@ -136,9 +136,11 @@ def read_jsonl(path: epath.PathLike, remedy: str = MEND) -> Iterator[tuple[str, 
 
 
 def json_fault(error: json.JSONDecodeError) -> str:
-    """What is wrong with a JSON text, and in which column."""
+    """What is wrong with a JSON text, and where in its line."""
+    line = error.doc.split("\n")[error.lineno - 1]
+    where = f"column {error.colno}" if error.colno <= len(line) else "the end of the line"
     # Some of the library's messages end in "at", for a position to follow.
-    return f"{error.msg.removesuffix(' at')} at column {error.colno}"
+    return f"{error.msg.removesuffix(' at')} at {where}"
 
 
 def decode_utf8(raw: bytes, name: str, line: int = 1) -> str:

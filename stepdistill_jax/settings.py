@@ -148,8 +148,8 @@ def kind(hint: Any) -> str:
         return " or ".join(dict.fromkeys(map(kind, args)))
     if origin is tuple:
         inner = args[0] if len(args) == 2 and args[1] is Ellipsis else None
-        items = _ITEMS.get(inner, "pairs")
-        return f"a tuple of {items}"
+        # Pairs are written as a dict.
+        return f"a tuple of {_ITEMS[inner]}" if inner in _ITEMS else "a dict"
     return "None" if hint is type(None) else _KINDS.get(hint) or str(hint)
 
 

@@ -89,8 +89,13 @@ def _statements(path: epath.Path) -> Iterator[Any]:
             f"{path}:{error.lineno}: cannot parse {(error.text or '').strip()!r}. Write "
             "NAME = value, with texts in quotes."
         ) from error
-    except (tokenize.TokenError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a gin file ({error}). Close open brackets.") from error
+    except tokenize.TokenError as error:
+        problem, (line, _) = error.args
+        raise InputError(
+            f"{path}:{line}: not a gin file: {problem}. Close open brackets and quotes."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a gin file: not UTF-8. Convert it to UTF-8.") from error
 
 
 def find(name: str, folders: Iterable[epath.PathLike], where: str) -> epath.Path:
@@ -249,9 +254,9 @@ def typed(macro: Macro, setting: Setting) -> Any:
             # 1 passes for 1.0, and is written back as 1.0.
             is_float = macro.hint is float and isinstance(candidate, int)
             return float(candidate) if is_float else candidate
+    example = f", as in {macro.name} = {macro.default!r}" if macro.default else ""
     raise InputError(
-        f"{setting.place}: got {setting.value!r}, expected {kind(macro.hint)}, as in "
-        f"{macro.name} = {macro.default!r}."
+        f"{setting.place}: got {setting.value!r}, expected {kind(macro.hint)}{example}."
     )
 
 
