@@ -168,8 +168,8 @@ def test_ids_by_row_number_do_not_move_when_a_row_is_skipped(tmp_path):
 def test_a_truncated_line_is_an_error_even_when_bad_rows_are_skipped(tmp_path):
     cut = json.dumps(CQA_ROW)[:40]
     message = (
-        r"^cqa_train.json:2: not a JSON object \(.* at the end of the line\); the line is damaged or "
-        r"truncated\. Fetch the file again\.$"
+        r"^cqa_train.json:2: not a JSON object \(.* at the end of the line\); the line is damaged "
+        r"or truncated\. Fetch the file again\.$"
     )
     with pytest.raises(InputError, match=message):
         load(tmp_path, "cqa", CQA_ROW, cut)

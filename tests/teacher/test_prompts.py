@@ -223,7 +223,7 @@ def test_own_equations_are_read_as_such(tmp_path):
         ),
         (
             '{"exemplars": ["a\nb"]}',
-            r"mine.json:1: not JSON \(Invalid control character at column 18\)\. .* as \\n\.$",
+            r"json:1: not JSON \(Invalid control character at the end of the line\)\. .* \\n\.$",
         ),
         ([], r"mine.json: got list, expected \{"),
         ({}, r"mine.json: no key 'exemplars'"),
