@@ -19,6 +19,8 @@ DATA_DIR_VARIABLE = "STEPDISTILL_DATA_DIR"
 CACHE_DIR_VARIABLE = "STEPDISTILL_CACHE_DIR"
 DEFAULT_CACHE_DIR = "~/.cache/stepdistill_jax"
 FILE_PREFIX = "file:"
+# Attention at this length needs 16 GiB a head in float32: nothing longer can be of use.
+_MAX_LENGTH = 65536
 # Stands for the split's name in RATIONALES=file:PATH: one file for each split that is read.
 SPLIT_FIELD = "{split}"
 # A user's own data sets: described by `ColumnConfig`.
@@ -215,9 +217,14 @@ class TokenConfig:
         1024,
         "Maximum input tokens, with prefix and EOS. Longer inputs are cut and counted.",
         at_least=2,
+        at_most=_MAX_LENGTH,
     )
-    max_label_length: int = setting(256, "Maximum label tokens, with EOS.", at_least=2)
-    max_rationale_length: int = setting(256, "Maximum rationale tokens, with EOS.", at_least=2)
+    max_label_length: int = setting(
+        256, "Maximum label tokens, with EOS.", at_least=2, at_most=_MAX_LENGTH
+    )
+    max_rationale_length: int = setting(
+        256, "Maximum rationale tokens, with EOS.", at_least=2, at_most=_MAX_LENGTH
+    )
     cache_dir: str = setting(
         "",
         "Folder of token caches and compiled programs, or gs://BUCKET/FOLDER; '' = the environment "

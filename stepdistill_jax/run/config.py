@@ -192,6 +192,11 @@ class RunConfig:
                 f"WARMUP_STEPS={self.optimizer.warmup_steps} is not less than "
                 f"TRAIN_STEPS={self.train_steps}. Lower it."
             )
+        if self.microbatches > self.pipeline.batch_size:
+            raise InputError(
+                f"MICROBATCHES={self.microbatches} is more than BATCH_SIZE="
+                f"{self.pipeline.batch_size}. Lower it."
+            )
         traced = self.profile_steps
         if traced and not (len(traced) == 2 and 1 <= traced[0] <= traced[1] <= self.train_steps):
             raise InputError(

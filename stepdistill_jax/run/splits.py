@@ -11,7 +11,10 @@ from stepdistill_jax.data.views import marker_ids, token_view
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.parallel import processes
 from stepdistill_jax.run.config import RunConfig
-from stepdistill_jax.spec import LABEL
+from stepdistill_jax.spec import LABEL, InputError
+
+# Sizes up to this one are allowed with any data.
+ALWAYS_ALLOWED = 1024
 
 
 def open_split(config: RunConfig, split: str) -> SplitCache:
@@ -21,8 +24,8 @@ def open_split(config: RunConfig, split: str) -> SplitCache:
     else build their own.
 
     Raises:
-        InputError: see `token_cache.open_or_build` and `views.token_view`; or the processes have
-            different data.
+        InputError: see `token_cache.open_or_build` and `views.token_view`; a batch or an output is
+            larger than the data can use; or the processes have different data.
     """
     vocabulary = load_vocabulary(config.tokens.vocabulary)
     cache = processes.lead_first(lambda: open_or_build(config.data, config.tokens, split))
@@ -32,8 +35,32 @@ def open_split(config: RunConfig, split: str) -> SplitCache:
         "Give all hosts the same files (DATA_DIR, VOCABULARY and their environment variables).",
     )
     view = token_view(cache, config.method, config.views, vocabulary, config.seed)
+    _refuse_more_than_useful(config, split, view)
     _warn_of_longer_labels(config, split, view)
     return view
+
+
+def _refuse_more_than_useful(config: RunConfig, split: str, view: SplitCache) -> None:
+    """Refuses sizes that only fill the memory, beyond what the data can use."""
+    longest = int(np.max(view.lengths[f"{LABEL}_targets"], initial=0))
+    bounds = [
+        ("EVAL_BATCH_SIZE", config.eval.batch_size, len(view), f"examples in {split}"),
+        (
+            "MAX_DECODE_LENGTH",
+            config.eval.max_decode_length,
+            longest,
+            "tokens in the longest label",
+        ),
+    ]
+    if split == "train":
+        bounds = [("BATCH_SIZE", config.pipeline.batch_size, len(view), "training pairs")]
+    for macro, value, useful, what in bounds:
+        limit = max(ALWAYS_ALLOWED, useful)
+        if value > limit:
+            raise InputError(
+                f"{macro}: got {value}, expected at most {limit}: there are {useful} {what}. "
+                f"Lower {macro}."
+            )
 
 
 def _warn_of_longer_labels(config: RunConfig, split: str, view: SplitCache) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import grain
 import numpy as np
@@ -54,11 +53,12 @@ def train(config: RunConfig, clock: Clock) -> tuple[loop.Outcome, list[Result]]:
     processes.connect(mesh)
     evaluator = Evaluator(config, mesh)
     # All splits are opened before hours of training, by all processes in one order.
+    parts = make_parts(config, mesh)
     for split in sorted({"validation", *config.eval.splits}):
         open_split(config, split)
     with manager.manager(config.model_dir, keep=config.keep_checkpoints) as checkpoints:
         trainer, state, evals = make_trainer(
-            config, mesh, evaluator, checkpoints, config_text, clock
+            config, mesh, parts, evaluator, checkpoints, config_text, clock
         )
         try:
             outcome = trainer.run(state, evals)
@@ -136,6 +136,7 @@ def make_parts(config: RunConfig, mesh: Mesh) -> Parts:
 def make_trainer(
     config: RunConfig,
     mesh: Mesh,
+    parts: Parts,
     evaluator: Evaluator,
     checkpoints: ocp.CheckpointManager,
     config_text: str,
@@ -147,10 +148,8 @@ def make_trainer(
         The trainer, the state to start from, and the validation accuracies so far.
 
     Raises:
-        InputError: data, vocabulary, mesh or checkpoint do not fit the configuration.
+        InputError: the checkpoint does not fit the configuration.
     """
-    started = time.perf_counter()
-    parts = make_parts(config, mesh)
     cache, shape = parts.cache, parts.shape
     # The fingerprint covers the data's bytes, the vocabulary and the tokenizer settings.
     identity = {"config": config_text, "training data": cache.manifest.fingerprint}
@@ -165,8 +164,7 @@ def make_trainer(
     cluster.say(_describe_data(cache.manifest))
     cluster.say(
         f"{count:,} parameters; {_describe_step(parts, mesh)}; "
-        f"{_origin(config, checkpoints.latest_step())}; "
-        f"ready in {time.perf_counter() - started:.1f} s"
+        f"{_origin(config, checkpoints.latest_step())}"
     )
     step = int(state.step)
     if step < config.train_steps:

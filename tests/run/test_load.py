@@ -220,6 +220,7 @@ def test_a_lone_text_is_a_tuple_of_one():
         ),
         ("PROFILE_STEPS=(9, 801)", r"between 1 and TRAIN_STEPS=800"),
         ("WARMUP_STEPS=2000", r"WARMUP_STEPS=2000 is not less than TRAIN_STEPS=800"),
+        ("MICROBATCHES=33", r"MICROBATCHES=33 is more than BATCH_SIZE=32\. Lower it\."),
         ("INPUT_ROW_LENGTH=8", r"INPUT_ROW_LENGTH=8 cannot hold .* MAX_INPUT_LENGTH=15"),
         ("HF_NAME=glue", r"HF_NAME has no effect with DATASET='demo'"),
         ("DATASET=cqa", r"VOCABULARY='demo' has only the words of DATASET='demo'"),

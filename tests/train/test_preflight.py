@@ -20,7 +20,7 @@ from stepdistill_jax.run import load
 from stepdistill_jax.run.folder import claim
 from stepdistill_jax.spec import InputError
 from stepdistill_jax.train import preflight, preflight_checks
-from stepdistill_jax.train.build import make_trainer
+from stepdistill_jax.train.build import make_parts, make_trainer
 from stepdistill_jax.train.clock import Clock
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -72,7 +72,9 @@ def test_a_good_run_passes_and_its_folder_stays_as_it_was(attempt, one_device, t
     mesh = preflight_checks.make_mesh(made.mesh)
     evaluator = Evaluator(made, mesh)
     with manager.manager(made.model_dir) as checkpoints:
-        trainer, state, _ = make_trainer(made, mesh, evaluator, checkpoints, claim(made), Clock())
+        trainer, state, _ = make_trainer(
+            made, mesh, make_parts(made, mesh), evaluator, checkpoints, claim(made), Clock()
+        )
         trainer._save(state, 300, [], None)
         manager.wait(checkpoints)
         trainer.log.close()
