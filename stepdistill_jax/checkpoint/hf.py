@@ -368,6 +368,10 @@ class _Place:
         index = read_json(path).get("weight_map")
         if not isinstance(index, dict):
             raise damaged(path, "no weight_map")
+        for key, name in index.items():
+            # A shard lies beside its index: nothing else on this machine is read.
+            if not isinstance(name, str) or name != epath.Path(name).name or name in ("", ".."):
+                raise damaged(path, f"{key} is said to be in {name!r}, expected a file's name")
         shards: dict[str, WeightFile] = {
             name: kind(storage.on_disk(self.find((name,)))) for name in set(index.values())
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -331,6 +332,44 @@ class TestRefused:
         file = tmp_path / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-8])
         with pytest.raises(InputError, match=r"model\.safetensors: cannot read these weights"):
+            hf.HFCheckpoint(name)
+
+    @pytest.mark.parametrize(
+        ("index", "message"),
+        [
+            ({"weight_map": ["a"]}, "no weight_map"),
+            ({"weight_map": {"a": 3}}, "a is said to be in 3, expected a file's name"),
+            ({"weight_map": {"a": "../o/model.safetensors"}}, "in '../o/model.safetensors', exp"),
+            ({"weight_map": {"a": "/o/model.safetensors"}}, "in '/o/model.safetensors', expected"),
+            ({"weight_map": {"a": ""}}, "a is said to be in '', expected a file's name"),
+        ],
+    )
+    def test_a_malformed_index(self, tmp_path, index, message):
+        name = write(tmp_path, published(True), config_json(True))
+        (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(InputError, match=rf"index\.json: cannot read .*{re.escape(message)}"):
+            hf.HFCheckpoint(name)
+
+    @pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "U16", "BOOL"])
+    def test_a_type_that_numpy_lacks(self, tmp_path, kind):
+        name = write(tmp_path, published(True), config_json(True))
+        size = {"U16": 2}.get(kind, 1)
+        header = {"shared.weight": {"dtype": kind, "shape": [4], "data_offsets": [0, 4 * size]}}
+        text = json.dumps(header).encode()
+        (tmp_path / "model.safetensors").write_bytes(
+            len(text).to_bytes(8, "little") + text + bytes(4 * size)
+        )
+        with pytest.raises(InputError, match=rf"type of shared\.weight: got {kind}, expected F32"):
+            hf.HFCheckpoint(name)
+
+    @pytest.mark.parametrize(
+        "data", [b"", b"\0" * 64, b"{}", b"\xff" * 9, b"version https://git-lfs"]
+    )
+    def test_a_file_that_is_no_safetensors(self, tmp_path, data):
+        name = write(tmp_path, published(True), config_json(True))
+        (tmp_path / "model.safetensors").write_bytes(data)
+        with pytest.raises(InputError, match=r"model\.safetensors: cannot read these weights: "):
             hf.HFCheckpoint(name)
 
     def test_a_folder_without_weights(self, tmp_path):
