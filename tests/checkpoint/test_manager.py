@@ -241,9 +241,25 @@ class TestChecksums:
         with pytest.raises(InputError, match="the checksum of params/norm/scale differs"):
             RunArrays(tmp_path, 1).whole("norm/scale")
 
+    def test_lost_checksums_are_no_agreement(self, tmp_path, params):
+        write(tmp_path, params, [(1, None)])
+        path = tmp_path / "checkpoints" / "1" / "checksums" / "metadata"
+        saved = json.loads(path.read_text())
+        del saved["params/norm/scale"]
+        path.write_text(json.dumps(saved))
+        with pytest.raises(InputError, match="the checksum of params/norm/scale differs"):
+            restore.restore_params(tmp_path, 1, abstract(params, mesh(1, 1, 1)))
+        path.unlink()
+        with pytest.raises(InputError, match=r"checksums/metadata: damaged: FileNotFoundError\."):
+            restore.restore_params(tmp_path, 1, abstract(params, mesh(1, 1, 1)))
+
     def test_a_checkpoint_of_an_earlier_version_is_read(self, tmp_path, params):
         write(tmp_path, params, [(1, 0.5)])
-        shutil.rmtree(tmp_path / "checkpoints" / "1" / "checksums")
+        folder = tmp_path / "checkpoints" / "1"
+        shutil.rmtree(folder / "checksums")
+        listing = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+        del listing["item_handlers"]["checksums"]
+        (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(listing))
         assert restore.best_step(tmp_path) == 1
         restore.restore_params(tmp_path, 1, abstract(params, mesh(1, 1, 1)))
         state = {"params": params, "opt_state": optax.adamw(1e-3).init(params)}
