@@ -52,7 +52,12 @@ def main(arguments: Arguments) -> None:
     if arguments.gin_files:
         run = arguments.parse()
         tokens = survey.tokenizer(run.tokens, _VOCABULARY.value)
-        audits = survey.survey_pairs(run.data, tokens, run.eval.max_decode_length)
+        audits = survey.survey_pairs(
+            run.data,
+            tokens,
+            run.eval.max_decode_length,
+            scores_choices=run.eval.mode == "choices",
+        )
     else:
         tokens = survey.tokenizer(TokenConfig(), _VOCABULARY.value)
         audits = survey.survey_release(_DATA_DIR.value, _DATASETS.value, _DOWNLOAD.value, tokens)

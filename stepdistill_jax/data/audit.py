@@ -89,6 +89,8 @@ class SplitAudit:
             gold labels are known.
         teacher: None where no teacher annotated the split.
         lengths: feature -> tokens; empty without a vocabulary.
+        lost: what texts lose as tokens -> how much; see `lost_text`.
+        warnings: about that.
     """
 
     dataset: str
@@ -106,6 +108,8 @@ class SplitAudit:
     states_own: int | None = None
     teacher: TeacherAudit | None = None
     lengths: Mapping[str, Lengths] = dataclasses.field(default_factory=dict)
+    lost: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def commonest(labels: Iterable[str | None]) -> CommonLabel | None:
@@ -265,6 +269,7 @@ def _lines(audit: SplitAudit) -> dict[tuple[int, str], str]:
         name = f"{feature} tokens at {quantiles}%"
         cells[13, name] = " / ".join(map(str, lengths.quantiles)) or "-"
         cells[14, f"{feature} rows over {lengths.limit:,} tokens"] = f"{lengths.truncated:,}"
+    cells |= {(15, what): f"{n:,}" for what, n in audit.lost.items()}
     return cells
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
-from stepdistill_jax.data import audit, inputs, join, release, triage
+from stepdistill_jax.data import audit, inputs, join, lost_text, release, triage
 from stepdistill_jax.data.audit import Lengths, SplitAudit, TeacherAudit
 from stepdistill_jax.data.config import DATA_DIR_VARIABLE, DataConfig, TokenConfig
 from stepdistill_jax.data.read import SplitReader
@@ -51,12 +51,18 @@ def tokenizer(config: TokenConfig, flag: str) -> Tokenizer | None:
 class _Texts:
     """The texts of one split, in row order; None where an example has none.
 
-    `own_labels` are those of the rationales' writers; None where they are unknown.
+    Attributes:
+        labels: the gold labels.
+        targets: the labels to train on.
+        choices: empty where labels are free.
+        own_labels: those of the rationales' writers; None where they are unknown.
     """
 
     inputs: Sequence[str]
     labels: Sequence[str | None]
+    targets: Sequence[str | None]
     rationales: Sequence[str | None]
+    choices: Sequence[tuple[str, ...]]
     own_labels: Sequence[str | None] | None = None
 
 
@@ -152,11 +158,16 @@ def survey_released(
 
 
 def survey_pairs(
-    config: DataConfig, tokens: Tokenizer | None, max_decode_length: int = 0
+    config: DataConfig,
+    tokens: Tokenizer | None,
+    max_decode_length: int = 0,
+    *,
+    scores_choices: bool = False,
 ) -> list[SplitAudit]:
     """One column a split that `config` describes, as training sees it.
 
-    Labels of more than `max_decode_length` tokens are counted, unless that is 0.
+    Labels of more than `max_decode_length` tokens are counted, unless that is 0. With
+    `scores_choices` (EVAL_MODE=choices), labels with equal tokens are refused.
 
     Splits that the data set lacks are left out. A teacher is measured where RATIONALES names its
     file.
@@ -187,7 +198,8 @@ def survey_pairs(
             teacher=_teacher_of_file(config, split),
         )
         texts = _of_pairs(pairs)
-        audits.append(_measured(column, texts, surveyed, config.metric, tokens))
+        column = _measured(column, texts, surveyed, config.metric, tokens, scores_choices)
+        audits.append(column)
         surveyed[split] = texts
     return audits
 
@@ -208,15 +220,17 @@ def _annotated(
     """The split's texts, and how good its released teacher outputs are."""
     inputs = [example.input for example in examples]
     golds = [example.label for example in examples]
+    choices = [example.choices for example in examples]
     released = read_released(source, data_dir, split, examples, len(examples))
     if not released:
-        return _Texts(inputs, golds, [None] * len(examples)), None
+        return _Texts(inputs, golds, golds, [None] * len(examples), choices), None
     outputs = [released[example.id] for example in examples]
     annotations = [output.annotation for output in outputs]
     labels = [a.label if isinstance(a, Annotation) else None for a in annotations]
     published = [output.published_label for output in outputs]
     teacher = audit.audit_teacher(golds, annotations, published, source.metric)
-    return _Texts(inputs, golds, [a.rationale for a in annotations], labels), teacher
+    rationales = [a.rationale for a in annotations]
+    return _Texts(inputs, golds, golds, rationales, choices, labels), teacher
 
 
 def _carved(data_dir: epath.Path, dataset: str, tokens: Tokenizer | None) -> SplitAudit:
@@ -236,7 +250,9 @@ def _of_pairs(pairs: Sequence[Pair]) -> _Texts:
     return _Texts(
         [pair.input for pair in pairs],
         [pair.gold for pair in pairs],
+        [pair.label for pair in pairs],
         [pair.rationale for pair in pairs],
+        [pair.choices for pair in pairs],
     )
 
 
@@ -272,8 +288,11 @@ def _measured(
     others: Mapping[str, _Texts],
     metric: str,
     tokens: Tokenizer | None,
+    scores_choices: bool = False,
 ) -> SplitAudit:
     """`column` with all numbers of its texts alone; `others` are the splits to compare with."""
+    if tokens:
+        column = _with_lost_text(column, texts, metric, tokens, scores_choices)
     written = [place for place, text in enumerate(texts.rationales) if text and text.strip()]
 
     def stated(labels: Sequence[str | None]) -> int:
@@ -295,6 +314,23 @@ def _measured(
         states_own=None if texts.own_labels is None else stated(texts.own_labels),
         lengths=_lengths(texts, tokens) if tokens else {},
     )
+
+
+def _with_lost_text(
+    column: SplitAudit, texts: _Texts, metric: str, tokens: Tokenizer, scores_choices: bool
+) -> SplitAudit:
+    """`column` with what its texts lose as tokens.
+
+    Raises:
+        InputError: `scores_choices`, and two labels have the same tokens.
+    """
+    rows = zip(texts.inputs, texts.targets, texts.rationales, texts.choices, strict=True)
+    lost = lost_text.of_texts(rows, metric, tokens.config, tokens.vocabulary)
+    if scores_choices:
+        lost_text.refuse_equal_choices(lost, column.split)
+    limit = tokens.config.max_label_length
+    warnings = lost_text.warnings(lost, column.split, limit, decodes=not scores_choices)
+    return dataclasses.replace(column, lost=lost.counts(), warnings=tuple(warnings))
 
 
 def _lengths(texts: _Texts, tokens: Tokenizer) -> dict[str, Lengths]:
@@ -355,4 +391,5 @@ def notes(audits: Sequence[SplitAudit], tokens: Tokenizer | None) -> str:
             f"Tokens are those of {tokens.config.vocabulary}, including the prefixes {label!r} and "
             f"{rationale!r} and EOS."
         )
+    lines += [f"Warning: {warning}" for column in audits for warning in column.warnings]
     return "\n".join(lines)

@@ -10,7 +10,6 @@ object store is first copied to a local disk.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import hashlib
@@ -43,8 +42,6 @@ from stepdistill_jax.spec import FEATURES, InputError
 # No build takes this long: an older temporary folder belongs to a killed process.
 _ABANDONED_SECONDS = 24 * 3600
 _TEMPORARY = re.compile(r"\.\w+-(train|validation|test)-[0-9a-f]{16}\.\d+\.[0-9a-f]{32}")
-# Above this share of unknown tokens the vocabulary does not fit the data.
-_UNKNOWN_WARNING = 0.05
 _PAIRS_A_CALL = 512
 # Increase it whenever `preprocessors` would make other tokens of the same texts.
 _TOKENISATION = 1
@@ -187,11 +184,9 @@ def _build(
             prefixes=tokens.prefix_texts(),
             max_lengths=tokens.feature_lengths(),
             report=report.counts(),
-            lost_labels=_lost_labels(data, tokens, split, pairs),
         )
         if manifest.rows != len(pairs):
             raise RuntimeError(f"wrote {manifest.rows} of {len(pairs)} pairs")
-    _warn_of_unknown(manifest)
 
 
 def _copy_from(store: epath.Path, folder: pathlib.Path) -> None:
@@ -325,45 +320,3 @@ def _examples(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             columns[name] = tensor.numpy()
     for row in range(len(columns["id"])):
         yield {name: column[row] for name, column in columns.items()}
-
-
-def _lost_labels(data: DataConfig, tokens: TokenConfig, split: str, pairs: list[Pair]) -> int:
-    """Pairs whose label no prediction can equal: encoded and decoded it is another text."""
-    vocabulary = load_vocabulary(tokens.vocabulary)
-
-    def compared(text: str) -> str:
-        # An equation is scored by its value, which white space does not change.
-        return re.sub(r"\s", "", text) if data.metric == "equation" else text.strip()
-
-    counts = collections.Counter(pair.label for pair in pairs)
-    decoded = {label: vocabulary.decode(vocabulary.encode(label)) for label in counts}
-    lost = {label: text for label, text in decoded.items() if compared(text) != compared(label)}
-    if not lost:
-        return 0
-    count = sum(counts[label] for label in lost)
-    label, text = next(iter(lost.items()))
-    logging.warning(
-        "Tokenising changes %d labels, of %d of the %d examples of %s, split %s, so no prediction "
-        "can equal them: %r decodes to %r. Change those labels, or set VOCABULARY to one made for "
-        "such text.",
-        len(lost),
-        count,
-        len(pairs),
-        data.dataset,
-        split,
-        label,
-        text,
-    )
-    return count
-
-
-def _warn_of_unknown(manifest: Manifest) -> None:
-    share = manifest.unknown["label_inputs"] / (manifest.mean["label_inputs"] * manifest.rows)
-    if share > _UNKNOWN_WARNING:
-        logging.warning(
-            "%.0f%% of the input tokens of %s, split %s, are unknown to the vocabulary. Set "
-            "VOCABULARY to one made for such text.",
-            100 * share,
-            manifest.dataset,
-            manifest.split,
-        )

@@ -66,7 +66,6 @@ class Manifest:
         report: `join.JoinReport.counts`.
         lengths_sha256: of the table of stored lengths.
         shards: in order.
-        lost_labels: pairs whose label the vocabulary decodes to another text.
     """
 
     format: int
@@ -84,7 +83,6 @@ class Manifest:
     report: dict[str, int]
     lengths_sha256: str
     shards: tuple[Shard, ...]
-    lost_labels: int = 0
 
     def to_json(self) -> str:
         """The file's text."""
@@ -98,6 +96,8 @@ class Manifest:
             ValueError, TypeError, KeyError: the text is not a manifest.
         """
         fields = json.loads(text)
+        # Written by earlier versions; `lost_text` counts it now.
+        fields.pop("lost_labels", None)
         shards = tuple(Shard(**shard) for shard in fields.pop("shards"))
         return cls(**fields, shards=shards)
 

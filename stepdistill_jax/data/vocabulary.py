@@ -59,6 +59,10 @@ class Vocabulary(abc.ABC):
     def decode_ids(self, ids: Sequence[int]) -> str:
         """Text of ids among which are neither padding nor EOS."""
 
+    def unknown_runs(self, text: str) -> list[str]:
+        """What becomes an unknown token, in order; the text may be normalised."""
+        return []
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, with EOS for every ``</s>`` in it and none at the end."""
         first, *rest = text.split(SEPARATOR)
@@ -113,6 +117,14 @@ class SentencePieceVocabulary(Vocabulary):
         """See `Vocabulary.encode_part`."""
         ids: list[int] = self._processor.EncodeAsIds(text)
         return ids
+
+    def unknown_runs(self, text: str) -> list[str]:
+        """See `Vocabulary.unknown_runs`."""
+        runs = []
+        for part in text.split(SEPARATOR):
+            pieces = zip(self._processor.EncodeAsPieces(part), self.encode_part(part), strict=True)
+            runs += [piece.replace("▁", "") for piece, token in pieces if token == UNK_ID]
+        return runs
 
     def decode_ids(self, ids: Sequence[int]) -> str:
         """See `Vocabulary.decode_ids`; a sentinel reads ``<extra_id_N>``."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from absl import logging
 
+from stepdistill_jax.data import lost_text
+from stepdistill_jax.data.lost_text import LostText
 from stepdistill_jax.data.pipeline import SplitCache
-from stepdistill_jax.data.token_cache import open_or_build
+from stepdistill_jax.data.token_cache import TokenCache, open_or_build
 from stepdistill_jax.data.views import marker_ids, token_view
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.parallel import processes
@@ -25,19 +29,36 @@ def open_split(config: RunConfig, split: str) -> SplitCache:
 
     Raises:
         InputError: see `token_cache.open_or_build` and `views.token_view`; a batch or an output is
-            larger than the data can use; or the processes have different data.
+            larger than the data can use; EVAL_MODE=choices cannot tell two labels apart; or the
+            processes have different data.
     """
     vocabulary = load_vocabulary(config.tokens.vocabulary)
-    cache = processes.lead_first(lambda: open_or_build(config.data, config.tokens, split))
+    cache, lost = processes.lead_first(lambda: _open(config, split))
     processes.refuse_difference(
         f"{split} data and vocabulary",
         cache.manifest.fingerprint,
         "Give all hosts the same files (DATA_DIR, VOCABULARY and their environment variables).",
     )
+    if config.eval.mode == "choices":
+        lost_text.refuse_equal_choices(lost, split)
+    decodes, limit = config.eval.mode == "decode", config.tokens.max_label_length
+    for warning in lost_text.warnings(lost, split, limit, decodes=decodes):
+        _warn_once(warning)
     view = token_view(cache, config.method, config.views, vocabulary, config.seed)
     _refuse_more_than_useful(config, split, view)
     _warn_of_longer_labels(config, split, view)
     return view
+
+
+def _open(config: RunConfig, split: str) -> tuple[TokenCache, LostText]:
+    cache = open_or_build(config.data, config.tokens, split)
+    return cache, lost_text.of_cache(cache, config.data, config.tokens)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Warns once a process, since a program opens the same split several times."""
+    logging.warning("%s", text)
 
 
 def _refuse_more_than_useful(config: RunConfig, split: str, view: SplitCache) -> None:
@@ -70,10 +91,9 @@ def _warn_of_longer_labels(config: RunConfig, split: str, view: SplitCache) -> N
     lengths = view.lengths[f"{LABEL}_targets"]
     longer = int(np.sum(lengths > tokens_before_label(config) + limit))
     if longer:
-        logging.warning(
-            "MAX_DECODE_LENGTH=%d: %d of %d labels of %s are longer and can never be predicted. "
-            "Remove MAX_DECODE_LENGTH.",
-            *(limit, longer, len(lengths), split),
+        _warn_once(
+            f"MAX_DECODE_LENGTH={limit}: {longer} of {len(lengths)} labels of {split} are longer "
+            "and can never be predicted. Remove MAX_DECODE_LENGTH."
         )
 
 

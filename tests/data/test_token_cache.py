@@ -1,5 +1,4 @@
 import json
-import logging
 import multiprocessing
 import os
 import pathlib
@@ -16,7 +15,6 @@ import pytest
 from stepdistill_jax.data import token_cache, token_shards
 from stepdistill_jax.data.config import TokenConfig
 from stepdistill_jax.data.join import ColumnConfig, DataConfig, load_pairs
-from stepdistill_jax.data.sources import demo
 from stepdistill_jax.data.token_cache import TokenCache, open_or_build
 from stepdistill_jax.data.vocabulary import load_vocabulary
 from stepdistill_jax.spec import FEATURES, InputError
@@ -438,37 +436,6 @@ def test_the_root_is_the_option_then_the_environment_then_home(monkeypatch):
     assert TokenConfig().root() == pathlib.Path("/from/environment")
     monkeypatch.delenv("STEPDISTILL_CACHE_DIR")
     assert TokenConfig().root() == pathlib.Path("~/.cache/stepdistill_jax").expanduser()
-
-
-def lossy(folder, root, labels, metric="exact", vocabulary="demo"):
-    """A cache, by default under the demo's vocabulary, which knows whole words alone."""
-    folder.mkdir(exist_ok=True)
-    rows = [{"input": f"row {n}", "label": label} for n, label in enumerate(labels)]
-    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    columns = ColumnConfig(test_file="mine.jsonl", metric=metric)
-    data = DataConfig("jsonl", data_dir=str(folder), rationales="none", columns=columns)
-    return open_or_build(data, TokenConfig(vocabulary, cache_dir=str(root)), "test")
-
-
-def test_labels_that_tokenising_changes_are_counted_and_warned_of_once(tmp_path, caplog):
-    vocabulary = load_vocabulary("demo")
-    word = next(p for p in map(str, demo.words()) if vocabulary.decode(vocabulary.encode(p)) == p)
-    with caplog.at_level(logging.WARNING, logger="absl"):
-        cache = lossy(tmp_path / "a", tmp_path / "cache", [word, "qzx", "qzx", f"{word}  {word}"])
-        lossy(tmp_path / "a", tmp_path / "cache", [word, "qzx", "qzx", f"{word}  {word}"])
-    assert cache.manifest.lost_labels == 3
-    back = vocabulary.decode(vocabulary.encode("qzx"))
-    message = "Tokenising changes 2 labels, of 3 of the 4 examples of jsonl, split test,"
-    assert caplog.text.count(message) == 1
-    assert f"'qzx' decodes to {back!r}" in caplog.text
-
-
-@pytest.mark.parametrize(("metric", "lost"), [("exact", 1), ("equation", 0)])
-def test_white_space_in_equations_does_not_count_as_lost(tmp_path, shared, metric, lost):
-    """T5's vocabulary writes one space for two; an equation is scored by its value."""
-    t5 = str(shared / "tokenizer" / "spiece.model")
-    cache = lossy(tmp_path / "data", tmp_path / "cache", ["3  + 4", "7"], metric, t5)
-    assert cache.manifest.lost_labels == lost
 
 
 def test_another_tokenisation_is_another_fingerprint(data, tokens, monkeypatch):

@@ -1,0 +1,325 @@
+"""What the texts of a split lose when they become tokens, counted once for each token cache.
+
+A vocabulary may lack characters, write a label back as another text, or give two texts the same
+tokens; a limit may cut a label. Nothing of that is an error, and all of it costs accuracy.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from stepdistill_jax import records
+from stepdistill_jax.data.config import DataConfig, TokenConfig
+from stepdistill_jax.data.token_cache import TokenCache
+from stepdistill_jax.data.vocabulary import Vocabulary, load_vocabulary
+from stepdistill_jax.spec import LABEL, UNK_ID, InputError
+
+# In a cache's folder, beside the manifest: a folder without it gets it at the next opening.
+LOST_TEXT = "lost_text.json"
+_SHOWN = 40
+# Where fewer texts have unknown characters, only the table of `launch.prepare` says so.
+_RARE = 0.001
+_REMEDY = "use another vocabulary, as in --gin_file=models/pretrained/byt5_small.gin"
+
+
+@dataclasses.dataclass(frozen=True)
+class Unknown:
+    """Characters that the vocabulary lacks; a run of them becomes one unknown token.
+
+    Attributes:
+        characters: how many.
+        texts: texts with one.
+        sample: the first run.
+    """
+
+    characters: int = 0
+    texts: int = 0
+    sample: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class LostText:
+    """What is lost; all counts are of examples, unless said otherwise.
+
+    Attributes:
+        examples: all of the split.
+        changed_labels: the label decodes to another text, so that no decoded text equals it.
+        changed_sample: the first such label, and what it decodes to.
+        cut_labels: the label is longer than MAX_LABEL_LENGTH.
+        longest_label: tokens of the longest label, EOS included.
+        equal_inputs: the input has the tokens of an input with another text.
+        equal_inputs_other_label: those whose tokens also occur with another label.
+        equal_sample: two such inputs, if possible with two labels.
+        equal_choices: two labels that one example offers and that have the same tokens.
+        inputs, rationales: unknown characters.
+    """
+
+    examples: int
+    changed_labels: int = 0
+    changed_sample: tuple[str, ...] = ()
+    cut_labels: int = 0
+    longest_label: int = 0
+    equal_inputs: int = 0
+    equal_inputs_other_label: int = 0
+    equal_sample: tuple[str, ...] = ()
+    equal_choices: tuple[str, ...] = ()
+    inputs: Unknown = Unknown()
+    rationales: Unknown = Unknown()
+
+    def counts(self) -> dict[str, int]:
+        """Those that are not 0, for a table."""
+        counts = {
+            "labels that the vocabulary changes": self.changed_labels,
+            "labels cut by MAX_LABEL_LENGTH": self.cut_labels,
+            "unknown characters in inputs": self.inputs.characters,
+            "unknown characters in rationales": self.rationales.characters,
+            "inputs with the tokens of another text": self.equal_inputs,
+            "  and also another label": self.equal_inputs_other_label,
+        }
+        return {what: count for what, count in counts.items() if count}
+
+    @classmethod
+    def from_json(cls, text: str) -> LostText:
+        """The inverse of `json.dumps(dataclasses.asdict(...))`.
+
+        Raises:
+            ValueError, TypeError, KeyError: the text is another one.
+        """
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in json.loads(text).items()
+        }
+        inputs, rationales = (Unknown(**fields.pop(name)) for name in ("inputs", "rationales"))
+        return cls(**fields, inputs=inputs, rationales=rationales)
+
+
+def of_cache(cache: TokenCache, data: DataConfig, tokens: TokenConfig) -> LostText:
+    """What the texts of a token cache lose; counted and stored where that is not yet done."""
+    path = cache.folder / LOST_TEXT
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return LostText.from_json(path.read_text("utf-8"))
+    vocabulary = load_vocabulary(tokens.vocabulary)
+    examples = map(cache.example, range(len(cache)))
+    lost = _count(examples, data.metric, vocabulary, tokens.max_label_length)
+    # Where the folder may only be read, every opening counts.
+    with contextlib.suppress(OSError):
+        records.write_atomic(path, json.dumps(dataclasses.asdict(lost), ensure_ascii=False) + "\n")
+    return lost
+
+
+def of_texts(
+    texts: Iterable[tuple[str, str | None, str | None, tuple[str, ...]]],
+    metric: str,
+    tokens: TokenConfig,
+    vocabulary: Vocabulary,
+) -> LostText:
+    """What a split will lose; `texts` has each example's input, label, rationale and choices."""
+    limits, prefix = tokens.feature_lengths(), tokens.prefix_texts()[LABEL]
+
+    def ids(text: str, feature: str) -> list[int]:
+        return vocabulary.encode(text)[: limits[feature] - 1]
+
+    examples = (
+        {
+            "input": text,
+            "label": label,
+            "rationale": rationale,
+            "choices": choices,
+            "label_inputs": ids(prefix + text, "label_inputs"),
+            "rationale_targets": ids(rationale or "", "rationale_targets"),
+        }
+        for text, label, rationale, choices in texts
+    )
+    return _count(examples, metric, vocabulary, tokens.max_label_length)
+
+
+def _count(
+    examples: Iterable[Mapping[str, Any]],
+    metric: str,
+    vocabulary: Vocabulary,
+    max_label_length: int,
+) -> LostText:
+    """Counts what examples lose.
+
+    Args:
+        examples: each with the token ids ``label_inputs`` and ``rationale_targets``, cut as they
+            are trained on, and the texts ``input``, ``label``, ``rationale`` and ``choices``; label
+            and rationale may be None.
+        metric: a key of `metrics.METRICS`.
+    """
+    labels: collections.Counter[str] = collections.Counter()
+    offered: set[tuple[str, ...]] = set()
+    inputs, rationales = _UnknownCount(vocabulary), _UnknownCount(vocabulary)
+    groups: dict[bytes, _Group] = {}
+    total = 0
+    for example in examples:
+        total += 1
+        text, label = example["input"], example["label"] or ""
+        labels[label] += 1
+        offered.add(tuple(example["choices"]))
+        ids = example["label_inputs"]
+        if UNK_ID in ids:
+            inputs.add(text)
+        if UNK_ID in example["rationale_targets"]:
+            rationales.add(example["rationale"])
+        key = _digest(ids)
+        if key in groups:
+            groups[key].add(text, label)
+        else:
+            groups[key] = _Group(text, label)
+    merged = [group for group in groups.values() if group.other_text is not None]
+    apart = [group for group in merged if group.has_labels]
+    return LostText(
+        examples=total,
+        equal_inputs=sum(group.count for group in merged),
+        equal_inputs_other_label=sum(group.count for group in apart),
+        equal_sample=next((group.sample() for group in (*apart, *merged)), ()),
+        equal_choices=_equal_choices(offered, vocabulary),
+        inputs=inputs.result(),
+        rationales=rationales.result(),
+        **_labels(labels, metric, vocabulary, max_label_length),
+    )
+
+
+def warnings(lost: LostText, split: str, max_label_length: int, *, decodes: bool) -> list[str]:
+    """What to tell the user about a split, a sentence with a remedy each.
+
+    Args:
+        decodes: the student writes labels token by token (EVAL_MODE is decode).
+    """
+    of_all = f"of the {lost.examples:,} examples of {split}"
+    texts = []
+    if lost.changed_labels and decodes:
+        label, decoded = map(_short, lost.changed_sample)
+        texts.append(
+            f"VOCABULARY changes the labels of {lost.changed_labels:,} {of_all}, so no prediction "
+            f"can equal them: {label} decodes to {decoded}. Change those labels, or {_REMEDY}."
+        )
+    if lost.cut_labels:
+        effect = "no prediction can equal them" if decodes else "the student never sees their ends"
+        texts.append(
+            f"MAX_LABEL_LENGTH={max_label_length} cuts the labels of {lost.cut_labels:,} {of_all}, "
+            f"so {effect}. Set it to at least {lost.longest_label}."
+        )
+    for name, unknown in (("input", lost.inputs), ("rationale", lost.rationales)):
+        if unknown.texts > _RARE * lost.examples:
+            texts.append(
+                f"VOCABULARY lacks {unknown.characters:,} characters in the {name}s of "
+                f"{unknown.texts:,} {of_all}, such as {_short(unknown.sample)}; each run of them "
+                f"is one unknown token. To keep them, {_REMEDY}."
+            )
+    if lost.equal_inputs:
+        one, other = map(_short, lost.equal_sample)
+        texts.append(
+            f"{lost.equal_inputs:,} {of_all} have the same input tokens as another text, "
+            f"{lost.equal_inputs_other_label:,} of these also with another label: {one} and "
+            f"{other}. Raise MAX_INPUT_LENGTH if they are cut, or {_REMEDY}."
+        )
+    return texts
+
+
+def refuse_equal_choices(lost: LostText, split: str) -> None:
+    """Refuses labels that EVAL_MODE=choices cannot tell apart.
+
+    Raises:
+        InputError: naming two of them.
+    """
+    if lost.equal_choices:
+        one, other = map(repr, lost.equal_choices)
+        raise InputError(
+            f"EVAL_MODE='choices': labels {one} and {other} of {split} have the same tokens, so "
+            f"the first would always win. Change one of them, or {_REMEDY}."
+        )
+
+
+@dataclasses.dataclass
+class _Group:
+    """The examples whose inputs have the same tokens.
+
+    Attributes:
+        text, label: of the first.
+        other_text: one that differs from `text`; with another label, once there is one.
+        has_labels: some labels differ.
+    """
+
+    text: str
+    label: str
+    count: int = 1
+    other_text: str | None = None
+    has_labels: bool = False
+
+    def add(self, text: str, label: str) -> None:
+        is_first = label != self.label and not self.has_labels
+        if text != self.text and (self.other_text is None or is_first):
+            self.other_text = text
+        self.count += 1
+        self.has_labels |= label != self.label
+
+    def sample(self) -> tuple[str, ...]:
+        return self.text, self.other_text or ""
+
+
+class _UnknownCount:
+    """Adds up unknown characters."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._characters, self._texts, self._sample = 0, 0, ""
+
+    def add(self, text: str) -> None:
+        runs = self._vocabulary.unknown_runs(text)
+        self._characters += sum(map(len, runs))
+        self._texts += bool(runs)
+        self._sample = self._sample or "".join(runs[:1])
+
+    def result(self) -> Unknown:
+        return Unknown(self._characters, self._texts, self._sample)
+
+
+def _labels(
+    counts: Mapping[str, int], metric: str, vocabulary: Vocabulary, limit: int
+) -> dict[str, Any]:
+    """The fields of `LostText` about labels; `counts` has the examples of each."""
+
+    def compared(text: str) -> str:
+        # An equation is scored by its value, which white space does not change.
+        return re.sub(r"\s", "", text) if metric == "equation" else text.strip()
+
+    ids = {label: vocabulary.encode(label) for label in counts}
+    decoded = {label: vocabulary.decode(of_label) for label, of_label in ids.items()}
+    changed = [label for label in counts if compared(decoded[label]) != compared(label)]
+    lengths = {label: len(of_label) + 1 for label, of_label in ids.items()}
+    return {
+        "changed_labels": sum(counts[label] for label in changed),
+        "changed_sample": (changed[0], decoded[changed[0]]) if changed else (),
+        "cut_labels": sum(counts[label] for label in counts if lengths[label] > limit),
+        "longest_label": max(lengths.values(), default=0),
+    }
+
+
+def _equal_choices(offered: Iterable[tuple[str, ...]], vocabulary: Vocabulary) -> tuple[str, ...]:
+    """Two different choices of one example with the same tokens, if there are any."""
+    for choices in sorted(offered):
+        texts: dict[tuple[int, ...], str] = {}
+        for choice in choices:
+            first = texts.setdefault(tuple(vocabulary.encode(choice)), choice)
+            if first != choice:
+                return first, choice
+    return ()
+
+
+def _digest(ids: Iterable[int]) -> bytes:
+    return hashlib.blake2b(np.asarray(ids, np.int32).tobytes(), digest_size=16).digest()
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "...")
