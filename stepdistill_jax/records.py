@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import os
+import shlex
 import tempfile
 import time
 import uuid
@@ -100,15 +102,50 @@ MEND = "Fix or remove the line."
 FETCH = "Fetch the file again."
 
 
+# What `json.loads` raises: for a fault in the text, too many digits, or too many brackets.
+JSON_ERRORS = (ValueError, RecursionError)
+
+_CSV = "csv.DictReader(open(0,encoding='utf-8-sig',newline=''){})"
+_PARQUET = (
+    "python -c \"import io,pandas; print(pandas.read_parquet(io.BytesIO(open(0,'rb').read()))"
+    ".to_json(orient='records',lines=True),end='')\""
+)
+
+
+def _python(modules: str, rows: str) -> str:
+    return f'python -c "import {modules}; [print(json.dumps(row)) for row in {rows}]"'
+
+
+# First bytes of a file -> its format, and the command that turns it into JSON lines ("" = none).
+_SIGNATURES = {
+    b"\x1f\x8b": ("a gzip file", "gunzip -c"),
+    b"BZh": ("a bzip2 file", "bunzip2 -c"),
+    b"\xfd7zXZ": ("an xz file", "xz -dc"),
+    b"\x28\xb5\x2f\xfd": ("a Zstandard file", "zstd -dc"),
+    b"PK\x03\x04": ("a ZIP archive or a spreadsheet", ""),
+    b"PAR1": ("a Parquet file", _PARQUET),
+    b"ARROW1": ("an Arrow file", ""),
+    b"SQLite format 3": ("an SQLite database", ""),
+    b"\xff\xfe": ("UTF-16 text", "iconv -f UTF-16 -t UTF-8"),
+    b"\xfe\xff": ("UTF-16 text", "iconv -f UTF-16 -t UTF-8"),
+    b"version https://git-lfs": ("a Git LFS pointer", ""),
+    b"<": ("an HTML or XML file", ""),
+    b"[": ("a JSON array", _python("json", "json.load(open(0,encoding='utf-8-sig'))")),
+}
+_DELIMITERS = {",": "", ";": ",delimiter=';'", "\t": r",delimiter='\t'"}
+
+
 def read_jsonl(path: epath.PathLike, remedy: str = MEND) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields ``("file:line", object)`` for every line of a JSON-lines file.
+
+    A byte order mark, as Windows writes it, is skipped.
 
     Args:
         remedy: `FETCH` for a downloaded file.
 
     Raises:
-        InputError: the file is missing, or a line is not one JSON object in UTF-8 (naming the
-            line).
+        InputError: the file is missing or of another format, or a line is not one JSON object in
+            UTF-8 (naming the line).
     """
     path = epath.Path(path)
     if not path.is_file():
@@ -116,27 +153,65 @@ def read_jsonl(path: epath.PathLike, remedy: str = MEND) -> Iterator[tuple[str, 
     with path.open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
             where = f"{path.name}:{number}"
-            line = decode_utf8(raw, path.name, number)
+            if number == 1:
+                _refuse_other_format(path, raw, remedy)
+            line = decode_utf8(raw, path.name, number).removeprefix("\ufeff")
             if not line.strip():
                 raise InputError(f"{where}: got an empty line, expected a JSON object. Remove it.")
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+                if "\\u" in line:
+                    refuse_surrogates(row, where)
+            except InputError:
+                raise
+            except JSON_ERRORS as error:
+                is_fault = isinstance(error, json.JSONDecodeError)
+                damaged = "; the line is damaged or truncated" if is_fault else ""
                 raise InputError(
-                    f"{where}: not a JSON object ({json_fault(error)}); the line is "
-                    f"damaged or truncated. {remedy}"
+                    f"{where}: not a JSON object ({json_fault(error)}){damaged}. {remedy}"
                 ) from error
             if not isinstance(row, dict):
                 raise InputError(
                     f"{where}: got {type(row).__name__}, expected a JSON object. {remedy}"
                 )
-            if "\\u" in line:
-                refuse_surrogates(row, where)
             yield where, row
 
 
-def json_fault(error: json.JSONDecodeError) -> str:
-    """What is wrong with a JSON text, and where in its line."""
+def _refuse_other_format(path: epath.Path, first: bytes, remedy: str) -> None:
+    """Refuses a file of another format, which its first line shows, with a way to convert it."""
+    start = first.removeprefix(codecs.BOM_UTF8).strip()
+    name, command = next(
+        (value for signature, value in _SIGNATURES.items() if start.startswith(signature)), ("", "")
+    )
+    header = start.decode("utf-8", errors="replace")
+    if start == b"{":
+        name, command = "JSON over several lines", "jq -c ."
+    elif not name and header[:1] not in ("{", "") and not header.endswith("}"):
+        delimiter = max(_DELIMITERS, key=header.count)
+        if delimiter in header:
+            name = "a CSV file" if delimiter != "\t" else "a TSV file"
+            command = _python("csv,json", _CSV.format(_DELIMITERS[delimiter]))
+    if not name:
+        return
+    if remedy == MEND:
+        remedy = "Convert it, and name the new file."
+        if command:
+            target = path.with_name(f"{path.stem}_lines.jsonl")
+            remedy = f"Convert it, and name the new file: {command} < {_quoted(path)} > "
+            remedy += _quoted(target)
+    raise InputError(f"{path.name}: {name}, expected JSON lines (an object a line). {remedy}")
+
+
+def _quoted(path: epath.Path) -> str:
+    return shlex.quote(str(path))
+
+
+def json_fault(error: Exception) -> str:
+    """What is wrong with a JSON text by one of `JSON_ERRORS`, and where in its line if known."""
+    if isinstance(error, RecursionError):
+        return "its brackets are nested too deeply"
+    if not isinstance(error, json.JSONDecodeError):
+        return "a number has too many digits"  # Python's limit is 4,300
     line = error.doc.split("\n")[error.lineno - 1]
     where = f"column {error.colno}" if error.colno <= len(line) else "the end of the line"
     # Some of the library's messages end in "at", for a position to follow.

@@ -31,6 +31,8 @@ _KINDS: dict[Any, str] = {
     bool: "True or False",
     str: "a text in quotes",
 }
+# Characters of a value in a message.
+_SHOWN = 100
 _ITEMS: dict[Any, str] = {str: "texts", int: "whole numbers", float: "numbers"}
 
 
@@ -120,7 +122,7 @@ def check(config: Any) -> None:
         value = getattr(config, field.name)
         expected = _violated(field, value)
         if expected:
-            raise InputError(f"{macro_name(field)}: got {value!r}, expected {expected}.")
+            raise InputError(f"{macro_name(field)}: got {short(value)}, expected {expected}.")
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -153,6 +155,12 @@ def kind(hint: Any) -> str:
     return "None" if hint is type(None) else _KINDS.get(hint) or str(hint)
 
 
+def short(value: Any) -> str:
+    """A value for a message, as Python writes it; long ones are cut."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
 def _fields(config: Any) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(config) if "doc" in field.metadata]
 
@@ -166,11 +174,12 @@ def _violated(field: dataclasses.Field[Any], value: Any) -> str:
             return _choices_text(choices, some=isinstance(value, tuple))
         return ""
     at_least, above, at_most, below = field.metadata["limits"]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
     if field.metadata["limits"] == (None,) * 4 or value is None:
         return ""
     allowed = (
-        math.isfinite(value)
-        and (at_least is None or value >= at_least)
+        (at_least is None or value >= at_least)
         and (above is None or value > above)
         and (at_most is None or value <= at_most)
         and (below is None or value < below)
@@ -195,9 +204,14 @@ def _range_text(
 ) -> str:
     low, high = at_least if above is None else above, at_most if below is None else below
     if high is None:
-        return f"at least {low:g}" if above is None else f"more than {low:g}"
+        return f"at least {_number(low)}" if above is None else f"more than {_number(low)}"
     brackets = "[" if above is None else "(", "]" if below is None else ")"
-    return f"a number in {brackets[0]}{low:g}, {high:g}{brackets[1]}"
+    return f"a number in {brackets[0]}{_number(low)}, {_number(high)}{brackets[1]}"
+
+
+def _number(value: float | None) -> str:
+    # :g would round a large whole number.
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _limits_doc(field: dataclasses.Field[Any]) -> str:

@@ -52,13 +52,13 @@ class PipelineConfig:
     )
     pack: bool = setting(True, "Put several pairs in one row.")
     input_row_length: int = setting(
-        0, "Input tokens of a packed row; 0 = chosen from the data.", at_least=0
+        0, "Input tokens of a packed row; 0 = chosen from the data.", at_least=0, at_most=2**20
     )
     label_row_length: int = setting(
-        0, "Label tokens of a packed row; 0 = chosen from the data.", at_least=0
+        0, "Label tokens of a packed row; 0 = chosen from the data.", at_least=0, at_most=2**20
     )
     rationale_row_length: int = setting(
-        0, "Rationale tokens of a packed row; 0 = chosen from the data.", at_least=0
+        0, "Rationale tokens of a packed row; 0 = chosen from the data.", at_least=0, at_most=2**20
     )
     prefetch: int = setting(2, "Batches prepared ahead in a thread; 0 = none.", at_least=0)
     seed: int = 0

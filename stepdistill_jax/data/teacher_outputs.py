@@ -18,6 +18,7 @@ from etils import epath
 from stepdistill_jax.data import parse as parser
 from stepdistill_jax.data.sources.base import Source, release_split, row_number
 from stepdistill_jax.records import (
+    JSON_ERRORS,
     Annotation,
     Example,
     ParseFailure,
@@ -87,10 +88,11 @@ def read_outputs(path: epath.Path) -> list[str]:
     text = decode_utf8(path.read_bytes(), path.name)
     try:
         outputs = json.loads(text)
-    except json.JSONDecodeError as error:
+    except JSON_ERRORS as error:
+        where = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(
-            f"{path.name}:{error.lineno}: damaged or truncated JSON ({json_fault(error)}). "
-            "Fetch the file again."
+            f"{path.name}{where}: damaged or truncated JSON ({json_fault(error)}). Fetch the file "
+            "again."
         ) from error
     if not isinstance(outputs, list):
         raise InputError(

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from stepdistill_jax.settings import check, setting
 from stepdistill_jax.spec import InputError
 
+# Of an array, which XLA indexes by 32 bits.
+MAX_SIZE = 2**31 - 1
 REMAT_POLICIES = ("none", "dots", "full")
 
 
@@ -19,14 +21,17 @@ class T5Config:
     HEADING = "Model"
 
     vocab_size: int = setting(
-        32128, "Rows of the embedding table, at least the vocabulary's size.", at_least=1
+        32128,
+        "Rows of the embedding table, at least the vocabulary's size.",
+        at_least=1,
+        at_most=MAX_SIZE,
     )
-    emb_dim: int = setting(768, "Width of the residual stream.", at_least=1)
-    num_heads: int = setting(12, "Attention heads.", at_least=1)
-    head_dim: int = setting(64, "Width of one attention head.", at_least=1)
-    mlp_dim: int = setting(2048, "Width of the MLP.", at_least=1)
-    num_encoder_layers: int = setting(12, "Encoder layers.", at_least=1)
-    num_decoder_layers: int = setting(12, "Decoder layers.", at_least=1)
+    emb_dim: int = setting(768, "Width of the residual stream.", at_least=1, at_most=MAX_SIZE)
+    num_heads: int = setting(12, "Attention heads.", at_least=1, at_most=MAX_SIZE)
+    head_dim: int = setting(64, "Width of one attention head.", at_least=1, at_most=MAX_SIZE)
+    mlp_dim: int = setting(2048, "Width of the MLP.", at_least=1, at_most=MAX_SIZE)
+    num_encoder_layers: int = setting(12, "Encoder layers.", at_least=1, at_most=MAX_SIZE)
+    num_decoder_layers: int = setting(12, "Decoder layers.", at_least=1, at_most=MAX_SIZE)
     # "gelu" is the tanh approximation ("gelu_new" elsewhere), as in T5 1.1.
     mlp_activations: tuple[str, ...] = setting(
         ("gelu", "linear"),

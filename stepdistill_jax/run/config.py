@@ -86,9 +86,12 @@ class RunConfig:
         },
     )
     seed: int = setting(
-        0, "Seed of initialisation, dropout and the order of the training pairs.", at_least=0
+        0,
+        "Seed of initialisation, dropout and the order of the training pairs.",
+        at_least=0,
+        at_most=2**63 - 1,
     )
-    train_steps: int = setting(10_000, "Optimizer steps.", at_least=1)
+    train_steps: int = setting(10_000, "Optimizer steps.", at_least=1, at_most=2**31 - 1)
     microbatches: int = setting(
         1,
         "Parts of a batch that are computed one after the other to save memory. The loss is the "

@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 from gin import config_parser
 
-from stepdistill_jax.settings import Macro, fits, kind
+from stepdistill_jax.settings import Macro, fits, kind, short
 from stepdistill_jax.spec import InputError
 
 # Earlier versions declared the macros in these files, which their run files include.
@@ -82,12 +82,16 @@ def gin_folder() -> pathlib.Path:
 def _statements(path: epath.Path) -> Iterator[Any]:
     """gin's own parse of one file; syntax errors name the line."""
     try:
-        text = path.read_text()
+        text = path.read_text().removeprefix("\ufeff")  # Windows writes this mark.
         yield from config_parser.ConfigParser(text, _Delegate(path.name))
     except SyntaxError as error:
         raise InputError(
-            f"{path}:{error.lineno}: cannot parse {(error.text or '').strip()!r}. Write "
+            f"{path}:{error.lineno}: cannot parse {short((error.text or '').strip())}. Write "
             "NAME = value, with texts in quotes."
+        ) from error
+    except RecursionError as error:
+        raise InputError(
+            f"{path}: not a gin file: brackets are nested too deeply. Remove some."
         ) from error
     except tokenize.TokenError as error:
         problem, (line, _) = error.args
@@ -223,7 +227,7 @@ def override(text: str, declared: Macros) -> Setting:
         value = parser.parse_value()
         if parser.current_token.type not in (tokenize.NEWLINE, tokenize.ENDMARKER):
             raise SyntaxError("something follows the value")
-    except (SyntaxError, tokenize.TokenError) as error:
+    except (SyntaxError, tokenize.TokenError, RecursionError) as error:
         # A template may begin with {column}; no text setting takes a dict.
         is_template = is_text and raw[0] == "{"
         if not takes_text or (raw[0] in "'\"([{@%" and not is_template):
@@ -233,7 +237,7 @@ def override(text: str, declared: Macros) -> Setting:
                 else "Write numbers, True, False, None and ('a', 'b') as in Python, and quote the "
                 "whole flag in the shell"
             )
-            raise InputError(f"{where}: cannot parse {raw!r}. {remedy}.") from error
+            raise InputError(f"{where}: cannot parse {short(raw)}. {remedy}.") from error
         value = raw
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if takes_text and is_number and not fits(value, hint):
@@ -253,10 +257,11 @@ def typed(macro: Macro, setting: Setting) -> Any:
         if fits(candidate, macro.hint):
             # 1 passes for 1.0, and is written back as 1.0.
             is_float = macro.hint is float and isinstance(candidate, int)
-            return float(candidate) if is_float else candidate
+            # By its text, since a whole number larger than any float is then infinite.
+            return float(str(candidate)) if is_float else candidate
     example = f", as in {macro.name} = {macro.default!r}" if macro.default else ""
     raise InputError(
-        f"{setting.place}: got {setting.value!r}, expected {kind(macro.hint)}{example}."
+        f"{setting.place}: got {short(setting.value)}, expected {kind(macro.hint)}{example}."
     )
 
 

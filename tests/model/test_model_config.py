@@ -97,7 +97,7 @@ SIZES = {
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"num_heads": 0}, r"NUM_HEADS: got 0, expected at least 1"),
+        ({"num_heads": 0}, r"NUM_HEADS: got 0, expected a number in \[1, 2147483647\]"),
         ({"dropout_rate": 1.0}, r"DROPOUT_RATE: got 1.0, expected a number in \[0, 1\)"),
         ({"dtype": "float16"}, r"DTYPE: got 'float16', expected one of 'float32', 'bfloat16'"),
         ({"remat": "some"}, r"REMAT: got 'some', expected one of 'none', 'dots', 'full'"),

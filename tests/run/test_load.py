@@ -205,6 +205,15 @@ def test_a_lone_text_is_a_tuple_of_one():
         ("ALPHA=%ALPHA", r"ALPHA -> ALPHA is a circle"),
         ("ALPHA=@DataConfig()", r"@DataConfig is not supported"),
         ("ALPHA=(1", r"cannot parse '\(1'"),
+        ("LEARNING_RATE=1e999", r"^--gin\.LEARNING_RATE: got inf, expected a finite number\.$"),
+        ("LEARNING_RATE=-1e999", r"^--gin\.LEARNING_RATE: got -inf, expected a finite number\.$"),
+        ("WEIGHT_DECAY=" + "9" * 400, r"WEIGHT_DECAY: got inf, expected a finite number\.$"),
+        ("TRAIN_STEPS=2147483648", r"got 2147483648, expected a number in \[1, 2147483647\]"),
+        ("TRAIN_STEPS=1" + "0" * 400, r"TRAIN_STEPS: got 10{96}\.\.\., expected a number in \["),
+        ("TRAIN_STEPS=1" + "0" * 5000, r"TRAIN_STEPS: cannot parse '10{95}\.\.\.\. Write numb"),
+        ("SEED=9223372036854775808", r"SEED: got .*, expected a number in \[0, 922337.*5807\]"),
+        ("EMB_DIM=1" + "0" * 20, r"EMB_DIM: got 10{20}, expected a number in \[1, 2147483647\]"),
+        ("LABEL_SET=" + "(" * 5000 + ")" * 5000, r"LABEL_SET: cannot parse '\(+\.\.\.\. "),
         (
             "MODEL_DIR=(old) run",
             r"cannot parse .* begins with \( in quotes: '--gin\.MODEL_DIR=\"text",
@@ -306,6 +315,8 @@ def test_early_stopping_needs_evaluations():
         ("BATCHSIZE = 3\n", r"user\.gin:2: BATCHSIZE: unknown setting\. Did you mean BATCH_SIZE\?"),
         ("UNUSED = 3\n", r"user\.gin:2: UNUSED: unknown setting"),
         ("ALPHA = 2.0\n", r"user\.gin:2: ALPHA: got 2\.0, expected"),
+        ("LABEL_SET = " + "(" * 5000 + ")" * 5000, r"user\.gin: not a gin file: brackets are nes"),
+        ("TRAIN_STEPS = " + "1" * 5000, r"user\.gin:2: cannot parse 'TRAIN_STEPS = 1+\.\.\.\. W"),
         ("ALPHA = high\n", r"user\.gin:2: cannot parse 'ALPHA = high'.*quotes"),
         ("ALPHA = (\n", r"user\.gin:3: not a gin file: EOF in multi-line statement\. Close open"),
         ("DataConfig.fraction = 0.5\n", r"user\.gin:2: .*Write FRACTION = \.\.\. instead"),
@@ -320,6 +331,12 @@ def test_a_wrong_line_is_named(tmp_path, text, message):
     path.write_text('include "demo.gin"\n' + text)
     with pytest.raises(InputError, match=message):
         load.parse([path])
+
+
+def test_a_byte_order_mark_of_windows_is_skipped(tmp_path):
+    path = tmp_path / "user.gin"
+    path.write_bytes(b'\xef\xbb\xbfinclude "demo.gin"\r\nALPHA = 0.25\r\n')
+    assert load.parse([path]).objective.alpha == 0.25
 
 
 def test_a_missing_run_file_names_the_nearest():
