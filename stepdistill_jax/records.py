@@ -196,7 +196,7 @@ def _refuse_other_format(path: epath.Path, first: bytes, remedy: str) -> None:
     if remedy == MEND:
         remedy = "Convert it, and name the new file."
         if command:
-            target = path.with_name(f"{path.stem}_lines.jsonl")
+            target = path.with_name(f"{path.name.partition('.')[0]}_lines.jsonl")
             remedy = f"Convert it, and name the new file: {command} < {_quoted(path)} > "
             remedy += _quoted(target)
     raise InputError(f"{path.name}: {name}, expected JSON lines (an object a line). {remedy}")

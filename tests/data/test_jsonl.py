@@ -133,6 +133,64 @@ def test_a_free_label_must_be_a_text(tmp_path):
         load(tmp_path, columns)
 
 
+NAMES = ("false", "true")
+PAIRS = ((False, "no"), (True, "yes"))
+NUMBERS = ((0, "no"), (1, "yes"))
+
+
+@pytest.mark.parametrize(
+    ("label_set", "raw", "labels"),
+    [
+        # BoolQ and StrategyQA: "answer": true.
+        (NAMES, "false true", ["false", "true"]),
+        (("False", "True"), "false true", ["False", "True"]),
+        (("no", "yes"), "false true", ["no", "yes"]),
+        (("YES", "NO"), "false true", ["NO", "YES"]),
+        (PAIRS, "false true", ["no", "yes"]),
+        (NUMBERS, "false true", ["no", "yes"]),
+        ({True: "wahr", False: "falsch"}, "false true", ["falsch", "wahr"]),
+        # pandas writes whole numbers as floats where some are missing.
+        (NUMBERS, "0.0 1.0 1 null", ["no", "yes", "yes", None]),
+        (PAIRS, "0 1.0", ["no", "yes"]),
+        (((-1, "down"), (1, "up")), "-1.0 1e0", ["down", "up"]),
+        (((0.5, "half"), (1, "whole")), "0.5 1.0", ["half", "whole"]),
+        (("1", "2", "3"), "1 2.0", ["1", "2"]),
+        # A text is itself alone.
+        ((("1", "one"), (1, "eins")), '"1" 1', ["one", "eins"]),
+    ],
+)
+def test_booleans_and_floats_read_by_the_label_set(tmp_path, label_set, raw, labels):
+    columns = ColumnConfig(train_file="train.jsonl", input_template="{q}", label_set=label_set)
+    write(tmp_path, *(f'{{"q": "?", "label": {value}}}' for value in raw.split()))
+    assert [example.label for example in load(tmp_path, columns)] == labels
+
+
+@pytest.mark.parametrize(
+    ("label_set", "raw", "message"),
+    [
+        (("entailed", "not"), "true", "got label True, expected one of 'entailed', 'not'. Fix the"),
+        (("true", "yes"), "true", "got label True, expected one of 'true', 'yes'"),
+        (((0, "a"), (1, "b"), (2, "c")), "true", "got label True, expected one of 0, 1, 2"),
+        (NUMBERS, "0.5", "got label 0.5, expected one of 0, 1"),
+        (NUMBERS, "1e999", "got label inf, expected"),
+        (("nan", "yes"), "NaN", "got label nan, expected one of 'nan', 'yes'"),
+        (NAMES, '"True"', "got label 'True', expected one of 'false', 'true'"),
+        (PAIRS, '"true"', "got label 'true', expected one of False, True"),
+        (
+            (),
+            "true",
+            r"got bool True, expected str.*LABEL_SET=\(\(False, 'no'\), \(True, 'yes'\)\)\.",
+        ),
+        ((), "1.0", r"got float 1.0, expected str.*LABEL_SET=\(\(0, 'no'\), \(1, 'yes'\)\)\."),
+    ],
+)
+def test_other_values_are_refused_with_what_is_allowed(tmp_path, label_set, raw, message):
+    columns = ColumnConfig(train_file="train.jsonl", input_template="{q}", label_set=label_set)
+    write(tmp_path, f'{{"q": "?", "label": {raw}}}')
+    with pytest.raises(InputError, match=f"^train.jsonl:1: .*{message}"):
+        load(tmp_path, columns)
+
+
 def test_a_line_cut_short_is_an_error_even_when_bad_rows_are_skipped(tmp_path):
     write(tmp_path, ROWS[0], '{"uid": "b", "premi')
     with pytest.raises(

@@ -54,7 +54,8 @@ class ColumnConfig:
     label_set: tuple[str, ...] | tuple[tuple[Any, str], ...] = setting(
         (),
         "Labels allowed: ('yes', 'no'), or pairs of raw value and text, ((0, 'no'), (1, 'yes')); "
-        "() = any text.",
+        "() = any text. JSON's true reads as True or 1, else as 'true' or 'yes' in any case; 1.0 "
+        "as 1.",
     )
     metric: str = setting(
         "exact",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import string
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -74,6 +75,35 @@ def _input(row: Mapping[str, Any], columns: ColumnConfig, where: str) -> str:
     return render(columns.input_template, values)
 
 
+# Of LABEL_SET, for numbers and for true and false.
+_EXAMPLES = ("((0, 'no'), (1, 'yes'))", "((False, 'no'), (True, 'yes'))")
+
+
+def _mapped(value: Any, allowed: Mapping[Any, str]) -> str | None:
+    """The text of a raw label by LABEL_SET; None where that has none for it.
+
+    True reads as 1 and False as 0, and the other way round, unless LABEL_SET has other numbers;
+    else as 'true' or 'yes' and 'false' or 'no', in any case. 1.0 reads as 1; else 1 as '1'.
+    """
+    if isinstance(value, str):
+        return allowed.get(value)
+    if not isinstance(value, int | float):
+        return None
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        value = int(value) if value.is_integer() else value
+    numbers = {key for key in allowed if isinstance(key, int | float)}
+    # In Python, 0 == False.
+    if value in numbers and not (isinstance(value, bool) and numbers - {0, 1}):
+        return allowed[value]
+    texts = [str(value)]
+    if isinstance(value, bool):
+        texts = ["true", "yes"] if value else ["false", "no"]
+    matches = [key for key in allowed if isinstance(key, str) and key.casefold() in texts]
+    return allowed[matches[0]] if len(matches) == 1 else None
+
+
 def _label(
     row: Mapping[str, Any], columns: ColumnConfig, names: tuple[str, ...], where: str
 ) -> str | None:
@@ -86,17 +116,13 @@ def _label(
     value = _column(row, columns.label_column, "LABEL_COLUMN", where)
     if value is None:
         return None
-    whole = isinstance(value, int) and not isinstance(value, bool)
     allowed = columns.label_map()
-    # 0 == False == 0.0 in Python, so only texts and ints are looked up.
-    if (isinstance(value, str) or whole) and value in allowed:
-        return allowed[value]
-    if whole and 0 <= value < len(names):
-        value = names[value]
-        if not allowed:
-            return value
-        if value in allowed:
-            return allowed[value]
+    label = _mapped(value, allowed)
+    is_class = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names)
+    if label is None and is_class:
+        label = names[value] if not allowed else _mapped(names[value], allowed)
+    if label is not None:
+        return label
     if allowed:
         raise InputError(
             f"{where}: got label {value!r:.60}, expected one of {', '.join(map(repr, allowed))}. "
@@ -105,7 +131,8 @@ def _label(
     if not isinstance(value, str):
         raise InputError(
             f"{where}: label column {columns.label_column!r}: got {type(value).__name__} "
-            f"{value!r:.60}, expected str. Fix the row, or map the value to a text with LABEL_SET."
+            f"{value!r:.60}, expected str. Fix the row, or map the values to texts, as in "
+            f"LABEL_SET={_EXAMPLES[isinstance(value, bool)]}."
         )
     if not value.strip():
         raise bad_row(where, f"label column {columns.label_column!r} is empty")
