@@ -13,12 +13,15 @@ import re
 from collections.abc import Callable
 
 from stepdistill_jax.data.equation import EquationError, evaluate
+from stepdistill_jax.data.thoughts import without_thoughts
 from stepdistill_jax.records import Annotation, Example, ParseFailure
 
 # Increase it whenever the same output would be read differently: part of a data fingerprint.
-VERSION = 1
+VERSION = 2
 
 NO_MARKER = "no answer marker"
+THINKING = "cut off while thinking"
+STOPPED = "stop text in the thoughts"
 SEVERAL = "several answers"
 NOT_IN_SET = "label not in set"
 NOT_A_CHOICE = "answer is none of the choices"
@@ -39,6 +42,7 @@ _BARE_LETTER = re.compile(r"([a-zA-Z])(?:[).:](.*)|)")
 _SIGNS = str.maketrans("×÷−", "*/-")
 # Chat models' markup around a whole answer: **neutral**, `neutral`, $84 / 2$.
 _BOLD = "**"
+_BOXED = re.compile(r"\$*\\boxed\{(?:\\text\{)?(?P<answer>[^{}]+)\}")
 _SET_IN = re.compile(r"(\*{1,3}|`|\$)(?P<answer>[^*`$]+)\1(?P<stop>\.?)")
 
 
@@ -86,11 +90,15 @@ def parse(
     Returns:
         An annotation, marked `repaired` if the agreed format's rules (for a released data set the
         release's) read another label; or a failure with one of this module's reasons. A failure
-        with an answer marker keeps the text before it as its rationale.
+        with an answer marker keeps the text before it as its rationale. Thoughts of a reasoning
+        model are no part of either.
     """
     rules = _FORMATS[format]
-    run_on = rules.run_on.search(raw)
-    text = raw[: run_on.start()] if run_on else raw
+    answer = without_thoughts(raw)
+    if answer is None:
+        return ParseFailure(example.id, STOPPED if complete else THINKING, "", raw)
+    run_on = rules.run_on.search(answer)
+    text = answer[: run_on.start()] if run_on else answer
     matches: list[re.Match[str]] = []
     for marker in rules.markers:
         matches = list(marker.finditer(text))
@@ -100,7 +108,7 @@ def parse(
         return ParseFailure(example.id, NO_MARKER, "", raw)
     rationale = text[: matches[0].start()].rstrip().removesuffix(_BOLD).rstrip().rstrip(",")
     rationale = rules.cue.sub("", rationale.rstrip(), count=1).lstrip()
-    may_go_on = len(text) == len(raw) and not complete
+    may_go_on = run_on is None and not complete
     try:
         labels = {
             _answer(rules.read, example.choices, _rest(text, match), may_go_on) for match in matches
@@ -110,7 +118,7 @@ def parse(
     except _UnusableError as unusable:
         return ParseFailure(example.id, unusable.reason, rationale, raw)
     label = labels.pop()
-    return Annotation(example.id, rationale, label, label != _as_agreed(format, raw)[1])
+    return Annotation(example.id, rationale, label, label != _as_agreed(format, answer)[1])
 
 
 def _rest(text: str, marker: re.Match[str]) -> str:
@@ -125,22 +133,25 @@ def _rest(text: str, marker: re.Match[str]) -> str:
 def _answer(read: _ReadLabel, choices: tuple[str, ...], rest: str, may_go_on: bool) -> str:
     """The label from what follows a marker."""
     line = rest.strip()
+    if boxed := _BOXED.match(line):
+        # Its bracket is closed, so it is whole.
+        return read(boxed["answer"].strip(), choices, False)
     if set_in := _SET_IN.fullmatch(line):
         line = set_in["answer"].strip() + set_in["stop"]
     return read(line, choices, may_go_on and not rest.endswith("\n"))
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Letters and digits only, case-folded: equal for two spellings of one choice."""
     return re.sub(r"[\W_]+", "", text).casefold()
 
 
 def _named(text: str, choices: tuple[str, ...]) -> set[str]:
-    """The choices equal to `text`, full stops aside; if there are none, those equal as `_plain`."""
+    """The choices equal to `text`, full stops aside; if there are none, those of equal letters."""
     written = text.strip().removesuffix(".")
     exact = {choice for choice in choices if written == choice.strip().removesuffix(".")}
-    plain = _plain(text)
-    return exact or {choice for choice in choices if plain and plain == _plain(choice)}
+    plain = plain_text(text)
+    return exact or {choice for choice in choices if plain and plain == plain_text(choice)}
 
 
 def _read_closed(answer: str, choices: tuple[str, ...], at_end: bool) -> str:
@@ -148,12 +159,12 @@ def _read_closed(answer: str, choices: tuple[str, ...], at_end: bool) -> str:
     named = _named(answer, choices)
     if len(named) == 1:
         return named.pop()
-    plain = _plain(answer)
+    plain = plain_text(answer)
     if at_end and len(plain) >= _MIN_PREFIX:
-        begun = [choice for choice in choices if _plain(choice).startswith(plain)]
+        begun = [choice for choice in choices if plain_text(choice).startswith(plain)]
         if len(begun) == 1:
             return begun[0]
-    mentioned = [choice for choice in choices if _plain(choice) in plain]
+    mentioned = [choice for choice in choices if plain_text(choice) in plain]
     raise _UnusableError(SEVERAL if len(mentioned) > 1 else NOT_IN_SET)
 
 
@@ -175,7 +186,7 @@ def _read_choice(answer: str, choices: tuple[str, ...], at_end: bool) -> str:
     place = ord(letter.lower()) - ord("a")
     if place >= len(choices) or before.strip():
         raise _UnusableError(NOT_A_CHOICE)
-    chosen, plain = choices[place], _plain(after)
+    chosen, plain = choices[place], plain_text(after)
     named = _named(after, choices)
     if not plain or chosen in named:
         return chosen
@@ -183,9 +194,11 @@ def _read_choice(answer: str, choices: tuple[str, ...], at_end: bool) -> str:
         raise _UnusableError(DISAGREE)
     # From here on the text is not a choice, but may be a variant of the letter's.
     whole_words = after.strip().rstrip(".").casefold() + " "
-    if chosen.casefold().startswith(whole_words) or (at_end and _plain(chosen).startswith(plain)):
+    if chosen.casefold().startswith(whole_words) or (
+        at_end and plain_text(chosen).startswith(plain)
+    ):
         return chosen
-    if difflib.SequenceMatcher(None, plain, _plain(chosen)).ratio() >= _SAME_WORD:
+    if difflib.SequenceMatcher(None, plain, plain_text(chosen)).ratio() >= _SAME_WORD:
         return chosen
     raise _UnusableError(NOT_A_CHOICE)
 
@@ -223,22 +236,34 @@ def _read_text(answer: str, choices: tuple[str, ...], at_end: bool) -> str:
 
 _PREMISE = re.compile(r"(?:^|\n)[ \t]*Premise:")
 _QUESTION = re.compile(r"(?:^|\n)[ \t]*Q:")
+# How chat models introduce an answer whatever the exemplars show.
+_CHAT = (
+    re.compile(r"(?:#+ *)?\b(?:the )?final answer\b(?: is\b)?:?", re.IGNORECASE),
+    re.compile(r"\$*(?=\\boxed\{)"),
+    # Not at the start, where it repeats the prompt's last word.
+    re.compile(r"\n\s*\**Answer\**:\**", re.IGNORECASE),
+)
 _SO_ANSWER = (
     re.compile(r"So the answer is"),
     re.compile(r"\b(?:so )?the answer is\b:?", re.IGNORECASE),
+    *_CHAT,
 )
 _ANSWER_CUE = re.compile(r"\A\**A(?:nswer)?:\**")
 _FORMATS = {
     "esnli": _Format(
         _PREMISE,
-        (re.compile(r"(?:^|\n)\s*Answer:"), re.compile(r"(?:^|\n)\s*\*+Answer(?::\*+|\*+:)")),
+        (
+            re.compile(r"(?:^|\n)\s*Answer:"),
+            re.compile(r"(?:^|\n)\s*\*+Answer(?::\*+|\*+:)"),
+            *_CHAT,
+        ),
         _read_closed,
         re.compile(r"\A\**Reasonings?:\**"),
     ),
     "anli": _Format(_PREMISE, _SO_ANSWER, _read_closed, _ANSWER_CUE),
     "cqa": _Format(_QUESTION, _SO_ANSWER, _read_choice, _ANSWER_CUE),
     "svamp": _Format(
-        _QUESTION, (re.compile(r"The answer is"), _SO_ANSWER[1]), _read_equation, _ANSWER_CUE
+        _QUESTION, (re.compile(r"The answer is"), *_SO_ANSWER[1:]), _read_equation, _ANSWER_CUE
     ),
     # For the demo, and for a user's own data set with METRIC exact and equation.
     "demo": _Format(_QUESTION, _SO_ANSWER, _read_closed, _ANSWER_CUE),

@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterator, Mapping
 from stepdistill_jax.data.parse import parse
 from stepdistill_jax.records import Example, ParseFailure
 from stepdistill_jax.teacher.config import ExtractConfig
+from stepdistill_jax.teacher.failure_reasons import CUT
 from stepdistill_jax.teacher.prompts import Prompt
-from stepdistill_jax.teacher.requests import ANSWER, HINT, Request
+from stepdistill_jax.teacher.requests import ANSWER, HINT, Request, is_cut
 from stepdistill_jax.teacher.store import Response
 from stepdistill_jax.teacher.vote import Annotated, Outcome, annotate, is_right
 
@@ -63,7 +64,7 @@ class Annotator:
     def annotated(self, state: ExampleState) -> Annotated | None:
         """The annotation of an example; None before its first response."""
         samples = [
-            self._read(state, response)
+            self.read(state, response)
             for (purpose, sample), response in sorted(state.responses.items())
             if purpose == ANSWER and sample < self.extract.samples
         ]
@@ -71,7 +72,7 @@ class Annotator:
             return None
         # A hint that was paid for is used, whatever HINT_WRONG is now.
         hint = state.responses.get((HINT, 0)) if self._may_hint(state) else None
-        hinted = None if hint is None else self._read(state, hint)
+        hinted = None if hint is None else self.read(state, hint)
         return annotate(state.example, samples, hinted, self.metric)
 
     def may_need_hint(self, state: ExampleState) -> bool:
@@ -95,14 +96,17 @@ class Annotator:
                 state.requested.add(slot)
                 yield slot
 
-    def _may_hint(self, state: ExampleState) -> bool:
-        evaluated = self.evaluated.get(state.unit, ())
-        return state.example.label is not None and state.example.id not in evaluated
-
-    def _read(self, state: ExampleState, response: Response) -> Outcome:
+    def read(self, state: ExampleState, response: Response) -> Outcome:
         """The response as parsed; a failed request is a parse failure of the same reason."""
         if response.error:
             return ParseFailure(state.example.id, response.error, "", "")
         # After "stop" the teacher would have written nothing more.
         is_complete = response.finish_reason == "stop"
-        return parse(self.prompt.format, state.example, response.text, is_complete)
+        outcome = parse(self.prompt.format, state.example, response.text, is_complete)
+        if isinstance(outcome, ParseFailure) and is_cut(response.finish_reason):
+            return dataclasses.replace(outcome, reason=CUT)
+        return outcome
+
+    def _may_hint(self, state: ExampleState) -> bool:
+        evaluated = self.evaluated.get(state.unit, ())
+        return state.example.label is not None and state.example.id not in evaluated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import urllib.parse
 
@@ -12,6 +13,21 @@ from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher.requests import Decoding
 
 SPLITS = ("train", "validation", "test")
+# Fields of a request that EXTRA_BODY may not set, and the macros behind them.
+_FIELDS_OF_MACROS = {
+    "model": "TEACHER_MODEL",
+    "messages": "PROMPT_FILE",
+    "prompt": "PROMPT_FILE",
+    "stop": "PROMPT_FILE",
+    "temperature": "TEMPERATURE",
+    "top_p": "TOP_P",
+    "seed": "SAMPLING_SEED",
+    "max_tokens": "MAX_NEW_TOKENS",
+    "max_completion_tokens": "MAX_NEW_TOKENS",
+    "reasoning_effort": "REASONING_EFFORT",
+    "n": "SAMPLES",
+    "stream": "nothing: responses are read whole",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +72,9 @@ class ExtractConfig:
     )
     teacher_url: str = setting(
         "",
-        "URL of the endpoint, as 'http://127.0.0.1:8000/v1'; '' = the environment variable "
-        "OPENAI_BASE_URL, else OpenAI's.",
+        "URL of the endpoint, as 'http://127.0.0.1:8000/v1', or Azure's "
+        "'https://NAME.openai.azure.com/openai/v1'; '' = the environment variable OPENAI_BASE_URL, "
+        "else OpenAI's.",
     )
     teacher_key: str = setting(
         "OPENAI_API_KEY",
@@ -90,6 +107,20 @@ class ExtractConfig:
     )
     max_new_tokens: int = setting(256, "Maximum output tokens.", at_least=1)
     sampling_seed: int = setting(0, "Seed of sampling, where the endpoint takes one.")
+    reasoning_effort: str = setting(
+        "",
+        "How much a reasoning model thinks, in its own words, as 'low'; '' = its default. Thoughts "
+        "count as output tokens.",
+    )
+    extra_body: str = setting(
+        "", "More fields of every request, as a JSON object: '{\"top_k\": 20}'; '' = none."
+    )
+    omit_fields: tuple[str, ...] = setting(
+        (),
+        "Fields that the endpoint does not take. CLIENT 'openai' finds them by itself. Without "
+        "max_tokens, max_completion_tokens is sent.",
+        choices=("stop", "temperature", "top_p", "seed", "max_tokens", "max_completion_tokens"),
+    )
     hint_wrong: bool = setting(
         False,
         "Ask again with the gold label where the label is wrong or unreadable, to get a rationale. "
@@ -103,6 +134,17 @@ class ExtractConfig:
     timeout: float = setting(60.0, "Seconds until a request times out.", above=0)
     retries: int = setting(
         6, "Retries where the endpoint is busy, fails or is unreachable.", at_least=0
+    )
+    ask_failed_again: bool = setting(
+        False,
+        "Send requests that failed again, as after the endpoint was mended at the same address. "
+        "A failed request is always sent again when the setting that caused it has changed.",
+    )
+    stop_after_failures: int = setting(
+        24,
+        "Stop when this many responses at the start all fail for the same reason, or when the "
+        "endpoint cuts prompts; 0 = never.",
+        at_least=0,
     )
     batch_poll: float = setting(
         60.0, "CLIENT 'batch': seconds between two checks of a batch.", above=0
@@ -149,11 +191,34 @@ class ExtractConfig:
         self._refuse_secrets()
         check(self)
         self._refuse_contradictions()
+        _ = self.extra  # raises
 
     @property
     def decoding(self) -> Decoding:
         """The settings of decoding as one value."""
         return Decoding(self.temperature, self.top_p, self.max_new_tokens, self.sampling_seed)
+
+    @property
+    def extra(self) -> str:
+        """EXTRA_BODY and REASONING_EFFORT as one JSON object with sorted keys; "" = none.
+
+        Raises InputError where EXTRA_BODY is no JSON object or sets a field of another macro.
+        """
+        try:
+            fields = json.loads(self.extra_body or "{}")
+        except (ValueError, RecursionError):
+            fields = None
+        if not isinstance(fields, dict):
+            raise InputError(
+                f"EXTRA_BODY: got {self.extra_body!r}, expected a JSON object, as in "
+                "EXTRA_BODY = '{\"top_k\": 20}'."
+            )
+        if self.reasoning_effort:
+            fields = {"reasoning_effort": self.reasoning_effort, **fields}
+        for name, macro in _FIELDS_OF_MACROS.items():
+            if name in json.loads(self.extra_body or "{}"):
+                raise InputError(f"EXTRA_BODY sets {name!r}. Set {macro} instead.")
+        return json.dumps(fields, sort_keys=True, ensure_ascii=False) if fields else ""
 
     def _refuse_secrets(self) -> None:
         """Raises on a key that would be written into ``config.gin``, without showing the key."""
@@ -169,10 +234,12 @@ class ExtractConfig:
                 "TEACHER_URL is not a URL. Write it with scheme and version, as in "
                 "'http://127.0.0.1:8000/v1'."
             ) from None
-        if "@" in address.netloc or address.query:
+        # Azure's older addresses name their version: ?api-version=2024-10-21.
+        is_version = re.fullmatch(r"api-version=[\w.-]+", address.query)
+        if "@" in address.netloc or (address.query and not is_version):
             raise InputError(
-                "TEACHER_URL holds a user, a password or a query. Remove them, and put the key "
-                "into the environment variable that TEACHER_KEY names."
+                "TEACHER_URL holds a user, a password or a query other than api-version. Remove "
+                "them, and put the key into the environment variable that TEACHER_KEY names."
             )
 
     def _refuse_contradictions(self) -> None:

@@ -18,8 +18,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from stepdistill_jax.records import Annotation
 from stepdistill_jax.teacher import budget as budgets
+from stepdistill_jax.teacher import clients
 from stepdistill_jax.teacher.annotator import Annotator, ExampleState
 from stepdistill_jax.teacher.budget import NO_TOKENS, Bounds, Budget, Tokens
+from stepdistill_jax.teacher.cut_prompts import CutPrompts
+from stepdistill_jax.teacher.failure_reasons import EqualFailures
 from stepdistill_jax.teacher.requests import (
     Client,
     Completion,
@@ -110,6 +113,13 @@ class Extractor:
         # Key of a request in flight -> pending requests of the same content.
         self._equals: dict[str, list[_Pending]] = {}
         self._shares_responses = cache.folder is not None or client.keeps_requests
+        self._source = clients.source(annotator.extract)
+        # Responses of a replay cost nothing, and those of a batch are paid for together.
+        can_save = annotator.extract.client != "replay" and not client.keeps_requests
+        self._equal_failures = EqualFailures(
+            annotator.extract.stop_after_failures if can_save else 0
+        )
+        self._cut_prompts = CutPrompts()
         self._stop = asyncio.Event()
         self._hurry = False
         # Key -> a request that an earlier process put into a batch.
@@ -274,8 +284,14 @@ class Extractor:
         self.budget.settle(sending.bound, charged)
         self.counts.received += 1
         self.counts.errors += isinstance(outcome, RequestError)
-        self._log(pending, outcome, charged, sending.send)
+        response = self._log(pending, outcome, charged, sending.send)
+        read = self.annotator.read(pending.state, response)
+        alike = self._equal_failures.add(read, response.detail)
+        self.failure = self.failure or alike
         if isinstance(outcome, Completion):
+            if self.annotator.extract.stop_after_failures:
+                cut = self._cut_prompts.add(request.text, outcome.prompt_tokens)
+                self.failure = self.failure or cut
             self._bounds.learn(request, outcome.prompt_tokens, outcome.completion_tokens)
             self._cache.put(request.key, outcome)
         self._ready.extendleft(self._equals.pop(request.key, ()))
@@ -288,7 +304,7 @@ class Extractor:
         charged: Tokens = NO_TOKENS,
         send: str = "",
         cached: bool = False,
-    ) -> None:
+    ) -> Response:
         """Writes a response, and queues the requests that follow from it."""
         state, request = pending.state, pending.request
         response = Response.of(
@@ -299,9 +315,11 @@ class Extractor:
             send=send,
             cached=cached,
             at=time.time(),
+            source=self._source,
         )
         self._store.append(state.unit, response)
         state.responses[request.purpose, request.sample] = response
         self._ready.extendleft(self._open(state))
         if not state.requested - state.responses.keys():
             self._count_done(state)
+        return response

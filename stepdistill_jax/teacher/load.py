@@ -28,14 +28,16 @@ from stepdistill_jax.spec import CONFIG_FILE, InputError
 from stepdistill_jax.teacher.config import ExtractConfig
 
 # Macros in which the extractions of one folder must agree, since they decide a response. Prompt and
-# example are compared by hash. All other macros may change between two calls.
+# example are compared by hash. All other macros may change between two calls. MAX_NEW_TOKENS may,
+# since a completion that ended before it is the same under any greater one.
 FIXED_MACROS = (
     "TEACHER_MODEL",
     "PROMPT_FORM",
     "TEMPERATURE",
     "TOP_P",
-    "MAX_NEW_TOKENS",
     "SAMPLING_SEED",
+    "REASONING_EFFORT",
+    "EXTRA_BODY",
     "REPLAY",
     "DATASET",
     "HF_NAME",

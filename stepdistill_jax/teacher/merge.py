@@ -34,7 +34,7 @@ def merge(folders: Sequence[str], overrides: Sequence[str]) -> int:
             "--gin.EXTRACT_DIR=teachers/all."
         )
     sources = [pathlib.Path(folder) for folder in folders]
-    if (out / CONFIG_FILE).exists() and store.has_responses(out):
+    if (out / CONFIG_FILE).exists() and store.has_completions(out):
         sources += [out] if out.resolve() not in {s.resolve() for s in sources} else []
     extractions = [load.read(source) for source in sources]
     for source, other in zip(sources, extractions, strict=True):
@@ -76,6 +76,7 @@ def _prepare(
         first.extract,
         extract_splits=tuple(split for split in SPLITS if split in splits),
         extract_inputs=added[0] if added else "",
+        ask_failed_again=False,
     )
     prepared = prepare(dataclasses.replace(first, extract=extract), ALONE)
     units = {name: {each.id: each for each in unit} for name, unit in prepared.units.items()}

@@ -75,8 +75,10 @@ class Prepared:
     def cache(self) -> ResponseCache:
         """The cache of ANSWER_CACHE."""
         extract = self.extraction.extract
-        if extract.answer_cache == NONE or extract.client == "replay":
+        if extract.client == "replay":
             return ResponseCache(None, "")
+        if extract.answer_cache == NONE:
+            return ResponseCache(None, clients.source(extract))
         folder = self.extraction.run.tokens.local_root() / DEFAULT_FOLDER
         if extract.answer_cache:
             folder = pathlib.Path(extract.answer_cache).expanduser()
@@ -148,6 +150,11 @@ class Prepared:
         ]
         if state.transient:
             lines.append(f"{state.transient:,} requests failed for now: they are sent again")
+        if state.mended:
+            lines.append(
+                f"{state.mended:,} requests failed under other settings, or before "
+                "ASK_FAILED_AGAIN: they are sent again"
+            )
         batched = len(state.unanswered) - len(resume.lost_of(state.unanswered, extract))
         if batched:
             lines.append(f"{batched:,} requests are in submitted batches")

@@ -89,6 +89,7 @@ class Prompt:
             prompt="" if is_chat else self.text(example, purpose),
             stop=self.stop,
             decoding=dataclasses.replace(decoding, seed=decoding.seed + sample),
+            extra=extract.extra,
         )
 
     @property

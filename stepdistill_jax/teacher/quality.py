@@ -29,6 +29,7 @@ from stepdistill_jax.teacher.vote import Annotated
 
 # Outcomes beside the parser's reasons for a failure.
 PARSED, REPAIRED = "parsed", "parsed after repair"
+LABELLED = frozenset({PARSED, REPAIRED})
 
 # Why an example is worth a check, and the weight of each reason.
 NOT_READ = "not read"

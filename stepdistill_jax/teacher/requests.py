@@ -13,6 +13,14 @@ import json
 ANSWER, HINT = "answer", "hint"
 # (example id, purpose, sample).
 Slot = tuple[str, str, int]
+# Finish reasons of a completion that reached the limit on its tokens: OpenAI's, Anthropic's,
+# Google's (in any case), Mistral's.
+_CUT = ("length", "max_tokens", "max_output_tokens", "model_length")
+
+
+def is_cut(finish_reason: str) -> bool:
+    """Whether a completion ended because it reached MAX_NEW_TOKENS."""
+    return finish_reason.lower() in _CUT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Request:
         messages: of the chat form; () for plain completion.
         prompt: of plain completion; "" for the chat form.
         stop: texts that end a completion before the teacher writes the next question itself.
+        extra: more fields of the body, as a JSON object; "" = none.
     """
 
     example_id: str
@@ -61,6 +70,7 @@ class Request:
     prompt: str
     stop: tuple[str, ...]
     decoding: Decoding
+    extra: str = ""
 
     @property
     def slot(self) -> Slot:
@@ -79,6 +89,8 @@ class Request:
             "stop": self.stop,
             "decoding": vars(self.decoding),
         }
+        if self.extra:  # Absent where there is none, so that keys of earlier versions stay.
+            content["extra"] = self.extra
         text = json.dumps(content, ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -97,6 +109,7 @@ class Completion:
         prompt_tokens, completion_tokens: the endpoint's counts; None where it reports none.
         model: the name that the endpoint reports.
         seconds: from sending to the last byte, without retries.
+        omitted: fields of the request that the endpoint does not take, as "stop, temperature".
     """
 
     text: str
@@ -105,6 +118,7 @@ class Completion:
     completion_tokens: int | None
     model: str
     seconds: float
+    omitted: str = ""
 
 
 class Client(abc.ABC):

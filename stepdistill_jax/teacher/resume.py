@@ -7,14 +7,14 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 
-from stepdistill_jax.records import Example
+from stepdistill_jax.records import Example, ParseFailure
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.teacher import store
+from stepdistill_jax.teacher import clients, store
 from stepdistill_jax.teacher.annotator import Annotator, ExampleState
 from stepdistill_jax.teacher.budget import Budget, Prices, Tokens, total
 from stepdistill_jax.teacher.clients.failures import TRANSIENT
 from stepdistill_jax.teacher.config import ExtractConfig
-from stepdistill_jax.teacher.requests import HINT
+from stepdistill_jax.teacher.requests import HINT, is_cut
 from stepdistill_jax.teacher.store import ALONE, Response, Sending, Share
 
 
@@ -31,6 +31,7 @@ class ResumeState:
         unanswered: this worker's requests without a response; counted as paid for.
         repeated: of those, requests that are sent again; none that is still in a batch.
         transient: failures that may not occur again; their requests are sent again.
+        mended: failures under other settings, or all with ASK_FAILED_AGAIN; sent again too.
     """
 
     states: list[ExampleState]
@@ -41,6 +42,7 @@ class ResumeState:
     unanswered: list[Sending]
     repeated: int
     transient: int
+    mended: int
 
     def budget(self, extract: ExtractConfig, share: Share) -> Budget:
         """This worker's part of MAX_COST, and what it has spent of it."""
@@ -67,15 +69,18 @@ def load(
     logged = {unit: store.read_responses(folder, unit) for unit in {*store.units(folder), *units}}
     responses = [response for of_unit in logged.values() for response in of_unit]
     for response in responses:
-        _check_identity(response, annotator, folder, remedy)
+        if not response.error:
+            _check_identity(response, annotator, folder, remedy)
+    source = clients.source(annotator.extract)
     states: list[ExampleState] = []
-    unselected = transient = 0
+    unselected = transient = mended = 0
     for unit, unit_responses in logged.items():
         by_example = _by_example(unit_responses)
         for example in units.get(unit, ()):
             state = ExampleState(unit, example, by_example.pop(example.id, {}))
-            _check_content(state, annotator)
             transient += _drop_transient(state)
+            mended += _drop_mended(state, annotator, source)
+            _check_content(state, annotator)
             states.append(state)
         unselected += len(by_example)
     order = [*units]
@@ -101,6 +106,7 @@ def load(
         unanswered=mine,
         repeated=sum(each.key not in done for each in lost_of(mine, annotator.extract)),
         transient=transient,
+        mended=mended,
     )
 
 
@@ -190,13 +196,44 @@ def _drop_transient(state: ExampleState) -> int:
     return len(slots)
 
 
+def _drop_mended(state: ExampleState, annotator: Annotator, source: str) -> int:
+    """Drops failures whose cause may be gone; returns how many.
+
+    Those are failed requests of another content or at another address, all of them with
+    ASK_FAILED_AGAIN, and completions without a label that reached a smaller MAX_NEW_TOKENS.
+    """
+    extract = annotator.extract
+    slots = []
+    for slot, response in state.responses.items():
+        if response.error:
+            has_changed = response.source not in ("", source) or (
+                _can_ask(state, slot) and annotator.request(state, *slot).key != response.key
+            )
+            if has_changed or extract.ask_failed_again:
+                slots.append(slot)
+        elif is_cut(response.finish_reason):
+            is_failure = isinstance(annotator.read(state, response), ParseFailure)
+            if is_failure and response.decoding.max_new_tokens < extract.max_new_tokens:
+                slots.append(slot)
+    for slot in slots:
+        del state.responses[slot]
+    return len(slots)
+
+
+def _can_ask(state: ExampleState, slot: tuple[str, int]) -> bool:
+    """A hint needs a gold label."""
+    return slot[0] != HINT or state.example.label is not None
+
+
 def _check_identity(
     response: Response, annotator: Annotator, folder: pathlib.Path, remedy: str
 ) -> None:
     """Raises InputError for a line of another prompt, model or decoding."""
     extract = annotator.extract
     # Each sample has another seed, which is part of the request's key.
-    decoding = dataclasses.replace(response.decoding, seed=extract.sampling_seed)
+    decoding = dataclasses.replace(
+        response.decoding, seed=extract.sampling_seed, max_new_tokens=extract.max_new_tokens
+    )
     for name, logged, current in (
         ("prompt", response.prompt_hash[:12], annotator.prompt_hash[:12]),
         ("TEACHER_MODEL", response.model, extract.teacher_model),
@@ -213,9 +250,13 @@ def _check_content(state: ExampleState, annotator: Annotator) -> None:
     """Raises InputError where a response belongs to another text than the example has now."""
     example = state.example
     for slot, response in state.responses.items():
-        if slot[0] == HINT and example.label is None:
+        if response.error or not _can_ask(state, slot):
             continue
-        if annotator.request(state, *slot).key != response.key:
+        request = annotator.request(state, *slot)
+        if request.decoding != response.decoding:
+            # MAX_NEW_TOKENS may change between two calls.
+            request = dataclasses.replace(request, decoding=response.decoding)
+        if request.key != response.key:
             raise InputError(
                 f"{response.where}: example {response.id} of {state.unit} had another text than it "
                 f"has now in {example.where or 'the data'}. Restore the data, or set another "

@@ -94,7 +94,7 @@ def _check_length(prepared: Prepared) -> None:
 def _refuse_other_config(prepared: Prepared) -> None:
     """Raises InputError where the folder holds responses under other settings."""
     folder = prepared.folder
-    if (folder / CONFIG_FILE).exists() and store.has_responses(folder):
+    if (folder / CONFIG_FILE).exists() and store.has_completions(folder):
         changed = load.difference(load.read(folder), prepared.extraction)
         if changed:
             listed = ", ".join(f"{n}={old!r} (now {new!r})" for n, (old, new) in changed.items())

@@ -25,7 +25,14 @@ from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher import append_log
 from stepdistill_jax.teacher.budget import NO_TOKENS, Tokens, shared_start
 from stepdistill_jax.teacher.config import SPLITS
-from stepdistill_jax.teacher.requests import Completion, Decoding, Request, RequestError, Slot
+from stepdistill_jax.teacher.requests import (
+    Completion,
+    Decoding,
+    Request,
+    RequestError,
+    Slot,
+    is_cut,
+)
 
 # A replay reads the logs of a folder on a store too.
 _Folder = TypeVar("_Folder", pathlib.Path, epath.Path)
@@ -72,6 +79,8 @@ class Response:
         send: name of the sending, as in the journal; "" where nothing was sent.
         charged: tokens that count as paid for: the endpoint's counts, else the bound.
         error, detail: of a `RequestError`.
+        source: address of the endpoint, where there is an error; "" in older logs.
+        omitted: see `Completion`.
         where: ``file:line``.
         share: whose file the line is in.
     """
@@ -95,6 +104,8 @@ class Response:
     answered_by: str = ""
     error: str = ""
     detail: str = ""
+    source: str = ""
+    omitted: str = ""
     where: str = dataclasses.field(default="", compare=False)
     share: Share = dataclasses.field(default=ALONE, compare=False)
 
@@ -109,6 +120,7 @@ class Response:
         send: str = "",
         cached: bool = False,
         at: float = 0.0,
+        source: str = "",
     ) -> Response:
         """The line for the outcome of a request."""
         response = cls(
@@ -127,7 +139,7 @@ class Response:
         )
         if isinstance(outcome, RequestError):
             detail = _encodable(outcome.detail)
-            return dataclasses.replace(response, error=outcome.reason, detail=detail)
+            return dataclasses.replace(response, error=outcome.reason, detail=detail, source=source)
         return dataclasses.replace(
             response,
             text=_encodable(outcome.text),
@@ -135,6 +147,7 @@ class Response:
             seconds=round(outcome.seconds, 4),
             cached=cached,
             answered_by="" if outcome.model == request.model else _encodable(outcome.model),
+            omitted=outcome.omitted,
         )
 
     @property
@@ -146,7 +159,7 @@ class Response:
         """The line as a JSON object; fields that do not apply are left out."""
         row = dataclasses.asdict(self)
         unused = ("text", "finish_reason") if self.error else ("error", "detail")
-        empty = (name for name in ("answered_by", "send") if not row[name])
+        empty = (name for name in ("answered_by", "send", "source", "omitted") if not row[name])
         for name in ("where", "share", *unused, *empty):
             del row[name]
         return row
@@ -213,9 +226,10 @@ def missing_workers(folders: Iterable[pathlib.Path]) -> list[Share]:
     ]
 
 
-def has_responses(folder: pathlib.Path) -> bool:
-    """Whether a log has a line."""
-    return any(path.stat().st_size for path in log_files(folder))
+def has_completions(folder: pathlib.Path) -> bool:
+    """Whether a log has a response that is not a failure."""
+    rows = (row for path in log_files(folder) for _, row in append_log.read(path))
+    return any(not row.get("error") for row in rows)
 
 
 def _lines(folder: pathlib.Path, unit: str) -> Iterator[tuple[str, Share, dict[str, Any]]]:
@@ -236,25 +250,32 @@ def read_responses(folder: pathlib.Path, unit: str) -> list[Response]:
 
 
 def latest(responses: Iterable[Response]) -> dict[Slot, Response]:
-    """(id, purpose, sample) -> its response; a completion replaces an error.
+    """(id, purpose, sample) -> its response.
+
+    A completion replaces an error, and a later error an earlier one. A completion that reached its
+    MAX_NEW_TOKENS is replaced by a later response under another MAX_NEW_TOKENS.
 
     Raises:
         InputError: two different completions for one request, naming both lines.
     """
     by_slot: dict[Slot, Response] = {}
-    for response in responses:
-        other = by_slot.setdefault(response.slot, response)
-        if other is response or response.error:
-            continue
-        if other.error:
+    for response in sorted(responses, key=lambda each: each.at):
+        other = by_slot.get(response.slot)
+        if other is None or other.error or _was_sent_again(other, response):
             by_slot[response.slot] = response
-        elif (other.key, other.text) != (response.key, response.text):
+        elif not response.error and (other.key, other.text) != (response.key, response.text):
             raise InputError(
                 f"{other.where} and {response.where}: different responses to one request: id "
                 f"{response.id}, {response.purpose} {response.sample}: "
                 f"{_difference(other, response)}. Remove one of the lines."
             )
     return by_slot
+
+
+def _was_sent_again(earlier: Response, later: Response) -> bool:
+    """Whether a completion that reached MAX_NEW_TOKENS was asked for again under another one."""
+    has_other_limit = earlier.decoding.max_new_tokens != later.decoding.max_new_tokens
+    return is_cut(earlier.finish_reason) and has_other_limit
 
 
 def _difference(one: Response, other: Response) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 import pathlib
@@ -10,16 +11,17 @@ from typing import Any
 
 from stepdistill_jax import records, text
 from stepdistill_jax.data import inputs
+from stepdistill_jax.data.parse import plain_text
 from stepdistill_jax.records import Annotation, Example
 from stepdistill_jax.spec import InputError
-from stepdistill_jax.teacher import prompts, quality, resume, store
+from stepdistill_jax.teacher import failure_reasons, prompts, quality, resume, store
 from stepdistill_jax.teacher.annotator import Annotator, ExampleState
 from stepdistill_jax.teacher.budget import NO_TOKENS, Prices, Tokens, paid_rows, total
 from stepdistill_jax.teacher.prepared import Prepared
 from stepdistill_jax.teacher.requests import ANSWER, HINT
 from stepdistill_jax.teacher.resume import Paid, ResumeState
 from stepdistill_jax.teacher.store import SUMMARY_FILE, Response
-from stepdistill_jax.teacher.vote import Annotated
+from stepdistill_jax.teacher.vote import Annotated, is_right
 
 
 def write(prepared: Prepared, state: ResumeState) -> str:
@@ -66,9 +68,29 @@ def write(prepared: Prepared, state: ResumeState) -> str:
     }
     written = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
     records.write_atomic(folder / SUMMARY_FILE, written)
+    for name, unit in units.items():
+        notes += [
+            f"{name}: {count:,} requests without {fields}, which the endpoint does not take"
+            for fields, count in unit.get("omitted", {}).items()
+        ]
+        if near := unit.get("near_misses"):
+            notes.append(
+                f"{name}: {near:,} labels differ from the gold label in case or punctuation alone, "
+                "and count as wrong. Name your labels in LABEL_SET, and they count as right."
+            )
+        notes += failure_reasons.describe(name, unit["quality"]["outcomes"], quality.LABELLED)
     return "\n".join(
         [table(units), *notes, f"rationales, summary and examples to check are in {folder}"]
     )
+
+
+def _is_near_miss(annotated: Annotated, metric: str) -> bool:
+    """Whether a label is wrong by no letter or digit, as "Yes." for "yes"."""
+    gold, outcome = annotated.example.label, annotated.unhinted
+    if metric != "exact" or gold is None or not isinstance(outcome, Annotation):
+        return False
+    same = plain_text(outcome.label) == plain_text(gold) != ""
+    return same and not is_right(annotated.example, outcome, metric)
 
 
 def _examples(prepared: Prepared, unit: str) -> Sequence[Example]:
@@ -111,6 +133,8 @@ def write_unit(
         "rationales": rationales,
         "cached": sum(response.cached for response in responses),
         "errors": sum(bool(response.error) for response in responses),
+        "near_misses": sum(_is_near_miss(each, annotator.metric) for each in annotated),
+        "omitted": dict(collections.Counter(each.omitted for each in responses if each.omitted)),
         **_sums(len(paid), total(each.charged for each in paid), Prices.of(annotator.extract)),
         "seconds": _seconds(paid),
         "quality": quality.assess(annotated, annotator.metric, hints_asked=hints).as_dict(),

@@ -277,3 +277,43 @@ def test_every_json_string_is_read_or_refused(shared):
         output = parse("cqa", examples[place], text[: (place * 37) % (len(text) + 1)])
         if isinstance(output, Annotation):
             assert output.label in examples[place].choices
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Final answer: yes",
+        "**Final answer:** yes",
+        "The final answer is yes.",
+        "\\boxed{yes}",
+        "$\\boxed{\\text{Yes}}$",
+        "So the answer is $\\boxed{yes}$.",
+        "**Answer:** yes",
+        "Answer: Yes.",
+        "### Final Answer\nYES",
+    ],
+)
+def test_the_ways_of_chat_models_to_name_their_answer(answer):
+    example = Example(id="7", input="", label="yes", choices=("yes", "no"))
+    came = parse("demo", example, f"Fish live in water.\n\n{answer}\n", complete=True)
+    assert isinstance(came, Annotation), came
+    assert came.label == "yes"
+    assert came.rationale == "Fish live in water."
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("Answer: Fish live in water, so yes it is.", parser.NO_MARKER),
+        ("A.\nFinal answer: yes\nFinal answer: no", parser.SEVERAL),
+        ("A.\n\\boxed{perhaps}", parser.NOT_IN_SET),
+        ("A.\n\\boxed{yes", parser.NOT_IN_SET),
+    ],
+)
+def test_what_names_no_answer_for_certain_is_refused(output, reason):
+    example = Example(id="7", input="", label="yes", choices=("yes", "no"))
+    assert parse("demo", example, output, complete=True).reason == reason
+
+
+def test_a_boxed_equation_is_read():
+    assert read("svamp", "He halves them.\n\\boxed{84 / 2}").label == "84 / 2"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from teacher_server import TeacherServer
 
@@ -178,10 +180,14 @@ def test_openais_own_endpoint_has_another_name_for_the_longest_answer():
     turns = (Message("user", "Why?"),)
     chat = Request("0", ANSWER, 0, "m", turns, "", (), Decoding(max_new_tokens=9))
     plain = Request("0", ANSWER, 0, "m", (), "Why?", (), Decoding(max_new_tokens=9))
-    assert protocol.body(chat, is_openai=True)["max_completion_tokens"] == 9
-    assert "max_tokens" not in protocol.body(chat, is_openai=True)
-    assert protocol.body(plain, is_openai=True)["max_tokens"] == 9
-    assert protocol.body(chat, is_openai=False)["max_tokens"] == 9
+    extract = ExtractConfig(extract_dir="out", teacher_model="m")
+    completion = dataclasses.replace(extract, prompt_form="completion")
+    newer = protocol.Dialect(extract, is_openai=True)
+    assert protocol.body(chat, newer)["max_completion_tokens"] == 9
+    assert "max_tokens" not in protocol.body(chat, newer)
+    for request, settings, is_openai in ((plain, completion, True), (chat, extract, False)):
+        body = protocol.body(request, protocol.Dialect(settings, is_openai))
+        assert body["max_tokens"] == 9
 
 
 def test_text_in_parts_is_joined():

@@ -6,37 +6,17 @@ import re
 
 import pytest
 import teacher_server
-from absl import flags as absl_flags
 from absl.testing import flagsaver
-from extract_cases import KEY, logged, settings
+from extract_cases import KEY, logged
 
 from launch import extract
 from launch.flags import Arguments
 from stepdistill_jax.data import join
 from stepdistill_jax.run import load
-from stepdistill_jax.spec import InputError
 from stepdistill_jax.teacher import clients, store
 from stepdistill_jax.teacher.requests import EndpointError
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture
-def run(place, server, capsys):
-    """Runs the binary's main in this process -> (exit code or message, stdout, stderr)."""
-
-    def started(*more, positional=(), files=("extract/demo.gin",), folder="out", **flags):
-        given = settings(place, server, *more, folder=folder) if files else more
-        with flagsaver.flagsaver(**flags):
-            try:
-                code = extract.main(Arguments(files, given, (), positional))
-            except InputError as error:
-                code = str(error)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    absl_flags.FLAGS(["extract"])
-    return started
 
 
 def test_the_cap_stops_at_exactly_the_last_row_with_16_in_flight(run, server, place):
@@ -130,9 +110,9 @@ def test_workers_share_the_rows_and_merging_makes_what_training_reads(run, serve
     path.write_text(text)
     # As are folders of different extractions.
     other = place / "machine2" / "config.gin"
-    other.write_text(other.read_text().replace("MAX_NEW_TOKENS = 256", "MAX_NEW_TOKENS = 9"))
+    other.write_text(other.read_text().replace("TOP_P = 1.0", "TOP_P = 0.9"))
     code, _, _ = run(into, positional=folders, files=(), merge=True)
-    assert re.search(r"machine2 holds another .*machine0, with MAX_NEW_TOKENS=9 .*256", code)
+    assert re.search(r"machine2 holds another .*machine0, with TOP_P=0.9 .*1.0", code)
     assert "Leave the folder out" in code
     assert "to continue it" not in code
 

@@ -499,7 +499,6 @@ def test_a_defect_of_the_client_is_raised_when_the_answers_are_safe(tmp_path):
     [
         ({"teacher_model": "n"}, r"rows/train\.jsonl:1: .*TEACHER_MODEL 'm', now 'n'\. Repeat"),
         ({"temperature": 0.5}, r"decoding .*temperature=0\.0.*now .*temperature=0\.5"),
-        ({"max_new_tokens": 11}, r"decoding .*max_new_tokens=10.*now .*max_new_tokens=11"),
     ],
 )
 def test_a_folder_of_another_extraction_is_refused(tmp_path, change, message):

@@ -12,7 +12,7 @@ import traceback
 
 import pytest
 import teacher_server
-from teacher_server import TeacherServer, too_many
+from teacher_server import Fault, TeacherServer, too_many
 
 from stepdistill_jax.data.config import DataConfig
 from stepdistill_jax.spec import InputError
@@ -358,9 +358,10 @@ def test_a_spent_quota_is_not_tried_again():
     assert server.received == 1
 
 
-def test_a_parameter_that_is_refused_names_the_macro():
+def test_a_value_that_is_refused_names_the_macro():
+    error = {"message": "2.5 is greater than 2", "code": "decimal_above_max_value"}
     with TeacherServer() as server:
-        server.plan(teacher_server.BAD_PARAMETER)
+        server.plan(Fault(400, {**error, "param": "temperature"}))
         (came,) = ask(config(server), question())
     assert isinstance(came, EndpointError)
     assert "Change TEMPERATURE" in str(came)

@@ -125,6 +125,8 @@ def test_numbers_of_a_unit(tmp_path):
         "requests": 4,
         "cached": 1,
         "errors": 1,
+        "near_misses": 0,
+        "omitted": {},
         "prompt_tokens": 400,
         "completion_tokens": 40,
         "cost": pytest.approx(600e-6),
@@ -142,3 +144,21 @@ def test_numbers_of_a_unit(tmp_path):
         # Four of five answers were paid for, so 3.2 of four rows, in 2.5 seconds.
         *("train", "5", "4", "75.0%", "50.0%", "4", "1", "440", "1.28", "0.0006"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("label", "metric", "near"),
+    [
+        ("Yes", "exact", 1),
+        ("yes.", "exact", 1),
+        (" yes", "exact", 0),  # White space at the ends never counts.
+        ("no", "exact", 0),
+        ("", "exact", 0),
+        ("(yes)", "equation", 0),
+    ],
+)
+def test_labels_that_are_wrong_by_no_letter_are_counted(label, metric, near):
+    example = Example(id="1", input="", label="yes")
+    outcome = Annotation("1", "R", label)
+    annotated = Annotated(example, outcome, 1, 1, False, outcome)
+    assert summary._is_near_miss(annotated, metric) is bool(near)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Callable
 
+from stepdistill_jax.teacher.clients import protocol
 from stepdistill_jax.teacher.clients.batches import Batches, Part
 from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.requests import Client, Completion, EndpointError, Request
@@ -33,7 +35,9 @@ class BatchClient(Client):
         """See `Client`; `Completion.seconds` is 0."""
         self._requests.append(request)
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        return await self._futures.setdefault(request.key, future)
+        completion = await self._futures.setdefault(request.key, future)
+        omitted = self._batches.dialect.text
+        return dataclasses.replace(protocol.cut(completion, request.stop), omitted=omitted)
 
     def flush(self) -> None:
         """Starts a round; a batch counts as collected only here, when its responses are on disk."""

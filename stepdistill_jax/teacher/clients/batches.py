@@ -77,7 +77,11 @@ class BatchStatus:
 
 
 class Batches:
-    """Submits requests, polls, and collects completions; any process can continue any step."""
+    """Submits requests, polls, and collects completions; any process can continue any step.
+
+    Attributes:
+        dialect: the fields of a request.
+    """
 
     def __init__(self, extract: ExtractConfig) -> None:
         """Continues the state in EXTRACT_DIR.
@@ -87,6 +91,7 @@ class Batches:
         """
         self._folder = epath.Path(extract.extract_dir)
         self._endpoint = endpoints.find(extract)
+        self.dialect = protocol.Dialect(extract, self._endpoint.is_openai)
         self._client = openai.OpenAI(**self._endpoint.options(extract.timeout, extract.retries))
         self._parts = self._read_state()
 
@@ -273,7 +278,7 @@ class Batches:
             yield lines
 
     def _line(self, request: Request) -> bytes:
-        body = protocol.body(request, self._endpoint.is_openai)
+        body = protocol.body(request, self.dialect)
         url = f"/v1{protocol.path(request)}"
         row = {"custom_id": request.key, "method": "POST", "url": url, "body": body}
         return (json.dumps(row, ensure_ascii=False) + "\n").encode()

@@ -44,9 +44,13 @@ class Endpoint:
     def options(self, timeout: float, retries: int) -> dict[str, Any]:
         """Arguments of `openai.OpenAI` and `openai.AsyncOpenAI`; `timeout` is in seconds."""
         redact.quiet_loggers()
+        parts = urllib.parse.urlsplit(self.url)
         return {
             "api_key": self.key or _PLACEHOLDER,
-            "base_url": self.url,
+            "base_url": parts._replace(query="").geturl(),
+            "default_query": dict(urllib.parse.parse_qsl(parts.query)),
+            # Azure reads a key from this header.
+            "default_headers": {"api-key": self.key} if _is_azure(self.url) and self.key else {},
             "timeout": timeout,
             "max_retries": retries,
         }
@@ -102,6 +106,11 @@ def _is_address(url: str) -> bool:
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def _is_azure(url: str) -> bool:
+    host = urllib.parse.urlsplit(url).hostname or ""
+    return host.endswith((".azure.com", ".azure.us", ".azure.cn"))
 
 
 def _is_openai(url: str) -> bool:

@@ -11,12 +11,13 @@ from typing import Any
 
 from stepdistill_jax.teacher.clients import redact
 from stepdistill_jax.teacher.clients.endpoint import Endpoint
-from stepdistill_jax.teacher.requests import EndpointError, RequestError
+from stepdistill_jax.teacher.requests import EndpointError, RequestError, is_cut
 
 # Reasons of a `RequestError`; they are in logs and summaries.
 CONTEXT = "context too long"
 FILTERED = "content filter"
 EMPTY = "empty completion"
+NO_ROOM = "no text within MAX_NEW_TOKENS"
 MALFORMED = "malformed answer"
 REFUSED = "request refused"
 UNAVAILABLE = "no answer"
@@ -46,6 +47,14 @@ _SHARED_FIELDS = {
     "seed": "SAMPLING_SEED",
     "stop": "PROMPT_FILE",
 }
+# Names of the field of MAX_NEW_TOKENS: the first is older, the second the one of newer models.
+LIMITS = ("max_tokens", "max_completion_tokens")
+_UNSUPPORTED_CODES = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
+_UNSUPPORTED = re.compile(
+    r"unsupported|not supported|does not support|unrecognized|unknown (?:parameter|field|argument)"
+    r"|(?:inputs|fields) (?:are )?not permitted|unexpected (?:keyword|field|argument|parameter)",
+    re.IGNORECASE,
+)
 _LONGEST_DETAIL = 300
 
 
@@ -69,10 +78,26 @@ class Again:
     may_be_paid: bool = False
 
 
+def empty(finish_reason: str, prompt: int | None, written: int | None) -> RequestError:
+    """The failure of a completion without text; the counts are its tokens."""
+    reason = NO_ROOM if is_cut(finish_reason) else EMPTY
+    return RequestError(reason, f"finish_reason is {one_line(finish_reason)}", prompt, written)
+
+
 def one_line(text: object) -> str:
     """A text of the endpoint for a message: on one line, shortened, without keys."""
     line = " ".join(redact.redact(str(text)).split())
     return line if len(line) <= _LONGEST_DETAIL else line[: _LONGEST_DETAIL - 3] + "..."
+
+
+def unsupported_field(status: int, body: Any) -> str:
+    """The field of a request that an endpoint does not take; "" where the error is another."""
+    code, _, field, message = _fields(body)
+    if status not in (400, 422) or not (code in _UNSUPPORTED_CODES or _UNSUPPORTED.search(message)):
+        return ""
+    # pydantic, as many servers use it, and others name the field in the message alone.
+    named = (name for name in _SHARED_FIELDS if re.search(rf"\b{name}\b", message))
+    return field if field in _SHARED_FIELDS else next(named, "")
 
 
 def classify(
@@ -109,6 +134,12 @@ def classify(
         return RequestError(CONTEXT, detail)
     if code == "content_filter" or _FILTER.search(f"{code} {message}"):
         return RequestError(FILTERED, detail)
+    unsupported = unsupported_field(status, body)
+    if unsupported and unsupported != "model":
+        return EndpointError(
+            f"{endpoint.shown} does not take {unsupported!r}, which every request has ({detail}). "
+            f"Set OMIT_FIELDS=('{unsupported}',)."
+        )
     if field in _SHARED_FIELDS:
         return EndpointError(
             f"{endpoint.shown} rejects {field!r}, which every request has ({detail}). Change "

@@ -88,9 +88,7 @@ class LocalClient(Client):
         completion = await answer
         if not completion.text.strip():
             counts = (completion.prompt_tokens or 0, completion.completion_tokens or 0)
-            raise RequestError(
-                failures.EMPTY, f"finish_reason is {completion.finish_reason}", *counts
-            )
+            raise failures.empty(completion.finish_reason, *counts)
         return completion
 
     async def close(self) -> None:

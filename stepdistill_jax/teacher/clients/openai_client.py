@@ -56,9 +56,11 @@ class OpenAIClient(Client):
       so it fails only where none is;
     - at the `FAILED_IN_A_ROW`-th request that fails with no completion between them.
 
-    An empty completion, which is paid for, is tried once more. With MAX_COST set it is not, and
-    neither is a try that may have been paid for: one that reached TIMEOUT, was cut off, or was
-    malformed. After an `EndpointError` nothing more is sent.
+    An empty completion, which is paid for, is tried once more, unless it reached MAX_NEW_TOKENS: it
+    would do so again. With MAX_COST set it is not tried again, and neither is a try that may have
+    been paid for: one that reached TIMEOUT, was cut off, or was malformed. After an `EndpointError`
+    nothing more is sent. A field that the endpoint does not take is left out of all requests, or
+    renamed, and `notify` gets a line.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class OpenAIClient(Client):
         self._extract = extract
         self._endpoint = endpoints.find(extract)
         self._client = openai.AsyncOpenAI(**self._endpoint.options(extract.timeout, retries=0))
+        self._dialect = protocol.Dialect(extract, self._endpoint.is_openai)
         self._limiter = RateLimiter(extract.requests_per_minute, extract.tokens_per_minute)
         self._completed = 0
         self._failed = 0
@@ -109,6 +112,8 @@ class OpenAIClient(Client):
             if self._broken is not None:
                 return EndpointError(str(self._broken))
             outcome = await self._try_once(request)
+            if outcome is None:  # Sent again at once, without the field that was rejected.
+                continue
             if isinstance(outcome, EndpointError):
                 return outcome
             if isinstance(outcome, Completion | RequestError):
@@ -125,7 +130,8 @@ class OpenAIClient(Client):
                 if outcome.reason == failures.REFUSED:
                     # The request may be wrong, or all of them.
                     return self._count_failure(failure)
-                if outcome.reason != failures.EMPTY or is_capped or empty == EMPTY_RETRIES:
+                empty_retries = min(EMPTY_RETRIES, self._extract.retries)
+                if outcome.reason != failures.EMPTY or is_capped or empty == empty_retries:
                     # A failure of this request alone shows that the endpoint works.
                     self._note_completion()
                     return failure
@@ -145,7 +151,10 @@ class OpenAIClient(Client):
 
     async def _try_once(
         self, request: Request
-    ) -> Completion | Again | RequestError | EndpointError:
+    ) -> Completion | Again | RequestError | EndpointError | None:
+        """The outcome of one try; None where the endpoint did not take a field of the request."""
+        sent = protocol.body(request, self._dialect)
+        omitted = self._dialect.text
         start = time.monotonic()
         limit = self._extract.timeout
         try:
@@ -154,16 +163,22 @@ class OpenAIClient(Client):
                 body = await self._client.post(
                     protocol.path(request),
                     cast_to=object,
-                    body=protocol.body(request, self._endpoint.is_openai),
+                    body=sent,
                     options={"headers": {"Idempotency-Key": request.key}},
                 )
-            return protocol.read(body, request.model, time.monotonic() - start)
+            completion = protocol.read(body, request.model, time.monotonic() - start)
+            return dataclasses.replace(protocol.cut(completion, request.stop), omitted=omitted)
         except (TimeoutError, openai.APITimeoutError):
             detail = f"no response within TIMEOUT={limit:g} s"
             return Again(failures.UNAVAILABLE, detail, may_be_paid=True)
         except openai.APIConnectionError as error:
             return _connection_failure(error)
         except openai.APIStatusError as error:
+            field = failures.unsupported_field(error.status_code, error.body)
+            if (line := self._dialect.adapt(field, sent)) is not None:
+                if line:
+                    self._notify(f"{self._endpoint.shown} {line}")
+                return None
             failure = failures.classify(
                 error.status_code, error.body, error.response.headers, self._endpoint
             )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from stepdistill_jax.teacher.clients import failures
+from stepdistill_jax.data.thoughts import without_thoughts
+from stepdistill_jax.teacher.clients import failures, redact
+from stepdistill_jax.teacher.config import ExtractConfig
 from stepdistill_jax.teacher.requests import Completion, Request, RequestError
 
 CHAT_PATH, COMPLETION_PATH = "/chat/completions", "/completions"
@@ -16,14 +20,71 @@ def path(request: Request) -> str:
     return CHAT_PATH if request.messages else COMPLETION_PATH
 
 
-def body(request: Request, is_openai: bool) -> dict[str, Any]:
-    """The body of a request; OpenAI's own endpoint renamed a field of the chat form."""
+# What each field does, for the line that tells the user of its loss.
+_WITHOUT = {
+    "stop": "completions are cut at the prompt's stop text here",
+    "temperature": "the model samples at its own temperature, whatever TEMPERATURE says",
+    "top_p": "TOP_P has no effect",
+    "seed": "SAMPLING_SEED has no effect",
+}
+
+
+class Dialect:
+    """The fields that an endpoint takes, as far as OMIT_FIELDS and its errors have said.
+
+    Attributes:
+        omitted: fields that no request has.
+        limit: the field of MAX_NEW_TOKENS.
+    """
+
+    def __init__(self, extract: ExtractConfig, is_openai: bool) -> None:
+        """OpenAI's own endpoint renamed a field of the chat form."""
+        is_renamed = is_openai and extract.prompt_form == "chat"
+        self.omitted = {*extract.omit_fields} - {*failures.LIMITS}
+        self.limit = failures.LIMITS[is_renamed or failures.LIMITS[0] in extract.omit_fields]
+        self._refused = {*extract.omit_fields} & {*failures.LIMITS}
+
+    @property
+    def text(self) -> str:
+        """The omitted fields, for a log."""
+        return ", ".join(sorted(self.omitted))
+
+    def adapt(self, field: str, sent: Mapping[str, Any]) -> str | None:
+        """Leaves out or renames a field that the endpoint rejects in all further requests.
+
+        Args:
+            field: its name.
+            sent: the body that was rejected.
+
+        Returns:
+            A line for the user; "" where this is known already; None = nothing can be done.
+        """
+        if field not in sent:
+            return None
+        if field in failures.LIMITS:
+            if field != self.limit:
+                return ""
+            self._refused.add(field)
+            others = [name for name in failures.LIMITS if name not in self._refused]
+            if not others:
+                return None
+            self.limit = others[0]
+            return f"takes no {field!r}: MAX_NEW_TOKENS is sent as {self.limit!r}"
+        if field not in _WITHOUT:
+            return None
+        if field in self.omitted:
+            return ""
+        self.omitted.add(field)
+        return f"takes no {field!r}: no further request has it, and {_WITHOUT[field]}"
+
+
+def body(request: Request, dialect: Dialect) -> dict[str, Any]:
+    """The body of a request."""
     decoding = request.decoding
-    renamed = is_openai and bool(request.messages)
     content: dict[str, Any] = {
         "model": request.model,
         "temperature": decoding.temperature,
-        "max_completion_tokens" if renamed else "max_tokens": decoding.max_new_tokens,
+        dialect.limit: decoding.max_new_tokens,
     }
     if request.messages:
         content["messages"] = [
@@ -37,7 +98,8 @@ def body(request: Request, is_openai: bool) -> dict[str, Any]:
         content["top_p"] = decoding.top_p
     if decoding.temperature > 0:
         content["seed"] = decoding.seed
-    return content
+    content = {name: value for name, value in content.items() if name not in dialect.omitted}
+    return content | (json.loads(request.extra) if request.extra else {})
 
 
 class MalformedError(Exception):
@@ -61,17 +123,31 @@ def read(response: Any, model: str, seconds: float) -> Completion:
         detail = failures.one_line(refusal or "finish_reason is content_filter")
         raise RequestError(failures.FILTERED, detail, prompt, written)
     if not text.strip():
-        detail = f"finish_reason is {failures.one_line(reason)}"
-        raise RequestError(failures.EMPTY, detail, prompt, written)
+        raise failures.empty(reason, prompt, written)
     reported = response.get("model")
     return Completion(
-        text=_whole_characters(text),
-        finish_reason=reason,
+        # What an endpoint repeats of the request's headers must not reach a file.
+        text=redact.hide_keys(_whole_characters(text)),
+        finish_reason=redact.hide_keys(reason),
         prompt_tokens=prompt,
         completion_tokens=written,
-        model=reported if isinstance(reported, str) and reported else model,
+        model=redact.hide_keys(reported) if isinstance(reported, str) and reported else model,
         seconds=seconds,
     )
+
+
+def cut(completion: Completion, stop: tuple[str, ...]) -> Completion:
+    """The completion up to its first stop text, which some endpoints ignore or reject.
+
+    A stop text within a reasoning model's thoughts ends nothing.
+    """
+    text = completion.text
+    answer = without_thoughts(text)
+    start = len(text) if answer is None else text.rfind(answer)
+    ends = [end for each in stop if (end := text.find(each, start)) >= 0]
+    if not ends:
+        return completion
+    return dataclasses.replace(completion, text=text[: min(ends)], finish_reason="stop")
 
 
 def _first_choice(response: Any) -> Mapping[str, Any]:

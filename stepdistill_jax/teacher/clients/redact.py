@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import re
 import urllib.parse
 
 HIDDEN = "[key]"
 
-# Keys that this process has read: an endpoint may repeat them in any form.
-_keys: set[str] = set()
+# Key that this process has read -> what finds it: an endpoint may repeat it in any form.
+_keys: dict[str, re.Pattern[str]] = {}
 # Shorter values are words like "none" or "test", which local endpoints accept as a key.
 _SHORTEST = 8
+# So many first characters tell which key a shortened form is of.
+_SHOWN = 6
 
 _LOOKS_LIKE_A_KEY = re.compile(
     r"""(?x)
@@ -26,15 +29,37 @@ _CREDENTIALS = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s/@]+@", re.IGN
 
 def remember(key: str) -> None:
     """Hides `key` in all later texts, whatever its form."""
-    if len(key) >= _SHORTEST:
-        _keys.add(key)
+    if len(key) >= _SHORTEST and key not in _keys:
+        _keys[key] = _finder(key)
+
+
+def _finder(key: str) -> re.Pattern[str]:
+    """Finds a key: in any case, percent-encoded, as base64 or hex, or shortened in its middle."""
+    raw = key.encode()
+    plain = [key, urllib.parse.quote(key, safe=""), raw.hex()]
+    # A text of 1 or 2 bytes before the key, as "Basic user:key" has, shifts its base64.
+    shifted = [
+        base64.b64encode(bytes(shift) + raw[: (len(raw) + shift) // 3 * 3 - shift]).decode()
+        for shift in range(3)
+    ]
+    cores = [text[skipped:] for text, skipped in zip(shifted, (0, 2, 3), strict=True)]
+    cores += [core.replace("+", "-").replace("/", "_") for core in cores]
+    encoded = "|".join(map(re.escape, dict.fromkeys(cores)))
+    shortened = rf"(?i:{re.escape(key[:_SHOWN])}[\w-]*(?:\.{{2,}}|…|\*+|•+)[\w*•.…-]*)"
+    whole = "|".join(map(re.escape, dict.fromkeys(plain)))
+    return re.compile(rf"(?i:{whole})|[\w+/]{{0,4}}(?:{encoded})[\w+/=-]*|{shortened}")
+
+
+def hide_keys(text: str) -> str:
+    """`text` without remembered keys, in any of their forms."""
+    for key in sorted(_keys, key=len, reverse=True):
+        text = _keys[key].sub(HIDDEN, text)
+    return text
 
 
 def redact(text: str) -> str:
     """`text` without remembered keys, texts that look like a key, and credentials in addresses."""
-    for key in sorted(_keys, key=len, reverse=True):
-        for form in {key, urllib.parse.quote(key, safe="")}:
-            text = text.replace(form, HIDDEN)
+    text = hide_keys(text)
     text = _LOOKS_LIKE_A_KEY.sub(lambda match: (match["before"] or "") + HIDDEN, text)
     return _CREDENTIALS.sub(r"\g<scheme>", text)
 

@@ -130,11 +130,11 @@ def _logged(replay: str) -> Iterator[tuple[Slot, _Recorded]]:
         )
     path = epath.Path(replay.removeprefix(FILE_PREFIX)).expanduser()
     for file in store.log_files(path) if path.is_dir() else [path]:
-        # A completion replaces an error that came before it.
+        # A later line replaces an earlier one, but an error replaces no completion.
         latest: dict[Slot, _Recorded] = {}
         for where, row in read_jsonl(file):
             slot, recorded = _line(where, row)
-            if slot in latest and not latest[slot].error:
+            if slot in latest and recorded.error and not latest[slot].error:
                 continue
             latest[slot] = recorded
         yield from latest.items()
