@@ -1,7 +1,8 @@
-"""What the texts of a split lose when they become tokens, counted once for each token cache.
+"""What a split loses on its way to tokens, counted once for each token cache.
 
-A vocabulary may lack characters, write a label back as another text, or give two texts the same
-tokens; a limit may cut a label. Nothing of that is an error, and all of it costs accuracy.
+SKIP_BAD_ROWS leaves out rows. A vocabulary may lack characters, write a label back as another text,
+or give two texts the same tokens; a limit may cut a label. Nothing of that is an error, and all of
+it costs accuracy.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from stepdistill_jax.spec import LABEL, UNK_ID, InputError
 # In a cache's folder, beside the manifest: a folder without it gets it at the next opening.
 LOST_TEXT = "lost_text.json"
 _SHOWN = 40
+# Of `join.JoinReport.counts`, what only SKIP_BAD_ROWS allows.
+_LEFT_OUT = ("skipped", "dropped: no gold label", "dropped: neither label nor rationale")
 # Where fewer texts have unknown characters, only the table of `launch.prepare` says so.
 _RARE = 0.001
 _REMEDY = "use another vocabulary, as in --gin_file=models/pretrained/byt5_small.gin"
@@ -59,6 +62,7 @@ class LostText:
         equal_inputs: the input has the tokens of an input with another text.
         equal_inputs_other_label: those whose tokens also occur with another label.
         equal_sample: two such inputs, if possible with two labels.
+        absent_labels: labels that every example offers and none has.
         equal_choices: two labels that one example offers and that have the same tokens.
         inputs, rationales: unknown characters.
     """
@@ -71,6 +75,7 @@ class LostText:
     equal_inputs: int = 0
     equal_inputs_other_label: int = 0
     equal_sample: tuple[str, ...] = ()
+    absent_labels: tuple[str, ...] = ()
     equal_choices: tuple[str, ...] = ()
     inputs: Unknown = Unknown()
     rationales: Unknown = Unknown()
@@ -183,6 +188,7 @@ def _count(
         equal_inputs=sum(group.count for group in merged),
         equal_inputs_other_label=sum(group.count for group in apart),
         equal_sample=next((group.sample() for group in (*apart, *merged)), ()),
+        absent_labels=_absent(offered, labels),
         equal_choices=_equal_choices(offered, vocabulary),
         inputs=inputs.result(),
         rationales=rationales.result(),
@@ -190,14 +196,29 @@ def _count(
     )
 
 
-def warnings(lost: LostText, split: str, max_label_length: int, *, decodes: bool) -> list[str]:
+def warnings(
+    lost: LostText,
+    split: str,
+    decisions: Mapping[str, int],
+    max_label_length: int,
+    *,
+    decodes: bool,
+) -> list[str]:
     """What to tell the user about a split, a sentence with a remedy each.
 
     Args:
+        decisions: `join.JoinReport.counts`.
         decodes: the student writes labels token by token (EVAL_MODE is decode).
     """
     of_all = f"of the {lost.examples:,} examples of {split}"
     texts = []
+    if left_out := sum(decisions.get(reason, 0) for reason in _LEFT_OUT):
+        labels = ", ".join(map(_short, lost.absent_labels))
+        absent = f", and none of the rest has the label {labels}" if labels else ""
+        texts.append(
+            f"SKIP_BAD_ROWS leaves out {left_out:,} of the {decisions['rows']:,} rows read for "
+            f"{split}{absent}. Set it to False to see the first of them."
+        )
     if lost.changed_labels and decodes:
         label, decoded = map(_short, lost.changed_sample)
         texts.append(
@@ -304,6 +325,12 @@ def _labels(
         "cut_labels": sum(counts[label] for label in counts if lengths[label] > limit),
         "longest_label": max(lengths.values(), default=0),
     }
+
+
+def _absent(offered: set[tuple[str, ...]], labels: Container[str]) -> tuple[str, ...]:
+    """Labels of a label set that all examples share, without those that an example has."""
+    (choices, *others) = offered or {()}
+    return () if others else tuple(choice for choice in choices if choice not in labels)
 
 
 def _equal_choices(offered: Iterable[tuple[str, ...]], vocabulary: Vocabulary) -> tuple[str, ...]:

@@ -319,7 +319,7 @@ def _measured(
 def _with_lost_text(
     column: SplitAudit, texts: _Texts, metric: str, tokens: Tokenizer, scores_choices: bool
 ) -> SplitAudit:
-    """`column` with what its texts lose as tokens.
+    """`column` with what its texts lose as tokens, and warnings about it and rows left out.
 
     Raises:
         InputError: `scores_choices`, and two labels have the same tokens.
@@ -329,7 +329,8 @@ def _with_lost_text(
     if scores_choices:
         lost_text.refuse_equal_choices(lost, column.split)
     limit = tokens.config.max_label_length
-    warnings = lost_text.warnings(lost, column.split, limit, decodes=not scores_choices)
+    decisions = {**column.decisions, "rows": column.decisions.get("rows read", 0)}
+    warnings = lost_text.warnings(lost, column.split, decisions, limit, decodes=not scores_choices)
     return dataclasses.replace(column, lost=lost.counts(), warnings=tuple(warnings))
 
 

@@ -42,7 +42,8 @@ def open_split(config: RunConfig, split: str) -> SplitCache:
     if config.eval.mode == "choices":
         lost_text.refuse_equal_choices(lost, split)
     decodes, limit = config.eval.mode == "decode", config.tokens.max_label_length
-    for warning in lost_text.warnings(lost, split, limit, decodes=decodes):
+    decisions = cache.manifest.report
+    for warning in lost_text.warnings(lost, split, decisions, limit, decodes=decodes):
         _warn_once(warning)
     view = token_view(cache, config.method, config.views, vocabulary, config.seed)
     _refuse_more_than_useful(config, split, view)

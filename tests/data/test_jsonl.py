@@ -260,6 +260,35 @@ def test_a_label_set_renames_hugging_face_classes_by_number_or_name(hub):
         assert [e.label for e in examples] == ["true", "false"]
 
 
+CSV = "text,label,why,n\nNA,None,so,1\ntwo,null,NA,\nthree,,None,3\nnan,N/A,,4\n"
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("train.csv", ","), ("train.tsv", "\t")])
+def test_csv_keeps_texts_that_look_missing(hub, tmp_path, name, delimiter):
+    """An empty cell is missing; of rationales, which may be missing, also R's NA and the like."""
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / name).write_text(CSV.replace(",", delimiter))
+    columns = hub_columns(str(tmp_path / "csv"), input_template="{text}", rationale_column="why")
+    options = Options(columns=columns)
+    examples = SOURCES["hf"].load(epath.Path(""), "train", options)
+    assert [(e.input, e.label, e.explanation) for e in examples] == [
+        ("NA", "None", "so"),
+        ("two", "null", None),
+        ("three", None, None),
+        ("nan", "N/A", None),
+    ]
+    assert all(path.is_file() for path in SOURCES["hf"].files(epath.Path(""), "train", options))
+
+
+def test_json_lines_through_hugging_face_keep_their_texts(hub, tmp_path):
+    (tmp_path / "json").mkdir()
+    rows = '{"text": "NA", "label": "None"}\n{"text": "b", "label": null}\n'
+    (tmp_path / "json" / "train.jsonl").write_text(rows)
+    options = Options(columns=hub_columns(str(tmp_path / "json"), input_template="{text}"))
+    examples = SOURCES["hf"].load(epath.Path(""), "train", options)
+    assert [(e.input, e.label) for e in examples] == [("NA", "None"), ("b", None)]
+
+
 def test_hugging_face_errors_name_what_to_set(hub):
     def load_hub(**changes):
         options = Options(columns=hub_columns(hub, **changes))

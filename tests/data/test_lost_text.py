@@ -30,7 +30,7 @@ def count(spiece):
 
 
 def said(lost, decodes=True):
-    return lost_text.warnings(lost, "test", 256, decodes=decodes)
+    return lost_text.warnings(lost, "test", {}, 256, decodes=decodes)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_labels_that_are_cut_are_counted_with_the_length_that_they_need(count):
     assert lost.cut_labels == 2
     assert not count(("a", long), max_label_length=needed).cut_labels
     assert count(("a", long), max_label_length=needed - 1).cut_labels == 1
-    assert lost_text.warnings(lost, "train", 3, decodes=True) == [
+    assert lost_text.warnings(lost, "train", {}, 3, decodes=True) == [
         "MAX_LABEL_LENGTH=3 cuts the labels of 2 of the 3 examples of train, so no prediction can "
         f"equal them. Set it to at least {needed}."
     ]
@@ -136,6 +136,23 @@ def test_choices_that_differ_or_repeat_or_belong_to_other_examples_are_fine(coun
     lost = count(("a", "yes", None, ("yes", "no", "yes")), ("b", "x", None, ("是",)))
     lost_text.refuse_equal_choices(lost, "test")
     lost_text.refuse_equal_choices(count(("a", "是", None, ("是", "b")), ("b", "否")), "test")
+
+
+def test_rows_that_are_left_out_are_said_with_the_labels_that_nothing_has(count):
+    choices = ("None", "yes", "no")
+    lost = count(("a", "yes", None, choices), ("b", "yes", None, choices))
+    assert lost.absent_labels == ("None", "no")
+    decisions = {"rows": 7, "skipped": 2, "dropped: no gold label": 3, "dropped: other": 1}
+    assert lost_text.warnings(lost, "test", decisions, 256, decodes=True) == [
+        "SKIP_BAD_ROWS leaves out 5 of the 7 rows read for test, and none of the rest has the "
+        "label 'None', 'no'. Set it to False to see the first of them."
+    ]
+    assert said(lost) == []
+    # Choices of each example are no set of labels for all.
+    assert not count(("a", "x", None, ("x", "y")), ("b", "z", None, ("z",))).absent_labels
+    whole = count(("a", "no"), ("b", "yes"))
+    (text,) = lost_text.warnings(whole, "test", {"rows": 3, "skipped": 1}, 256, decodes=True)
+    assert text.startswith("SKIP_BAD_ROWS leaves out 1 of the 3 rows read for test. Set it to")
 
 
 def test_a_cache_is_counted_once_and_older_ones_at_their_next_opening(

@@ -45,6 +45,16 @@ def test_lost_text_is_said_at_every_opening_and_once_a_program(opened):
     assert opened([("a", "yes"), ("b", "no")]) == []
 
 
+def test_a_class_that_skipped_rows_take_away_is_said(opened):
+    rows = [("a", "yes"), ("b", None), ("c", "yes"), ("d", None), ("e", "maybe")]
+    expected = [
+        "SKIP_BAD_ROWS leaves out 3 of the 5 rows read for test, and none of the rest has the "
+        "label 'no'. Set it to False to see the first of them."
+    ]
+    for _ in range(2):
+        assert opened(rows, "SKIP_BAD_ROWS=True", "LABEL_SET=('yes', 'no')") == expected
+
+
 def test_equal_choices_are_refused_before_anything_is_spent(opened):
     choices = 'LABEL_SET=("是", "否")'
     rows = [("one", "是"), ("two", "否")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import string
 from collections.abc import Iterable, Iterator, Mapping
@@ -75,6 +76,8 @@ def _input(row: Mapping[str, Any], columns: ColumnConfig, where: str) -> str:
     return render(columns.input_template, values)
 
 
+# What R and pandas write in CSV where a text is missing.
+_MISSING = frozenset(("NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "None"))
 # Of LABEL_SET, for numbers and for true and false.
 _EXAMPLES = ("((0, 'no'), (1, 'yes'))", "((False, 'no'), (True, 'yes'))")
 
@@ -223,16 +226,26 @@ def load(data_dir: epath.Path, split: str, options: Options) -> list[Example]:
     return collect(rows, lambda where, row: example(where, row, columns), options)
 
 
-def _hub_split(split: str, options: Options) -> Any:
-    """The split as a `datasets.Dataset`, from the hub, its local cache or a local folder."""
+def _hub_split(split: str, options: Options) -> tuple[Any, bool]:
+    """The split as a `datasets.Dataset`, and whether its files are CSV.
+
+    It comes from the hub, its local cache or a local folder.
+    """
     import datasets
 
     columns = _columns(options)
     if not columns.hf_name:
         raise InputError("HF_NAME is empty but DATASET is 'hf'. Set HF_NAME, as in 'owner/name'.")
     hub_split = columns.files()[split]
+    load = functools.partial(
+        datasets.load_dataset, columns.hf_name, columns.hf_config or None, split=hub_split
+    )
     try:
-        return datasets.load_dataset(columns.hf_name, columns.hf_config or None, split=hub_split)
+        try:
+            # Else pandas would read a label 'None' or an input 'NA' as missing.
+            return load(keep_default_na=False, na_values=[""]), True
+        except ValueError:  # Only CSV has these options.
+            return load(), False
     except (
         OSError,
         ValueError,
@@ -253,18 +266,21 @@ def _hub_split(split: str, options: Options) -> Any:
 def hub_load(data_dir: epath.Path, split: str, options: Options) -> list[Example]:
     """The examples of a Hugging Face split, in its order.
 
-    A column of class labels yields its class names unless LABEL_SET maps the numbers.
+    A column of class labels yields its class names unless LABEL_SET maps the numbers. In CSV, an
+    empty cell is missing, and of rationales also NA, None and the like.
 
     Raises:
         InputError: the data set cannot be loaded, or a row that the columns do not fit.
     """
     del data_dir
-    dataset = _hub_split(split, options)
+    dataset, is_csv = _hub_split(split, options)
     columns = _needed(_columns(options), options, dataset.features)
     names = tuple(getattr(dataset.features.get(columns.label_column), "names", None) or ())
 
     def rows() -> Iterator[tuple[str, Any]]:
         for number, row in enumerate(dataset, start=1):
+            if is_csv and row.get(columns.rationale_column) in _MISSING:
+                row[columns.rationale_column] = None
             yield f"{columns.hf_name}/{columns.files()[split]}:{number}", row
 
     return collect(rows(), lambda where, row: example(where, row, columns, names), options)
@@ -272,7 +288,7 @@ def hub_load(data_dir: epath.Path, split: str, options: Options) -> list[Example
 
 def _hub_files(data_dir: epath.Path, split: str, options: Options) -> list[epath.Path]:
     del data_dir
-    return [epath.Path(file["filename"]) for file in _hub_split(split, options).cache_files]
+    return [epath.Path(file["filename"]) for file in _hub_split(split, options)[0].cache_files]
 
 
 SOURCE = Source(name="jsonl", load=load, files=_files, needs_data_dir=False)
