@@ -128,6 +128,12 @@ _SIGNATURES = {
     b"SQLite format 3": ("an SQLite database", ""),
     b"\xff\xfe": ("UTF-16 text", "iconv -f UTF-16 -t UTF-8"),
     b"\xfe\xff": ("UTF-16 text", "iconv -f UTF-16 -t UTF-8"),
+    b"{\0": ("UTF-16 text", "iconv -f UTF-16LE -t UTF-8"),
+    b"\0{": ("UTF-16 text", "iconv -f UTF-16BE -t UTF-8"),
+    b"{'": (
+        "Python's text of dicts",
+        _python("ast,json", "map(ast.literal_eval,open(0,encoding='utf-8-sig'))"),
+    ),
     b"version https://git-lfs": ("a Git LFS pointer", ""),
     b"<": ("an HTML or XML file", ""),
     b"[": ("a JSON array", _python("json", "json.load(open(0,encoding='utf-8-sig'))")),

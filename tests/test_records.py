@@ -71,6 +71,9 @@ def parquet():
         (lambda: bz2.compress(LINES), "a bzip2 file"),
         (lambda: lzma.compress(LINES), "an xz file"),
         (lambda: LINES.decode().encode("utf-16"), "UTF-16 text"),
+        (lambda: LINES.decode().encode("utf-16-le"), "UTF-16 text"),
+        (lambda: LINES.decode().encode("utf-16-be"), "UTF-16 text"),
+        (lambda: "".join(f"{row}\n" for row in ROWS).encode(), "Python's text of dicts"),
     ],
 )
 def test_another_format_is_named_with_a_command_that_converts_it(tmp_path, content, name):

@@ -39,11 +39,14 @@ def said(lost, decodes=True):
         ("10³", "103"),
         ("‹", " ⁇ "),
         ("{", " ⁇ "),
-        ("да", "да"),  # T5 knows Cyrillic and Romanian ...
+        ("да", "да"),  # T5 knows small Cyrillic letters and Romanian ...
         ("bună", "bună"),
         ("oui, ça va", "oui, ça va"),
         ("smørrebrød", "sm ⁇ rrebr ⁇ d"),  # ... and no Danish
+        ("Да", " ⁇ а"),
         ("a\tb", "a b"),
+        ("ye\u200bs", "ye s"),
+        ("cafe\u0301", "café"),
     ],
 )
 def test_a_label_that_the_vocabulary_cannot_write_back(count, label, decoded):
@@ -59,6 +62,12 @@ def test_a_label_that_the_vocabulary_cannot_write_back(count, label, decoded):
     ]
     # A choice is scored as it is, not as it decodes.
     assert not [text for text in said(lost, decodes=False) if "labels" in text]
+
+
+@pytest.mark.parametrize("vocabulary", ["bytes", "demo"])
+def test_a_separator_ends_a_label_in_every_vocabulary(count, vocabulary):
+    lost = count(("one", "</s>no"), vocabulary=vocabulary)
+    assert (lost.changed_labels, lost.changed_sample) == (1, ("</s>no", ""))
 
 
 @pytest.mark.parametrize(("metric", "changed"), [("exact", 1), ("equation", 0)])
