@@ -16,8 +16,9 @@ from stepdistill_jax.data.equation import EquationError, evaluate
 from stepdistill_jax.data.thoughts import without_thoughts
 from stepdistill_jax.records import Annotation, Example, ParseFailure
 
-# Increase it whenever the same output would be read differently: part of a data fingerprint.
-VERSION = 2
+# Increase it whenever a released output would be read differently: part of a data fingerprint, so
+# that runs of earlier versions cannot continue.
+VERSION = 1
 
 NO_MARKER = "no answer marker"
 THINKING = "cut off while thinking"

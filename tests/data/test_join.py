@@ -589,3 +589,16 @@ def test_a_gold_label_that_the_metric_cannot_compare_is_named_when_the_data_is_o
         load_pairs(config, split)
     other = {"train": "validation", "validation": "train"}[split]
     assert [pair.gold for pair in load_pairs(config, other)[0]] == ["5", "$4,724"]
+
+
+def test_fingerprints_stay_so_that_runs_of_earlier_versions_continue(tmp_path, shared):
+    """Where the same files give the same pairs; see `join.VERSION` and the others beside it."""
+    (tmp_path / "mine.jsonl").write_text('{"input": "a", "label": "b", "why": "so"}\n')
+    columns = ColumnConfig(train_file="mine.jsonl", rationale_column="why")
+    configs = {
+        "cac5372968684ba8": DataConfig("demo"),
+        "5137c471d4d59fb0": DataConfig("jsonl", data_dir=str(tmp_path), columns=columns),
+        "e8d4a22157c103fe": DataConfig("svamp", data_dir=str(shared / "data")),
+    }
+    for expected, config in configs.items():
+        assert source_fingerprint(config, "train")[:16] == expected
