@@ -61,7 +61,7 @@ class LostText:
         longest_label: tokens of the longest label, EOS included.
         equal_inputs: the input has the tokens of an input with another text.
         equal_inputs_other_label: those whose tokens also occur with another label.
-        equal_sample: two such inputs, if possible with two labels.
+        equal_sample: the starts of two such inputs, if possible with two labels.
         absent_labels: labels that every example offers and none has.
         equal_choices: two labels that one example offers and that have the same tokens.
         inputs, rationales: unknown characters.
@@ -180,8 +180,8 @@ def _count(
         if key in groups:
             groups[key].add(text, label)
         else:
-            groups[key] = _Group(text, label)
-    merged = [group for group in groups.values() if group.other_text is not None]
+            groups[key] = _Group.of(text, label)
+    merged = [group for group in groups.values() if group.other_start is not None]
     apart = [group for group in merged if group.has_labels]
     return LostText(
         examples=total,
@@ -262,31 +262,37 @@ def refuse_equal_choices(lost: LostText, split: str) -> None:
         )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class _Group:
-    """The examples whose inputs have the same tokens.
+    """The examples whose inputs have the same tokens; of texts only hash and start are held.
 
     Attributes:
         text, label: of the first.
-        other_text: one that differs from `text`; with another label, once there is one.
+        start: of its text.
+        other_start: of one that differs from it; with another label, once there is one.
         has_labels: some labels differ.
     """
 
-    text: str
+    text: int
     label: str
+    start: str
     count: int = 1
-    other_text: str | None = None
+    other_start: str | None = None
     has_labels: bool = False
+
+    @classmethod
+    def of(cls, text: str, label: str) -> _Group:
+        return cls(hash(text), label, text[: _SHOWN + 1])
 
     def add(self, text: str, label: str) -> None:
         is_first = label != self.label and not self.has_labels
-        if text != self.text and (self.other_text is None or is_first):
-            self.other_text = text
+        if hash(text) != self.text and (self.other_start is None or is_first):
+            self.other_start = text[: _SHOWN + 1]
         self.count += 1
         self.has_labels |= label != self.label
 
     def sample(self) -> tuple[str, ...]:
-        return self.text, self.other_text or ""
+        return self.start, self.other_start or ""
 
 
 class _UnknownCount:

@@ -116,6 +116,9 @@ def test_other_inputs_with_the_same_tokens(count):
     assert lost.equal_sample == ("if a:\n  b", "if a: b")
     cut = count(("one two three four", "yes"), ("one two three five", "no"), max_input_length=5)
     assert (cut.equal_inputs, cut.equal_inputs_other_label) == (2, 2)
+    start = "one two three four " * 50
+    long = count((f"{start}five", "yes"), (f"{start}six", "no"), max_input_length=20)
+    assert (long.equal_inputs, long.equal_sample) == (2, (start[:41], start[:41]))
     # The same text again is a duplicate, not a loss.
     assert not count(("one", "yes"), ("one", "no")).equal_inputs
 
