@@ -392,5 +392,5 @@ def notes(audits: Sequence[SplitAudit], tokens: Tokenizer | None) -> str:
             f"Tokens are those of {tokens.config.vocabulary}, including the prefixes {label!r} and "
             f"{rationale!r} and EOS."
         )
-    lines += [f"Warning: {warning}" for column in audits for warning in column.warnings]
+    lines += [f"Warning, {column.dataset}: {text}" for column in audits for text in column.warnings]
     return "\n".join(lines)

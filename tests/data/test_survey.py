@@ -157,6 +157,32 @@ def test_own_data_set(tmp_path):
     assert "rows read" in audit.table([train, validation, test])
 
 
+def test_what_is_lost_is_in_the_table_and_below_it(tmp_path, spiece):
+    rows = [{"input": text, "label": label} for text, label in (("不好", "no"), ("喜欢", "10³"))]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ColumnConfig(test_file="mine.jsonl")
+    config = DataConfig("jsonl", data_dir=str(tmp_path), rationales="none", columns=columns)
+    tokens = Tokenizer(TokenConfig(str(spiece), max_label_length=2), load_vocabulary(str(spiece)))
+    audits = survey_pairs(config, tokens)
+    lines = [line.split("  ") for line in audit.table(audits).splitlines()]
+    cells = {line[0]: line[-1].strip() for line in lines}
+    assert cells["labels that the vocabulary changes"] == "1"
+    assert cells["labels cut by MAX_LABEL_LENGTH"] == "1"
+    assert cells["unknown characters in inputs"] == "4"
+    assert cells["inputs with the tokens of another text"] == "2"
+    warnings = [line for line in survey.notes(audits, tokens).splitlines() if "Warning" in line]
+    assert [line.partition(" of the 2 examples")[0] for line in warnings] == [
+        "Warning, jsonl: VOCABULARY changes the labels of 1",
+        "Warning, jsonl: MAX_LABEL_LENGTH=2 cuts the labels of 1",
+        "Warning, jsonl: VOCABULARY lacks 4 characters in the inputs of 2",
+        "Warning, jsonl: 2",
+    ]
+    assert survey_pairs(config, tokens, scores_choices=True)
+    closed = dataclasses.replace(columns, label_set=("no", "是", "10³", "否"))
+    with pytest.raises(InputError, match="EVAL_MODE='choices': labels '是' and '否' of test have"):
+        survey_pairs(dataclasses.replace(config, columns=closed), tokens, scores_choices=True)
+
+
 def test_notes_say_what_is_lacking_and_what_to_do():
     whole = audit.SplitAudit("svamp", "train", rows=1)
     carved = audit.SplitAudit("svamp", survey.CARVED, rows=1)
