@@ -23,7 +23,7 @@ from absl import flags
 
 from launch import workers
 from launch.flags import Arguments, run_with_arguments
-from stepdistill_jax.spec import EXIT_INCOMPLETE, EXIT_PREEMPTED, InputError
+from stepdistill_jax.spec import EXIT_INCOMPLETE, InputError
 from stepdistill_jax.teacher import load, merge, prepared, run
 from stepdistill_jax.teacher.clients import redact
 from stepdistill_jax.teacher.requests import EndpointError
@@ -50,9 +50,6 @@ def main(arguments: Arguments) -> int:
         # Before the first request, while the prompt is measured.
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INCOMPLETE
-    except KeyboardInterrupt:
-        # Before the first request; later on a signal is waited for.
-        return EXIT_PREEMPTED
 
 
 def _main(arguments: Arguments) -> int:

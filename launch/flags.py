@@ -13,6 +13,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -21,7 +22,7 @@ from stepdistill_jax import storage
 from stepdistill_jax.parallel import cluster
 from stepdistill_jax.run import load
 from stepdistill_jax.run.config import RunConfig
-from stepdistill_jax.spec import EXIT_INPUT_ERROR, InputError
+from stepdistill_jax.spec import EXIT_INPUT_ERROR, EXIT_PREEMPTED, InputError
 
 _PREFIX = "--gin."
 _HELP = frozenset({"--help", "-h", "-help", "--helpfull", "-helpfull"})
@@ -97,6 +98,7 @@ def run_with_arguments(
 
     `InputError`, a failing store, a disk that cannot be written and too little device memory become
     one line on stderr and `EXIT_INPUT_ERROR`, or `EXIT_UNAVAILABLE` where a retry may succeed.
+    SIGTERM and Ctrl-C become one line and `EXIT_PREEMPTED`.
 
     Args:
         main: the program.
@@ -123,9 +125,13 @@ def run_with_arguments(
         try:
             for folder in arguments.positional:
                 storage.check("folder", folder)
-            with _quiet_without_reader():
+            with _interrupted_by_signals(), _quiet_without_reader():
                 code = main(arguments)
             sys.exit(code)
+        except KeyboardInterrupt as stopped:
+            by = str(stopped) or signal.SIGINT.name
+            cluster.say(f"\nstopped by {by}. Run the same command again.", error=True)
+            cluster.leave(EXIT_PREEMPTED)
         except InputError as error:
             _stop(str(error), error.exit_code)
         except OSError as error:
@@ -143,6 +149,27 @@ def run_with_arguments(
             raise
 
     app.run(on_flags, argv=rest, flags_parser=_parse_flags)
+
+
+@contextlib.contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Raises KeyboardInterrupt at SIGTERM and Ctrl-C; a second one ends the program at once.
+
+    What saves its work first, such as the train loop, handles them itself.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del frame
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

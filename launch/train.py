@@ -6,7 +6,8 @@ every part once, prints a table, and leaves the run's files unchanged.
 
 Exit codes: 0 finished (with --preflight: all checks passed); 2 wrong input (with --preflight: a
 check failed); 3 the loss became NaN or infinite; 69 a store or another process is unreachable; 75
-preempted by SIGTERM, the state is saved. After 69 and 75, run the same command again to continue.
+stopped by SIGTERM or Ctrl-C, the state is saved. After 69 and 75, run the same command again to
+continue.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ def main(config: RunConfig) -> int:
             cluster.say(config.note)
         return 0
     cluster.say(
-        f"preempted: step {outcome.step} is saved in {config.model_dir}. Run the same command "
-        "again to continue.",
+        f"stopped: step {outcome.step} is saved in {config.model_dir}. Run the same command again "
+        "to continue.",
         error=True,
     )
     return EXIT_PREEMPTED

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import fcntl
 import json
 import os
+import pathlib
 import shlex
+import socket
 import tempfile
 import time
 import uuid
@@ -340,3 +343,30 @@ class LineWriter:
         self.flush()
         if self._file is not None:
             self._file.close()
+
+
+def lock(path: pathlib.Path) -> int | None:
+    """Locks a file on a disk for this process and those that inherit the descriptor.
+
+    The lock is free again when all of them have ended, however they ended. It works across
+    machines if the shared file system supports locks (NFS 4, Lustre, GPFS). The file names the
+    process that holds it.
+
+    Returns:
+        The open descriptor, which the caller closes; None if another process holds the lock.
+
+    Raises:
+        OSError: the folder cannot be written, or its disk has no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    return descriptor

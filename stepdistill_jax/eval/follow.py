@@ -27,8 +27,9 @@ def steps_to_score(
         InputError: there is no such checkpoint.
     """
     steps = _steps_to_score(model_dir, config, sleep)
-    while (step := processes.from_lead(lambda: next(steps, None))) is not None:
-        yield step
+    while step := processes.from_lead(lambda: [*next(steps, ())]):
+        number, selected_on = step
+        yield number, selected_on
 
 
 def _steps_to_score(

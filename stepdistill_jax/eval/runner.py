@@ -101,6 +101,12 @@ def run_facts(config: RunConfig) -> RunFacts:
     )
 
 
+def results_from_lead(do: Callable[[], list[Result]]) -> list[Result]:
+    """The results that `do` returns in the lead, in every process."""
+    rows = processes.from_lead(lambda: [dataclasses.asdict(result) for result in do()])
+    return [Result(**row) for row in rows]
+
+
 class Evaluator:
     """Scores parameters on a split, in the train loop and in `launch.eval`.
 
@@ -156,9 +162,10 @@ class Evaluator:
         predictions = self.predict(params, cache)
         seconds = time.perf_counter() - start
         # All processes have the same predictions; the lead writes them.
-        return processes.from_lead(
-            lambda: self._write(cache, predictions, step, split, selected_on, seconds)
+        (result,) = results_from_lead(
+            lambda: [self._write(cache, predictions, step, split, selected_on, seconds)]
         )
+        return result
 
     def _write(
         self,
@@ -225,16 +232,18 @@ class Evaluator:
             InputError: it was scored on other data.
         """
         self._cache(split)  # Opened by all processes: building a cache needs every one of them.
-        return processes.from_lead(lambda: self._read_result(step, split, selected_on))
+        stored = results_from_lead(lambda: self._read_result(step, split, selected_on))
+        return stored[0] if stored else None
 
-    def _read_result(self, step: int, split: str, selected_on: str) -> Result | None:
+    def _read_result(self, step: int, split: str, selected_on: str) -> list[Result]:
+        """The stored result; [] if there is none."""
         result = find_result(self.model_dir, step, split, self._facts.settings)
         if result is None:
-            return None
+            return []
         self._refuse_other_data(step, split)
         if selected_on == VALIDATION != result.selected_on:
-            return mark_selected(self.model_dir, result)
-        return result
+            return [mark_selected(self.model_dir, result)]
+        return [result]
 
     def _cost(self, step: int, cache: TextSource, predictions: list[Prediction]) -> dict[str, Any]:
         """The cost of `step` steps, if the run stored it, and of a prediction."""

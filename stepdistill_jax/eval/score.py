@@ -16,7 +16,7 @@ from stepdistill_jax.checkpoint.restore import (
 from stepdistill_jax.data.vocabulary import local_vocabulary
 from stepdistill_jax.eval import teacher
 from stepdistill_jax.eval.follow import steps_to_score
-from stepdistill_jax.eval.runner import Evaluator
+from stepdistill_jax.eval.runner import Evaluator, results_from_lead
 from stepdistill_jax.parallel import processes
 from stepdistill_jax.parallel.mesh import make_mesh
 from stepdistill_jax.run import load
@@ -98,7 +98,7 @@ def score_teacher(config: RunConfig) -> list[Result]:
 
     Needs no device. Without a local vocabulary the results lack the cost, which needs token counts.
     """
-    return processes.from_lead(lambda: _score_teacher(config))
+    return results_from_lead(lambda: _score_teacher(config))
 
 
 def _score_teacher(config: RunConfig) -> list[Result]:

@@ -3,14 +3,15 @@
 The functions use JAX's coordination service. They need no device and wait without a deadline; a
 process that dies ends the others (`parallel.cluster`). Every process must make the same calls in
 the same order: one that catches an error and skips a call makes the others wait forever. With one
-process, every call is free.
+process, every call is free. What they tell each other is JSON: nothing that arrives over the
+network is run.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
-import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ import numpy as np
 from jax._src import distributed
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from stepdistill_jax.spec import InputError
+from stepdistill_jax.spec import InputError, UnavailableError
 
 T = TypeVar("T")
 
@@ -30,6 +31,9 @@ T = TypeVar("T")
 _BARRIER_MS = 1_800_000
 # Timeout of one request to the service; the wait repeats it.
 _REQUEST_MS = 60_000
+
+# Errors that arrive as what they were, since their exit codes differ.
+_ERRORS = {kind.__name__: kind for kind in (InputError, UnavailableError)}
 
 _turns = itertools.count()
 
@@ -55,28 +59,31 @@ def from_lead(do: Callable[[], T]) -> T:
     No process continues before the lead is done, so all see the files that it wrote.
 
     Args:
-        do: returns an object that can be pickled.
+        do: returns what JSON can hold, without tuples.
 
     Raises:
-        Exception: the lead's; if it cannot be pickled, the other processes raise a RuntimeError
-            with the same text.
+        Exception: the lead's; the other processes raise a RuntimeError with its text, unless it is
+            an InputError.
     """
     if count() == 1:
         return do()
     key = f"stepdistill/{next(_turns)}"
     client: Any = distributed.global_state.client
     if not is_lead():
-        value, error = pickle.loads(_wait_for(client, key))
-        if error is not None:
-            raise error
+        told = json.loads(_wait_for(client, key))
+        if "error" in told:
+            kind, text = told["error"]
+            raise _ERRORS[kind](text) if kind in _ERRORS else RuntimeError(f"{kind}: {text}")
+        value: T = told["value"]
         return value
     try:
         value = do()
-        message = pickle.dumps((value, None))
+        message = json.dumps({"value": value})
     except Exception as error:  # Whatever it is, the others wait for it.
-        client.key_value_set_bytes(key, pickle.dumps((None, _portable(error))))
+        told = {"error": (type(error).__name__, str(error))}
+        client.key_value_set_bytes(key, json.dumps(told).encode())
         raise
-    client.key_value_set_bytes(key, message)
+    client.key_value_set_bytes(key, message.encode())
     return value
 
 
@@ -111,14 +118,15 @@ def gather(key: str, value: T) -> list[T]:
 
     Args:
         key: of this call; no key is used twice.
-        value: this process's; it can be pickled.
+        value: this process's; JSON can hold it, and it contains no tuple.
     """
     global _turns
     if count() == 1:
         return [value]
     client: Any = distributed.global_state.client
-    client.key_value_set_bytes(f"{key}/{index()}", pickle.dumps((value, next(_turns))))
-    gathered = [pickle.loads(_wait_for(client, f"{key}/{other}")) for other in range(count())]
+    told = json.dumps([value, next(_turns)])
+    client.key_value_set_bytes(f"{key}/{index()}", told.encode())
+    gathered = [json.loads(_wait_for(client, f"{key}/{other}")) for other in range(count())]
     _turns = itertools.count(1 + max(turn for _, turn in gathered))
     return [value for value, _ in gathered]
 
@@ -147,15 +155,6 @@ def connect(mesh: Mesh) -> None:
             ones = np.ones(math.prod(mesh.shape[axis] for axis in chosen), np.float32)
             sharding = NamedSharding(mesh, PartitionSpec(chosen))
             total(jax.make_array_from_callback(ones.shape, sharding, ones.__getitem__))
-
-
-def _portable(error: Exception) -> Exception:
-    """`error`, or a RuntimeError with its text if it cannot be pickled."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # Constructors of errors take any arguments.
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
 
 
 def _wait_for(client: Any, key: str) -> bytes:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
+import pathlib
 import uuid
 from collections.abc import Iterator
 
+from absl import logging
 from etils import epath
 
 from stepdistill_jax import records, storage
@@ -17,8 +21,10 @@ from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.run.results import Result, read_results
 from stepdistill_jax.spec import CONFIG_FILE, FINISHED_FILE, InputError
 
+TRAIN_LOCK_FILE = ".train.lock"
 # Each host may have its own copy of the data.
 _HOST_MACROS = frozenset({"DATA_DIR", "CACHE_DIR"})
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 # Settings that one error names.
 _NAMED = 5
 
@@ -32,6 +38,46 @@ def reach(config: RunConfig) -> None:
     storage.check("MODEL_DIR", config.model_dir, write=True)
     storage.check("CACHE_DIR", config.tokens.root(), write=True)
     storage.check("INITIAL_CHECKPOINT", config.initial_checkpoint or "")
+
+
+@contextlib.contextmanager
+def locked(config: RunConfig) -> Iterator[None]:
+    """Keeps a second program from training in MODEL_DIR, until this one ends, however it ends.
+
+    Of several processes the lead does it for all. Object stores and some network disks have no
+    locks: do not start two programs there.
+
+    Raises:
+        InputError: another program trains in it.
+    """
+    descriptors: list[int] = []
+    processes.from_lead(lambda: descriptors.extend(_lock(config)))
+    try:
+        yield
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _lock(config: RunConfig) -> list[int]:
+    """The descriptor of the lock; [] where there can be none."""
+    if storage.is_remote(config.model_dir):
+        return []
+    path = pathlib.Path(config.model_dir).expanduser() / TRAIN_LOCK_FILE
+    with writable(config):
+        try:
+            descriptor = records.lock(path)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            logging.warning("%s has no locks: start no second program there", path.parent)
+            return []
+    if descriptor is None:
+        raise InputError(
+            f"MODEL_DIR={config.model_dir!r} is in use by {path.read_text()}. Wait for it, stop "
+            "it, or choose another MODEL_DIR."
+        )
+    return [descriptor]
 
 
 def claim(config: RunConfig) -> str:
@@ -57,10 +103,10 @@ def check_processes(config: RunConfig) -> None:
     """
     if processes.count() == 1:
         return
-    lead = load.values(processes.from_lead(lambda: config))
-    here = load.values(config)
+    here = {name: repr(value) for name, value in load.values(config).items()}
+    lead = processes.from_lead(lambda: here)
     different = [
-        f"{name}={here[name]!r} (process 0: {value!r})"
+        f"{name}={here[name]} (process 0: {value})"
         for name, value in lead.items()
         if here[name] != value and name not in _HOST_MACROS
     ]
@@ -70,7 +116,7 @@ def check_processes(config: RunConfig) -> None:
             "command in all processes."
         )
     # A new name each time: a fixed one could be a host's own copy of the lead's file.
-    path = processes.from_lead(lambda: _write_marker(config))
+    path = epath.Path(config.model_dir) / processes.from_lead(lambda: _write_marker(config))
     visible = processes.gather(f"claim/{path.name}", path.exists())
     if processes.is_lead():
         path.unlink()
@@ -82,11 +128,11 @@ def check_processes(config: RunConfig) -> None:
         )
 
 
-def _write_marker(config: RunConfig) -> epath.Path:
+def _write_marker(config: RunConfig) -> str:
     path = epath.Path(config.model_dir) / f".shared-{uuid.uuid4().hex}"
     with writable(config):
         records.write_atomic(path, "")
-    return path
+    return path.name
 
 
 def _claim(config: RunConfig) -> str:

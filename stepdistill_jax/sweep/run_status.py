@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import fcntl
 import json
 import os
 import pathlib
@@ -14,6 +13,7 @@ from stepdistill_jax import records
 from stepdistill_jax.checkpoint import restore
 from stepdistill_jax.run import load as configs
 from stepdistill_jax.run.config import RunConfig
+from stepdistill_jax.run.folder import TRAIN_LOCK_FILE
 from stepdistill_jax.spec import FINISHED_FILE, METRICS_FILE, RESULTS_FILE, InputError
 from stepdistill_jax.sweep.matrix import PlannedRun
 
@@ -183,29 +183,16 @@ def _json_object(text: bytes) -> dict[str, Any]:
 
 
 def lock(folder: pathlib.Path) -> int | None:
-    """Locks a run for this process and those that inherit the descriptor.
-
-    The lock is free again when all of them have ended, however they ended. It works across
-    machines if the shared file system supports locks (NFS 4, Lustre, GPFS).
-
-    Returns:
-        The open descriptor, which the caller closes; None if another process holds the lock.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    """`records.lock` of a run of a sweep."""
+    return records.lock(folder / _LOCK_FILE)
 
 
 def _is_locked(folder: pathlib.Path) -> bool:
-    if not (folder / _LOCK_FILE).exists():
-        return False
-    descriptor = lock(folder)
-    if descriptor is None:
-        return True
-    os.close(descriptor)
+    """Whether a sweep or `launch.train` works on the run."""
+    for name in (_LOCK_FILE, TRAIN_LOCK_FILE):
+        if (folder / name).exists():
+            descriptor = records.lock(folder / name)
+            if descriptor is None:
+                return True
+            os.close(descriptor)
     return False

@@ -24,7 +24,7 @@ from stepdistill_jax.parallel.mesh import batch_shards, make_mesh
 from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.run.costs import CostMeter
-from stepdistill_jax.run.folder import claim
+from stepdistill_jax.run.folder import claim, locked
 from stepdistill_jax.run.results import Result
 from stepdistill_jax.run.splits import open_split
 from stepdistill_jax.train import log, loop
@@ -41,9 +41,15 @@ def train(config: RunConfig, clock: Clock) -> tuple[loop.Outcome, list[Result]]:
         How the training ended, and the results on EVAL_SPLITS; none if it was preempted.
 
     Raises:
-        InputError: a setting, the data, the weights or MODEL_DIR do not fit the run.
+        InputError: a setting, the data, the weights or MODEL_DIR do not fit the run, or another
+            program trains in MODEL_DIR.
         NonFiniteError: a loss became NaN or infinite.
     """
+    with locked(config):
+        return _train(config, clock)
+
+
+def _train(config: RunConfig, clock: Clock) -> tuple[loop.Outcome, list[Result]]:
     # The lead looks for checkpoints, but all processes check: reading weights may start devices.
     if not processes.from_lead(lambda: restore.available_steps(config.model_dir)):
         initial.check(config.initial_checkpoint, config.model, config.tokens.vocabulary)

@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import sys
 import threading
@@ -92,10 +93,11 @@ class NonFiniteError(RuntimeError):
 
 
 class Preemption:
-    """Handles SIGTERM, the preemption notice of a TPU VM; a second SIGTERM kills the process.
+    """Handles SIGTERM, the preemption notice of a TPU VM, and Ctrl-C; a second one ends at once.
 
-    With several processes, JAX handles the signal. When one process gets it, JAX chooses a step
-    that none has reached, and all stop there. Later signals to the others are then ignored.
+    With several processes, JAX handles SIGTERM, which Ctrl-C becomes. When one process gets it, JAX
+    chooses a step that none has reached, and all stop there. Later signals to the others are then
+    ignored.
     """
 
     def __init__(self) -> None:
@@ -104,8 +106,8 @@ class Preemption:
         self._several = processes.count() > 1
 
     def __enter__(self) -> Preemption:
-        if not self._several:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
+        handled = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
+        self._previous = {number: signal.signal(number, self._note) for number in handled}
         return self
 
     def reached(self, step: int) -> bool:
@@ -116,14 +118,19 @@ class Preemption:
         return self._requested
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
+        del frame
+        for each in self._previous:
+            signal.signal(each, signal.SIG_DFL)
+        line = f"\n{signal.Signals(number).name}: stopping when this step is saved\n"
+        os.write(2, line.encode())  # A handler may interrupt a print.
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)
         self._requested = True
-        signal.signal(signal.SIGTERM, self._previous)
 
     def __exit__(self, *exception: object) -> None:
-        if not self._several:
-            signal.signal(signal.SIGTERM, self._previous)
-        elif not self._agreed:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self._several and not self._agreed:
             # `reached` is not called any more, so JAX would ignore the signal from now on.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

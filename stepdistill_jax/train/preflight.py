@@ -13,6 +13,7 @@ import textwrap
 import time
 import uuid
 from collections.abc import Iterable
+from typing import Any
 
 from absl import logging
 from etils import epath
@@ -84,8 +85,8 @@ def _judge(check: preflight_checks.Check, before: dict[str, Finding], key: str) 
         here = (OK, check.run(), "")
     except Exception as error:  # Later checks are useful whatever this one raises.
         here = (FAILED, *explain(error))
-    by_host = processes.gather(f"{key}/{check.name}", (preflight_hosts.name(), here))
-    result, detail, remedy = _joined(dict(by_host))
+    by_host: list[Any] = processes.gather(f"{key}/{check.name}", [preflight_hosts.name(), [*here]])
+    result, detail, remedy = _joined({host: tuple(found) for host, found in by_host})
     return Finding(check.name, result, detail, remedy, time.perf_counter() - started)
 
 

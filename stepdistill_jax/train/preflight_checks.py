@@ -368,7 +368,7 @@ class Checks:
     def _of_all(self, what: str, value: Any) -> dict[str, Any]:
         """Host -> its `value`."""
         key = f"{self.scratch.name}/{what}"
-        return dict(processes.gather(key, (preflight_hosts.name(), value)))
+        return dict(processes.gather(key, [preflight_hosts.name(), value]))
 
 
 def _bytes(tree: Any) -> int:

@@ -105,7 +105,8 @@ def test_sigkill_at_random_moments_changes_nothing(uninterrupted, tmp_path):
     assert [step for step, _ in losses(model_dir)] == list(range(1, STEPS + 1))
 
 
-def test_sigterm_saves_exits_75_and_the_same_command_continues(uninterrupted, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_exits_75_and_the_same_command_continues(uninterrupted, tmp_path, number):
     model_dir = tmp_path / "run"
     # No periodic checkpoint before the signal: the one found afterwards is the signal's own.
     with open(tmp_path / "log", "w") as log:
@@ -115,8 +116,12 @@ def test_sigterm_saves_exits_75_and_the_same_command_continues(uninterrupted, tm
             if (model_dir / "metrics.jsonl").exists() and len(losses(model_dir)) >= 3:
                 break
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         assert process.wait(120) == 75, (tmp_path / "log").read_text()[-3000:]
+        said = (tmp_path / "log").read_text()
+        assert f"{number.name}: stopping when this step is saved" in said
+        assert re.search(r"^stopped: step \d+ is saved in .* to continue\.$", said, re.MULTILINE)
+        assert "Traceback" not in said
         assert re.search(r"^goodput [\d.]+% of", (tmp_path / "log").read_text(), re.MULTILINE)
         saved = [int(p.name) for p in (model_dir / "checkpoints").iterdir() if p.name.isdigit()]
         assert saved

@@ -152,3 +152,70 @@ def test_a_reader_that_leaves_ends_the_program_quietly(tmp_path, arguments):
     done = launch(tmp_path, *arguments, stdout=writer)
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+# Says that it runs, then works on; a second signal must not wait for `finally`.
+WORKING = """
+import time
+from launch import flags
+
+def main(arguments):
+    try:
+        print("works", flush=True)
+        time.sleep(60)
+    finally:
+        print("closes", flush=True)
+        time.sleep(60 if arguments.positional else 0)
+
+flags.run_with_arguments(main)
+"""
+
+
+def started(code, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_is_one_line_and_exit_code_75(number):
+    with started(WORKING) as process:
+        assert process.stdout.readline() == "works\n"
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (75, "closes\n")
+    assert stderr.strip() == f"stopped by {number.name}. Run the same command again."
+
+
+def test_a_second_stop_signal_ends_at_once():
+    with started(WORKING, "slow") as process:
+        assert process.stdout.readline() == "works\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "closes\n"
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_during_the_imports_is_one_line(number, tmp_path):
+    # Stands for jax, whose import takes seconds.
+    (tmp_path / "absl.py").write_text("import time; print('imports', flush=True); time.sleep(60)")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.report"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout.readline() == "imports\n"
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert stderr.strip() == f"stopped by {number.name} in start-up"

@@ -44,7 +44,7 @@ for name, call in {
     "refused first": lambda: processes.lead_first(refuse),
     "failed": lambda: processes.from_lead(fail),
     "failed oddly": lambda: processes.lead_first(fail_oddly),
-    "no pickle": lambda: processes.from_lead(lambda: sys.stdout),
+    "no JSON": lambda: processes.from_lead(lambda: sys.stdout),
     "different": lambda: processes.refuse_difference("data", f"d{processes.index()}", "Mend it."),
     "same": lambda: processes.refuse_difference("data", "d", "Mend it."),
 }.items():
@@ -97,8 +97,8 @@ def test_the_lead_does_and_decides_for_all(tmp_path):
         assert found["refused"] == found["refused first"] == "the lead's own"
         assert found["same"] is None
         assert found["met"]
-        assert found["failed"] == "'k'"
-        assert "pickle" in found["no pickle"]
+        assert "JSON serializable" in found["no JSON"]
+    assert (lead["failed"], other["failed"]) == ("'k'", "KeyError: 'k'")
     assert (lead["failed oddly"], other["failed oddly"]) == ("code 7", "OddError: code 7")
     assert lead["different"] is None
     assert other["different"] == "process 1 of 2 has the data d1, process 0 has d0. Mend it."
