@@ -155,7 +155,18 @@ def read(model_dir: epath.PathLike, overrides: Sequence[str] = ()) -> RunConfig:
     path = epath.Path(model_dir) / CONFIG_FILE
     if not path.exists():
         raise InputError(f"{path} does not exist: {model_dir} holds no run. Check MODEL_DIR.")
+    if is_damaged(path):
+        raise InputError(
+            f"{path} is damaged: empty, or full of zeros. Run the training command again: it "
+            "writes the file from the latest checkpoint."
+        )
     return dataclasses.replace(parse([path], overrides), model_dir=str(model_dir))
+
+
+def is_damaged(path: epath.Path) -> bool:
+    """Whether a file is empty or has zeros, as a crash of the machine leaves it."""
+    content = path.read_bytes()
+    return not content.strip() or b"\0" in content
 
 
 def difference(

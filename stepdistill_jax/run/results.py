@@ -102,6 +102,11 @@ _REQUIRED = {
 }
 
 
+def is_result(row: Mapping[str, Any]) -> bool:
+    """Whether a line has the fields of a result, of this version or of an earlier one."""
+    return _REQUIRED <= set(row) <= set(RESULT_FIELDS)
+
+
 def read_results(
     model_dir: epath.PathLike, of_run: Callable[[], Mapping[str, str]] = dict
 ) -> list[Result]:
@@ -120,7 +125,7 @@ def read_results(
     results = []
     for where, row in records.read_jsonl(path):
         # Lines of earlier versions take the defaults of newer fields.
-        if not _REQUIRED <= set(row) <= set(RESULT_FIELDS):
+        if not is_result(row):
             raise InputError(
                 f"{where}: fields {sorted(row)}, expected {sorted(RESULT_FIELDS)}. Remove the line."
             )

@@ -25,6 +25,7 @@ from stepdistill_jax.parallel.place import data_shard, place_batch
 from stepdistill_jax.run.config import RunConfig
 from stepdistill_jax.run.costs import CostMeter
 from stepdistill_jax.run.folder import claim, locked
+from stepdistill_jax.run.mend import mend
 from stepdistill_jax.run.results import Result
 from stepdistill_jax.run.splits import open_split
 from stepdistill_jax.train import log, loop
@@ -53,6 +54,7 @@ def _train(config: RunConfig, clock: Clock) -> tuple[loop.Outcome, list[Result]]
     # The lead looks for checkpoints, but all processes check: reading weights may start devices.
     if not processes.from_lead(lambda: restore.available_steps(config.model_dir)):
         initial.check(config.initial_checkpoint, config.model, config.tokens.vocabulary)
+    processes.from_lead(lambda: mend(config.model_dir))
     config_text = claim(config)
     compilation.enable_compilation_cache(config.tokens.root())
     mesh = make_mesh(config.mesh)

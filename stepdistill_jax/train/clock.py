@@ -138,7 +138,10 @@ def describe(model_dir: epath.PathLike) -> str:
     path = epath.Path(model_dir) / GOODPUT_FILE
     if not path.exists():
         return ""
-    stored = json.loads(path.read_text())
+    try:
+        stored = json.loads(path.read_text())
+    except ValueError:  # Of a finished run, which writes it no more.
+        return ""
     seconds: dict[str, float] = stored["seconds"]
     total = max(sum(seconds.values()), 1e-9)
     rest = ", ".join(
