@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import logging as python_logging
 import os
 import pathlib
@@ -26,8 +25,6 @@ from stepdistill_jax.spec import EXIT_INPUT_ERROR, EXIT_PREEMPTED, InputError
 
 _PREFIX = "--gin."
 _HELP = frozenset({"--help", "-h", "-help", "--helpfull", "-helpfull"})
-# A full, read-only or forbidden folder is not a defect of the program.
-_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 # absl repeats Python's error texts.
 _RAW = {"invalid literal for int": "a whole number", "Non-boolean argument": "true or false"}
 
@@ -136,7 +133,7 @@ def run_with_arguments(
             _stop(str(error), error.exit_code)
         except OSError as error:
             _stop_if_known(error)
-            if error.errno not in _DISK_ERRORS:
+            if error.errno not in storage.DISK_ERRORS:
                 cluster.end(error)
                 raise
             _stop(
@@ -211,6 +208,8 @@ def _is_wanted(record: python_logging.LogRecord) -> bool:
     """Whether to log a record: libraries log so much that it would hide the run's own lines."""
     if record.pathname.startswith(_PACKAGE):
         return True
+    if "/orbax/" in record.pathname and record.exc_info:
+        return False  # Its threads raise the same error again where the run waits for them.
     minimum = python_logging.ERROR if "/orbax/" in record.pathname else python_logging.WARNING
     return record.levelno >= minimum
 

@@ -7,6 +7,7 @@ tensorstore have their own clients.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -20,6 +21,15 @@ from etils import epath
 from stepdistill_jax.spec import InputError, UnavailableError
 
 SCHEME = "gs://"
+# A full, read-only or forbidden folder is not a defect of the program.
+DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+)
 _TO_READ = ("storage.objects.list", "storage.objects.get")
 # Orbax needs the first to determine the kind of bucket.
 _TO_WRITE = (
@@ -201,6 +211,14 @@ def failure(error: BaseException) -> InputError | None:
     if of_client or (isinstance(error, ValueError) and _TENSORSTORE.search(str(error))):
         return UnavailableError(f"{message}. Run the same command later; it continues.")
     return None
+
+
+def disk_failure(error: BaseException) -> str:
+    """The reason in any library's error about a full, read-only or forbidden disk; else ""."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return os.strerror(error.errno)
+    text = str(error)
+    return next((reason for code in DISK_ERRORS if (reason := os.strerror(code)) in text), "")
 
 
 def raise_failure(error: BaseException) -> None:

@@ -240,9 +240,11 @@ def _writable(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         storage.raise_failure(error)
-        reason = in_short(error)
-        if not isinstance(error, OSError) and not _DISK_ERROR.search(reason):
-            raise
+        reason = storage.disk_failure(error)
+        if not reason:
+            if not isinstance(error, OSError) and not _STORE_ERROR.search(str(error)):
+                raise
+            reason = in_short(error)
         raise InputError(
             f"{checkpoints.directory}: cannot write a checkpoint: {reason}. Free disk space or set "
             "another MODEL_DIR, then run the same command again: it continues from step "
@@ -250,10 +252,8 @@ def _writable(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
         ) from error
 
 
-# What tensorstore reports for a disk or store that is full, read-only or forbidden.
-_DISK_ERROR = re.compile(
-    "RESOURCE_EXHAUSTED|PERMISSION_DENIED|No space left|Read-only|UNAUTHENTICATED"
-)
+# What tensorstore reports for a store that is full or forbidden.
+_STORE_ERROR = re.compile("RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED")
 
 
 @contextlib.contextmanager

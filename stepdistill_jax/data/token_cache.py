@@ -236,11 +236,15 @@ def _published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             # If another process was first, its copy is the same and ours is discarded.
             if not (folder / MANIFEST).exists():
                 raise
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         storage.raise_failure(error)  # of a connection, where a cache comes from a store
+        reason = storage.disk_failure(error)
+        # array_record raises a RuntimeError of its own.
+        if isinstance(error, RuntimeError) and not reason:
+            raise
         raise InputError(
-            f"Token cache {folder} cannot be written: {error}. Free space, or set CACHE_DIR (or "
-            f"{CACHE_DIR_VARIABLE}) to another folder."
+            f"Token cache {folder} cannot be written: {reason or error}. Free space, or set "
+            f"CACHE_DIR (or {CACHE_DIR_VARIABLE}) to another folder."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -265,3 +265,36 @@ class TestChecksums:
         state = {"params": params, "opt_state": optax.adamw(1e-3).init(params)}
         with manager.manager(tmp_path) as checkpoints:
             manager.restore(checkpoints, 1, abstract(state, mesh(1, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device", "x"), "No space left on device"),
+        # tensorstore's, shortened: the reason comes last.
+        (
+            ValueError(
+                f"RESOURCE_EXHAUSTED: Error writing {'x' * 400}: No space left on device "
+                "[os_error_code='28']"
+            ),
+            "No space left on device",
+        ),
+        (ValueError("PERMISSION_DENIED: no access to gs://b"), "PERMISSION_DENIED: no access"),
+    ],
+)
+def test_a_disk_or_store_that_takes_no_checkpoint_is_named(tmp_path, error, reason):
+    with (
+        manager.manager(tmp_path) as checkpoints,
+        pytest.raises(InputError, match=rf"cannot write a checkpoint: {reason}.*continues from"),
+        manager._writable(checkpoints),
+    ):
+        raise error
+
+
+def test_another_error_of_a_save_is_no_full_disk(tmp_path):
+    with (
+        manager.manager(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match="a defect"),
+        manager._writable(checkpoints),
+    ):
+        raise ValueError("a defect")

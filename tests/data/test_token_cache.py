@@ -341,9 +341,17 @@ def test_a_build_killed_half_way_is_never_read_and_later_swept(data, tmp_path, c
     assert bystander.exists()
 
 
-def test_a_build_that_fails_leaves_nothing_behind(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        # As array_record says it.
+        RuntimeError("write() failed: No space left on device; writing x; at byte 9; Failed"),
+    ],
+)
+def test_a_build_that_fails_leaves_nothing_behind(data, tmp_path, monkeypatch, error):
     def fail(self, example):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(token_shards.ShardWriter, "add", fail)
     with pytest.raises(
