@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pathlib
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -24,6 +25,7 @@ from stepdistill_jax.spec import CONFIG_FILE, FINISHED_FILE, InputError
 TRAIN_LOCK_FILE = ".train.lock"
 # Each host may have its own copy of the data.
 _HOST_MACROS = frozenset({"DATA_DIR", "CACHE_DIR"})
+_LOOK_SECONDS = 0.2
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 # Settings that one error names.
 _NAMED = 5
@@ -67,6 +69,10 @@ def _lock(config: RunConfig) -> list[int]:
     with writable(config):
         try:
             descriptor = records.lock(path)
+            if descriptor is None:
+                # A sweep that looks whether a run is locked holds the lock for a moment.
+                time.sleep(_LOOK_SECONDS)
+                descriptor = records.lock(path)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
