@@ -388,10 +388,15 @@ def test_a_pair_longer_than_a_given_row_is_refused_by_name(pack):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("batch_size", 0), ("label_row_length", -1), ("prefetch", -1)]
+    ("field", "value", "expected"),
+    [
+        ("batch_size", 0, "at least 1"),
+        ("label_row_length", -1, r"a number in \[0, 1048576\]"),
+        ("prefetch", -1, "at least 0"),
+    ],
 )
-def test_an_impossible_configuration_cannot_be_built(field, value):
-    with pytest.raises(spec.InputError, match=rf"{field.upper()}: got {value}, expected at least"):
+def test_an_impossible_configuration_cannot_be_built(field, value, expected):
+    with pytest.raises(spec.InputError, match=f"{field.upper()}: got {value}, expected {expected}"):
         PipelineConfig(**{field: value})
 
 

@@ -430,7 +430,7 @@ def test_another_format_is_refused(copy):
     ("changes", "message"),
     [
         ({"prefixes": "mine"}, "PREFIXES: got 'mine', expected one of 'release', 'paper'"),
-        ({"max_label_length": 1}, "MAX_LABEL_LENGTH: got 1, expected at least 2"),
+        ({"max_label_length": 1}, "MAX_LABEL_LENGTH: got 1, expected a number in \\[2, 65536\\]"),
     ],
 )
 def test_illegal_configurations_cannot_be_built(changes, message):

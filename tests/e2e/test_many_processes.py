@@ -227,6 +227,7 @@ def test_whatever_happens_to_one_process_all_end_and_the_run_goes_on_exactly(sli
     model_dir = tmp_path / "run"
     for number, sent, step in [
         (1, signal.SIGTERM, 2),
+        (0, signal.SIGINT, 4),
         (1, signal.SIGKILL, 5),
         (0, signal.SIGKILL, 7),
     ]:
@@ -237,7 +238,7 @@ def test_whatever_happens_to_one_process_all_end_and_the_run_goes_on_exactly(sli
             codes = group.wait(PATIENCE)
             said = group.logs[1 - number].read_text()
         assert len(metrics(model_dir)) < STEPS, f"{sent.name} at step {step} came too late"
-        if sent == signal.SIGTERM:
+        if sent in (signal.SIGTERM, signal.SIGINT):
             assert codes == [75, 75], group.output()
             assert "is saved" in group.logs[0].read_text()
         else:
