@@ -127,7 +127,8 @@ def run_with_arguments(
             sys.exit(code)
         except KeyboardInterrupt as stopped:
             by = str(stopped) or signal.SIGINT.name
-            cluster.say(f"\nstopped by {by}. Run the same command again.", error=True)
+            # From this process, be it the lead or not.
+            print(f"\nstopped by {by}. Run the same command again.", file=sys.stderr, flush=True)
             cluster.leave(EXIT_PREEMPTED)
         except InputError as error:
             _stop(str(error), error.exit_code)
