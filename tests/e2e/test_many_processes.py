@@ -48,8 +48,9 @@ SETTINGS = {
 # Trains, but for one process that waits after a step, until a notice of preemption has come: so
 # what strikes it comes before the last step, however fast the steps are.
 HOLDING = f"""
-import pathlib, sys
+import contextlib, pathlib, sys, time
 from jax._src import distributed
+from jax.errors import JaxRuntimeError
 from launch import flags, train
 from stepdistill_jax.parallel import processes
 from stepdistill_jax.train import loop
@@ -60,8 +61,12 @@ reached = loop.Preemption.reached
 def hold(self, step):
     if (processes.index(), step) == (number, held_at):
         (folder / f"held{{step}}").touch()
-        client = distributed.global_state.client
-        client.blocking_key_value_get("RECEIVED_PREEMPTION_NOTICE", {1000 * PATIENCE})
+        client, end = distributed.global_state.client, time.monotonic() + {PATIENCE}
+        # In short waits: Ctrl-C is noticed between two calls into JAX.
+        while time.monotonic() < end:
+            with contextlib.suppress(JaxRuntimeError):
+                client.blocking_key_value_get("RECEIVED_PREEMPTION_NOTICE", 200)
+                break
     return reached(self, step)
 
 loop.Preemption.reached = hold
@@ -228,7 +233,7 @@ def test_whatever_happens_to_one_process_all_end_and_the_run_goes_on_exactly(sli
     for number, sent, step in [
         (1, signal.SIGTERM, 2),
         (0, signal.SIGINT, 4),
-        (1, signal.SIGKILL, 5),
+        (1, signal.SIGKILL, 6),
         (0, signal.SIGKILL, 7),
     ]:
         program = ("-c", HOLDING, str(tmp_path), str(number), str(step))
